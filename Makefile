@@ -1,0 +1,33 @@
+# make bench: measure the bundled model on this machine and gate it; make test: the project's own tests; make lint: checks.
+# ARGS passes options on: make bench ARGS="--llm-backends=eager,sdpa". PYTHON chooses the interpreter of a new .venv.
+
+PYTHON ?= python3
+ARGS ?=
+RUN = HF_HUB_OFFLINE=1 .venv/bin/python -m
+
+.PHONY: bench test lint clean
+.DELETE_ON_ERROR:
+
+bench: .venv/installed
+	$(RUN) pytest suites $(ARGS)
+
+test: .venv/installed
+	$(RUN) pytest tests $(ARGS)
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+# --no-deps: the requirements are complete, and what they leave out would break the CPU environment.
+.venv/installed: requirements/cpu.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@.venv/bin/python -c "import torch" || { \
+	  echo "torch was installed but does not import: on Linux it must be a CPU build. Point pip at PyTorch's CPU wheel" \
+	       "index (PIP_EXTRA_INDEX_URL) and run make again; see docs/how-to/install.md" >&2; exit 1; }
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -1,0 +1,1 @@
+"""One file per optimization; `base` holds the protocol, `registry` the list."""

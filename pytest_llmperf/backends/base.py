@@ -1,0 +1,165 @@
+"""The one protocol: what a backend declares, what an engine does, and the proof that an optimization ran."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pytest_llmperf.devices.table import Device
+
+#: Called by an engine the moment a token is on the host, with the request's index in the batch and the token's id.
+OnToken = Callable[[int, int], None]
+
+
+class NotEngagedError(RuntimeError):
+    """The optimization did not run: what was timed, or would be, is a fallback, and must never become a figure."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine is asked to load.
+
+    Attributes:
+        model: folder or Hugging Face id of the weights; with random weights, the model's name.
+        config: the model's Hugging Face configuration where the weights are random, else None.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        device: torch's device string, ``cpu`` or ``cuda``.
+        seed: of random weights.
+    """
+
+    model: str
+    config: Mapping[str, Any] | None
+    dtype: str
+    device: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Engagement:
+    """Evidence that the optimized path ran.
+
+    Attributes:
+        engaged: whether it did.
+        expected: what had to be seen.
+        seen: what was seen, by name: kernels and their counts, graphs, the resolved attention implementation.
+    """
+
+    engaged: bool
+    expected: str
+    seen: Mapping[str, Any] = field(default_factory=dict)
+
+    def require(self) -> None:
+        """Raise NotEngagedError, with what was seen instead, unless the optimization ran."""
+        if not self.engaged:
+            seen = ", ".join(f"{name}={value}" for name, value in self.seen.items()) or "nothing"
+            raise NotEngagedError(f"the optimization did not engage: expected {self.expected}; seen: {seen}")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One request of an untimed greedy generation, with the leading logits behind every choice.
+
+    Attributes:
+        tokens: output token ids, n of them.
+        candidates: the ids of the k largest logits at each position; shape (n, k).
+        logits: those logits, or log-probabilities, which differ by a constant per position; shape (n, k).
+    """
+
+    tokens: Sequence[int]
+    candidates: Sequence[Sequence[int]]
+    logits: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The reference's judgement of one continuation, token by token, teacher-forced.
+
+    Attributes:
+        regret: the reference's top logit minus its logit of the continuation's token; n values, in logits.
+        candidates: ids whose logits follow: those asked for, or the k largest; shape (n, k).
+        logits: the reference's logits of the candidates, in the dtype of the run; shape (n, k).
+        exact: the same one precision up (float32 for a half type, float64 for float32); shape (n, k).
+    """
+
+    regret: Sequence[float]
+    candidates: Sequence[Sequence[int]]
+    logits: Sequence[Sequence[float]]
+    exact: Sequence[Sequence[float]]
+
+
+class Engine(Protocol):
+    """A loaded backend, inside its worker process."""
+
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
+        """Greedy generation of exactly ``max_new_tokens`` per prompt, not stopping at end-of-sequence.
+
+        Calls ``on_token(request, token)`` the moment a token is on the host; the worker stamps the clock there, so
+        an engine never reports a time of its own.
+        """
+
+    def evidence(self) -> Engagement:
+        """What ran in the last shape generated; may generate again, since it is never timed."""
+
+    def close(self) -> None:
+        """Give back what the process's end would not (servers, ranks)."""
+
+
+class Observable(Protocol):
+    """An engine that can show the logits behind its choices: parity then sees errors that flip no token."""
+
+    def observe(self, prompts: list[list[int]], max_new_tokens: int, leading: int) -> list[Observation]:
+        """Generate as `Engine.generate` does, by the same kernels, and keep the ``leading`` largest logits."""
+
+
+class Reference(Protocol):
+    """An engine that can judge another's tokens."""
+
+    def score(
+        self, prompts: list[list[int]], continuations: list[list[int]], candidates: list[list[list[int]]] | None
+    ) -> list[Score]:
+        """Score each continuation of each prompt; ``candidates`` has shape (rows, n, k), or is None for the largest."""
+
+
+def runs_anywhere(device: Device) -> str | None:
+    """The requirement of a backend that needs nothing."""
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One optimization: how to load it, and what it needs.
+
+    Attributes:
+        name: as written in ``--llm-backends``.
+        load: a module-level function (or class) that is called *in the worker process* with an `EngineSpec` and
+            returns an `Engine`. It is passed on by name, so its heavy imports belong inside it.
+        optimizes: what it is meant to make faster: ``prefill``, ``decode``, ``both`` or ``none``.
+        proof: what must be seen for it to count as engaged; shown to users.
+        requires: given the `Device`, the reason why it cannot run here, or None. Runs in pytest's process: no torch.
+        environment: variables set in the worker before anything is imported.
+    """
+
+    name: str
+    load: Callable[[EngineSpec], Engine]
+    optimizes: str = "none"
+    proof: str = ""
+    requires: Callable[[Device], str | None] = runs_anywhere
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def reference(self) -> dict[str, str]:
+        """Where the worker finds ``load``: module, qualified name and file.
+
+        Raises:
+            ValueError: ``load`` is a lambda, a local function or a partial, which no other process can find.
+        """
+        name = getattr(self.load, "__qualname__", "")
+        file = inspect.getsourcefile(self.load) if name else None
+        if not name or "<" in name or file is None:
+            raise ValueError(
+                f"backend {self.name!r}: load must be a function or class at the top level of a module, "
+                f"since a worker process imports it by name; got {self.load!r}"
+            )
+        return {"module": self.load.__module__, "name": name, "file": file}

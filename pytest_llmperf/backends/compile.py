@@ -1,0 +1,54 @@
+"""compile: torch.compile of every layer's self_attn with dynamic shapes (the article's recipe)."""
+
+from __future__ import annotations
+
+from pytest_llmperf.backends.base import Backend, Engine, EngineSpec
+from pytest_llmperf.backends.toolchain import cpp_compiler_missing
+
+
+def load(spec: EngineSpec) -> Engine:
+    """``layer.self_attn = torch.compile(layer.self_attn, dynamic=True)`` for every layer."""
+    import torch
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    from pytest_llmperf.backends.base import NotEngagedError, OnToken
+    from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine, decoder_layers
+
+    class Compile(TransformersEngine):
+        attention = "sdpa"
+        expected = "a compiled region in every layer"
+
+        def prepare(self) -> None:
+            # Every layer specializes the one code object on its layer index, so dynamo counts layers x shapes against
+            # a limit of 8; beyond it the rest would run eager behind one log line. Raise the limit, and make hitting
+            # it an error.
+            config = torch._dynamo.config
+            config.recompile_limit = 64 * self.layers
+            config.accumulated_recompile_limit = 256 * self.layers
+            config.fail_on_recompile_limit_hit = True
+            for layer in decoder_layers(self.model):
+                layer.self_attn = torch.compile(layer.self_attn, dynamic=True)
+
+        def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
+            try:
+                super().generate(prompts, max_new_tokens, on_token)
+            except FailOnRecompileLimitHit as error:
+                raise NotEngagedError(
+                    "torch.compile fell back to eager: dynamo's recompile_limit of "
+                    f"{torch._dynamo.config.recompile_limit} was hit, so not every one of the {self.layers} layers is "
+                    f"compiled ({str(error).splitlines()[0]})"
+                ) from error
+
+        def engaged(self, profile: Profile) -> bool:
+            return profile.count("Torch-Compiled Region", prefix=True) >= self.layers * profile.steps
+
+    return Compile(spec)
+
+
+BACKEND = Backend(
+    name="compile",
+    load=load,
+    optimizes="prefill",
+    proof="a compiled region ran in every layer of every step; hitting dynamo's recompile limit is an error",
+    requires=cpp_compiler_missing,
+)

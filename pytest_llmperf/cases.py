@@ -1,0 +1,44 @@
+"""What is measured: a workload, a case (the unit that is gated), and the metrics of a generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Metric name -> (what a reader calls it, unit). The order is the order of every report.
+METRICS: dict[str, tuple[str, str]] = {
+    "ttft": ("prefill latency (mean TTFT)", "s"),
+    "tpot": ("decode latency (mean TPOT)", "s/token"),
+    "latency": ("end-to-end latency", "s"),
+    "cold-start": ("cold start (load, compile, first generation)", "s"),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Workload:
+    """B requests submitted together, each of the same prompt length (tokens) and number of new tokens."""
+
+    batch_size: int
+    prompt_length: int
+    max_new_tokens: int
+
+    def __str__(self) -> str:
+        return f"b{self.batch_size}-p{self.prompt_length}-n{self.max_new_tokens}"
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """Model x dtype x backend x workload x metric: the unit that has a baseline and a verdict."""
+
+    model: str
+    dtype: str
+    backend: str
+    workload: Workload
+    metric: str
+
+    @property
+    def key(self) -> str:
+        """The case's name inside ``baselines/<device>/<model>.json``: the full configuration, nothing implied."""
+        return f"{self.dtype}/{self.backend}/{self.workload}/{self.metric}"
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.key}"

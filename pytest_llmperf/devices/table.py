@@ -1,0 +1,78 @@
+"""The devices known by name: dense half-precision peaks, memory, and how their vendors' tools call them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+HALF = ("float32", "float16", "bfloat16")
+GB = 10**9
+_AMD = "AMD product data sheet"
+_NVIDIA = "NVIDIA product data sheet, dense"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device by its product name in lower case. Figures are per die: an MI250 is two.
+
+    Attributes:
+        kind: ``cpu``, ``cuda`` or ``rocm``.
+        peak_flops: dense FP16/BF16 FLOP/s; None where it is measured at start (a CPU).
+        peak_bandwidth: bytes/s, likewise.
+        memory_bytes: bytes, or None for the machine's.
+        match: a regular expression that the vendor's product name matches, case ignored.
+        dtypes: types with fast kernels.
+        max_regression: the slowdown allowed where nobody states one.
+        dies: dies per product.
+        source: where the peaks are from.
+    """
+
+    name: str
+    kind: Literal["cpu", "cuda", "rocm"]
+    peak_flops: float | None
+    peak_bandwidth: float | None
+    memory_bytes: int | None
+    match: str
+    dtypes: tuple[str, ...] = HALF
+    max_regression: float = 0.05
+    dies: int = 1
+    source: str = ""
+
+    @property
+    def torch_device(self) -> str:
+        """torch's name for it; ROCm builds say ``cuda`` too."""
+        return "cpu" if self.kind == "cpu" else "cuda"
+
+
+def _gpu(
+    name: str, kind: Literal["cuda", "rocm"], tflops: float, tbytes: float, gigabytes: int, match: str, dies: int = 1
+) -> Device:
+    source = _AMD if kind == "rocm" else _NVIDIA
+    return Device(name, kind, tflops * 1e12, tbytes * 1e12, gigabytes * GB, match, dies=dies, source=source)
+
+
+# The order decides between products whose names contain one another: the more particular pattern comes first.
+_TABLE = (
+    _gpu("mi210", "rocm", 181.0, 1.6, 64, r"\bMI210\b"),
+    # ROCm reports both as "MI250X / MI250"; the smaller peak is then the safe reading (a utilization above 1 would
+    # otherwise be missed, never invented).
+    _gpu("mi250", "rocm", 181.0, 1.6, 64, r"\bMI250\b", dies=2),
+    _gpu("mi250x", "rocm", 191.5, 1.6, 64, r"\bMI250X\b", dies=2),
+    _gpu("mi300x", "rocm", 1307.4, 5.3, 192, r"\bMI300X\b"),
+    _gpu("mi325x", "rocm", 1307.0, 6.0, 256, r"\bMI325X\b"),
+    _gpu("a100-40", "cuda", 312.0, 1.555, 40, r"\bA100\b.*\b40GB\b"),
+    _gpu("a100", "cuda", 312.0, 2.039, 80, r"\bA100\b"),
+    _gpu("h100-pcie", "cuda", 756.0, 2.0, 80, r"\bH100 PCIe\b"),
+    _gpu("h100", "cuda", 989.0, 3.35, 80, r"\bH100\b"),
+    _gpu("h200", "cuda", 989.0, 4.8, 141, r"\bH200\b"),
+    _gpu("l40s", "cuda", 362.0, 0.864, 48, r"\bL40S\b"),
+    _gpu("b200", "cuda", 2250.0, 8.0, 180, r"\bB200\b"),
+    Device("cpu", "cpu", None, None, None, r"(?!)", ("float32", "bfloat16"), 0.10, source="measured at start"),
+)
+DEVICES: dict[str, Device] = {device.name: device for device in _TABLE}
+
+
+def device_for_product(product: str) -> Device | None:
+    """The device that a vendor's tool calls ``product``, or None if the table has no such."""
+    return next((device for device in _TABLE if re.search(device.match, product, re.IGNORECASE)), None)

@@ -1,0 +1,145 @@
+"""The worker processes of a run: one per engine, loaded when first asked, given back when the memory is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pytest_llmperf.backends.base import Backend, EngineSpec
+from pytest_llmperf.host import Arm, Host, WorkerError, WorkerFailedError, WorkerLostError
+
+#: After one of these an engine's state cannot be relied on, though its process still answers.
+FATAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError", "NotEngagedError"}
+
+
+@dataclass
+class Loaded:
+    """A worker with its engine."""
+
+    host: Host
+    load_seconds: float
+
+
+class Engines:
+    """Starts, keeps and stops the engines of a run.
+
+    Args:
+        spec: what every engine is asked to load.
+        arm: where the workers run.
+        cache: folder for compile caches that outlive the process.
+        timeout: seconds for one request.
+        keep_reference: whether the reference may stay loaded beside another engine; told by the device's memory.
+        reference: its name.
+        progress: told what is being done.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        arm: Arm,
+        *,
+        cache: str,
+        timeout: float,
+        keep_reference: bool,
+        reference: str,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._spec = spec
+        self._arm = arm
+        self._timeout = timeout
+        self._keep_reference = keep_reference
+        self._reference = reference
+        self._progress = progress
+        self._loaded: dict[str, Loaded] = {}
+        self._unloadable: dict[str, WorkerError] = {}
+        self._environment = {
+            "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            # Compiled kernels survive the process: the second run of a suite is not a cold start.
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache),
+        }
+
+    def _load(self, backend: Backend) -> Loaded:
+        self._progress(f"{backend.name}: loading {self._spec.model} ({self._spec.dtype})")
+        host = Host(self._arm, {**self._environment, **backend.environment})
+        try:
+            answer = host.call("load", self._timeout, backend=backend.reference(), spec=asdict(self._spec))
+        except BaseException:
+            host.close()
+            raise
+        return Loaded(host, float(answer["seconds"]))
+
+    def get(self, backend: Backend) -> Loaded:
+        """The backend's engine, loaded now if it is not. A backend that failed to load is not tried again."""
+        if backend.name in self._unloadable:
+            raise self._unloadable[backend.name]
+        if backend.name not in self._loaded:
+            self._make_room(backend.name)
+            try:
+                self._loaded[backend.name] = self._load(backend)
+            except WorkerError as error:
+                self._unloadable[backend.name] = error
+                raise
+        return self._loaded[backend.name]
+
+    def _make_room(self, name: str) -> None:
+        for other in list(self._loaded):
+            if other != name and not (self._keep_reference and self._reference in (other, name)):
+                self.close(other)
+
+    def ask(self, backend: Backend, operation: str, **arguments: Any) -> Any:
+        """Call an operation of the backend's engine. After a loss the next call starts a new one."""
+        loaded = self.get(backend)
+        with self._dropping(backend.name):
+            return loaded.host.call(operation, self._timeout, **arguments)
+
+    @contextlib.contextmanager
+    def _dropping(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except WorkerLostError:
+            self.close(name)
+            raise
+        except WorkerFailedError as error:
+            if error.kind in FATAL:
+                self.close(name)
+            raise
+
+    @contextlib.contextmanager
+    def fresh(self, backend: Backend) -> Iterator[tuple[Callable[..., Any], float]]:
+        """A new process of the backend, gone afterwards: how to ask it, and the seconds it took to load."""
+        self.close(backend.name)
+        self._make_room(backend.name)
+        loaded = self._load(backend)
+        try:
+            yield lambda operation, **arguments: loaded.host.call(operation, self._timeout, **arguments), (
+                loaded.load_seconds
+            )
+        finally:
+            loaded.host.close()
+
+    @contextlib.contextmanager
+    def bare(self) -> Iterator[Callable[..., Any]]:
+        """A worker without an engine, for work that needs torch: conversions, the machine's peaks."""
+        host = Host(self._arm, self._environment)
+        try:
+            yield lambda operation, **arguments: host.call(operation, self._timeout, **arguments)
+        finally:
+            host.close()
+
+    def release(self, name: str) -> None:
+        """The backend's tests are over: close its engine, unless it is the reference and may stay."""
+        if not (self._keep_reference and name == self._reference):
+            self.close(name)
+
+    def close(self, name: str) -> None:
+        if name in self._loaded:
+            self._loaded.pop(name).host.close()
+
+    def close_all(self) -> None:
+        for name in list(self._loaded):
+            self.close(name)

@@ -1,0 +1,178 @@
+"""The objects behind the fixtures: an engine to generate with, a case to gate, tokens to check."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmperf import trace
+from pytest_llmperf.cases import METRICS
+from pytest_llmperf.host import WorkerError
+from pytest_llmperf.report.terminal import figure, verdict_line
+from pytest_llmperf.run import Run, UnusableError
+from pytest_llmperf.verdict import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from pytest_llmperf.backends.base import Backend
+    from pytest_llmperf.cases import Workload
+    from pytest_llmperf.result import ParityResult, Result
+    from pytest_llmperf.trace import Trace
+
+    T = TypeVar("T")
+
+
+class VirtualClock:
+    """A timer for pytest-benchmark that shows the worker's durations: 0 in ``setup``, the duration in the target."""
+
+    __name__ = "worker"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def failing_plainly(work: Callable[[], T]) -> T:
+    """Run something on a worker; what goes wrong there fails this test with its message, not with our traceback."""
+    try:
+        return work()
+    except (WorkerError, trace.TraceError) as error:
+        message = str(error)
+    pytest.fail(message, pytrace=False)
+
+
+class Engine:
+    """``llm_engine``: the backend under test, loaded in its worker at first use.
+
+    Attributes:
+        backend: its name.
+    """
+
+    def __init__(self, run: Run, backend: str) -> None:
+        self._run = run
+        self.backend = backend
+
+    def generate(self, prompts: list[list[int]], max_new_tokens: int) -> Trace:
+        """Greedy generation of a batch: token ids in, tokens and their times out.
+
+        The test fails if the worker dies, hangs or returns anything but ``max_new_tokens`` per prompt.
+        """
+
+        def work() -> Trace:
+            answer = self._ask("generate", prompts=prompts, max_new_tokens=max_new_tokens)
+            return trace.checked(
+                answer["tokens"], answer["times"], requests=len(prompts), max_new_tokens=max_new_tokens
+            )
+
+        return failing_plainly(work)
+
+    def evidence(self) -> dict[str, Any]:
+        """What was seen of the optimization in the last shape generated. The test fails if it did not engage."""
+        return failing_plainly(lambda: self._ask("evidence"))  # type: ignore[no-any-return]
+
+    def _ask(self, operation: str, **arguments: Any) -> Any:
+        return self._run.engines.ask(self._run.registry[self.backend], operation, **arguments)
+
+
+class Perf:
+    """``llm_perf``: measures the test's backend on the test's workload.
+
+    Attributes:
+        workload: batch size, prompt length and new tokens of this test.
+    """
+
+    def __init__(
+        self, run: Run, backend: Backend, workload: Workload, benchmark: Any, clock: VirtualClock, stated: float | None
+    ) -> None:
+        self._run = run
+        self._backend = backend
+        self._benchmark = benchmark
+        self._clock = clock
+        self._stated = stated
+        self.workload = workload
+
+    def gate(self, metric: str) -> Result | None:
+        """Measure ``ttft``, ``tpot`` or ``latency`` and compare it with the baseline.
+
+        The test fails on a confirmed regression, an impossible figure, an engine that failed or did not engage; with
+        ``--llm-strict`` also where the comparison is inconclusive or missing. Figures go to pytest-benchmark.
+
+        Returns:
+            The result, or None with ``--benchmark-disable``, where one generation is made and nothing is judged.
+        """
+        if metric not in METRICS or metric == "cold-start":
+            raise ValueError(f"unknown metric {metric!r}; known: ttft, tpot, latency")
+        run, name = self._run, self._backend.name
+        if not self._benchmark.enabled:
+            self._benchmark.pedantic(lambda: None)
+            failing_plainly(lambda: run.generate_once(name, self.workload))
+            return None
+        result = failing_plainly(lambda: run.judge(name, self.workload, metric, self._stated))
+        self._hand_over(result)
+        if reason := run.impossible(result):
+            pytest.fail(
+                f"{result.case}: impossible figure {figure(result.spread.median, metric)}: {reason}", pytrace=False
+            )
+        outcome = result.verdict.outcome
+        if result.updated:
+            return result
+        if outcome is Outcome.REGRESSION or (run.settings.strict and outcome in STRICT_FAILURES):
+            pytest.fail(verdict_line(result), pytrace=False)
+        return result
+
+    def _hand_over(self, result: Result) -> None:
+        durations = iter(result.samples)
+
+        def setup() -> None:
+            self._clock.now = 0.0
+
+        def play() -> None:
+            self._clock.now = next(durations)
+
+        self._benchmark.group = f"{METRICS[result.case.metric][0]}, {result.case.workload}"
+        self._benchmark.extra_info.update(
+            case=str(result.case),
+            speedup=result.speedup,
+            utilization=result.utilization and asdict(result.utilization),
+            throughput=result.throughput,
+            cold_start=result.cold_start,
+            peak_memory=result.peak_memory,
+            verdict=result.verdict.outcome.value,
+        )
+        self._benchmark.pedantic(play, setup=setup, rounds=len(result.samples))
+
+
+#: What fails a test under ``--llm-strict``, besides a regression.
+STRICT_FAILURES = (Outcome.INCONCLUSIVE, Outcome.NO_BASELINE)
+
+
+class ParityCheck:
+    """``llm_parity``: checks the tokens of the test's backend against the reference's judgement."""
+
+    def __init__(self, run: Run, backend: Backend, workload: Workload) -> None:
+        self._run = run
+        self._backend = backend
+        self.workload = workload
+
+    def check(self) -> ParityResult:
+        """Judge the timed tokens and a batch of unequal lengths; the test fails unless they are in parity.
+
+        Skips where the weights are random.
+        """
+        try:
+            found = failing_plainly(lambda: self._run.parity_of(self._backend.name, self.workload))
+        except UnusableError as error:
+            pytest.skip(str(error))
+        if not found.parity.passed:
+            pytest.fail(
+                f"{self._backend.name} {self.workload}: not in parity with {self._run.settings.reference}: "
+                f"{found.parity.reason}",
+                pytrace=False,
+            )
+        return found

@@ -1,0 +1,208 @@
+"""The parent's handle on a worker process: start, ask, time out, stop. An arm says which interpreter and checkout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pytest_llmperf
+from pytest_llmperf.worker import protocol
+
+#: Lines of a worker's own output that an error shows.
+LAST_LINES = 8
+
+
+class WorkerError(RuntimeError):
+    """A worker failed at something; the message is for the person who reads the test report."""
+
+
+class WorkerFailedError(WorkerError):
+    """The worker answered that the call raised. ``kind`` is the exception's class name over there."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class WorkerLostError(WorkerError):
+    """The worker died, hung or sent garbage; its process group has been killed."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is measured: an interpreter, an environment and a checkout.
+
+    Attributes:
+        name: for reports; ``head`` is the tree under test.
+        python: the interpreter that workers run in.
+        environment: variables added to (and overriding) the parent's.
+        checkout: a folder put first on the worker's path, so that its packages are the ones imported; None for the
+            installed ones.
+    """
+
+    name: str = "head"
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
+    checkout: Path | None = None
+
+
+# The package is appended, not prepended: an interpreter that has its own copy uses that, and the folder that holds
+# this one (site-packages, often) shadows nothing of the other environment.
+_BOOTSTRAP = """\
+import sys
+checkout, package = sys.argv.pop(1), sys.argv.pop(1)
+sys.path[:] = [*filter(None, [checkout]), *filter(None, sys.path), package]
+from pytest_llmperf.worker.server import main
+main()
+"""
+
+
+class Host:
+    """One worker process. Not thread-safe; one call at a time."""
+
+    def __init__(self, arm: Arm, environment: Mapping[str, str] | None = None) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._buffer = b""
+        self._busy = False
+        requests_read, self._requests = os.pipe()
+        self._replies, replies_write = os.pipe()
+        lifeline_read, self._lifeline = os.pipe()
+        passed = (requests_read, replies_write, lifeline_read)
+        package = Path(pytest_llmperf.__file__).parent.parent
+        try:
+            self._process = subprocess.Popen(
+                [
+                    arm.python,
+                    "-c",
+                    _BOOTSTRAP,
+                    str(arm.checkout or ""),
+                    str(package),
+                    *map(str, passed),
+                ],
+                env={**os.environ, **arm.environment, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=passed,
+                # A group of its own: killing it takes compile pools and ranks along, and Ctrl-C reaches pytest alone.
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._close_pipes()
+            raise WorkerLostError(f"cannot start a worker with {arm.python}: {error}") from error
+        finally:
+            for descriptor in passed:
+                os.close(descriptor)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def call(self, operation: str, timeout: float, **arguments: Any) -> Any:
+        """Ask the worker for something and sleep in the kernel until it answers.
+
+        Args:
+            operation: a method of `pytest_llmperf.worker.server.Worker`.
+            timeout: seconds.
+            arguments: plain JSON values.
+
+        Raises:
+            WorkerFailedError: the operation raised in the worker, which lives on.
+            WorkerLostError: the worker died, did not answer in time, or sent something that is no reply. It is gone.
+        """
+        self._busy = True
+        try:
+            protocol.send(self._requests, {"call": operation, **arguments})
+        except OSError:
+            raise self._lost(f"worker died before {operation}") from None
+        message = self._reply(operation, time.monotonic() + timeout, timeout)
+        self._busy = False
+        if "error" in message:
+            error = message["error"]
+            self._log.seek(0, os.SEEK_END)
+            self._log.write(str(error.get("traceback", "")).encode())
+            raise WorkerFailedError(f"{error['kind']}: {error['message']}", str(error["kind"]))
+        return message["result"]
+
+    def _reply(self, operation: str, deadline: float, timeout: float) -> dict[str, Any]:
+        poll = select.poll()
+        poll.register(self._replies, select.POLLIN | select.POLLHUP)
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                raise self._lost(
+                    f"worker hung: no answer to {operation} within {timeout:g} s, so it was killed; "
+                    "a slower machine may need a larger --llm-timeout"
+                )
+            chunk = os.read(self._replies, 2**20)
+            if not chunk:
+                raise self._lost(f"worker died during {operation}")
+            self._buffer += chunk
+            if len(self._buffer) > protocol.LONGEST_LINE:
+                raise self._lost(f"worker sent garbage instead of an answer to {operation}, so it was killed")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        with contextlib.suppress(ValueError):
+            message = protocol.parse(line)
+            if "result" in message or "error" in message:
+                return message
+        raise self._lost(
+            f"worker sent garbage instead of an answer to {operation} ({line[:60]!r}), so it was killed"
+        )
+
+    def _lost(self, what: str) -> WorkerLostError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.5 if "died" in what else 0)
+        code = self._process.returncode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            hint = ", often the kernel's out-of-memory killer" if name == "SIGKILL" else ""
+            what += f": killed by signal {-code} ({name}{hint})"
+        elif code is not None:
+            what += f": it exited with status {code}"
+        tail = self.output()
+        self.kill()
+        return WorkerLostError(f"{what}\nlast output of the worker:\n{tail}" if tail else what)
+
+    def output(self) -> str:
+        """The last lines that the worker printed."""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - 8192))
+        lines = self._log.read().decode(errors="replace").splitlines()
+        return "\n".join("  " + line for line in lines[-LAST_LINES:])
+
+    def close(self, patience: float = 5.0) -> None:
+        """Stop the worker: politely if it is idle, at once if it is in the middle of something."""
+        if self._process.returncode is None and not self._busy:
+            with contextlib.suppress(WorkerError):
+                self.call("close", patience)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the worker's whole process group and reap it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for name in ("_requests", "_replies", "_lifeline"):
+            descriptor = getattr(self, name)
+            if descriptor >= 0:
+                os.close(descriptor)
+                setattr(self, name, -1)

@@ -1,0 +1,133 @@
+"""One process measuring one workload: warm-up, samples, and the proof that the optimization ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from pytest_llmperf import sampling, trace
+from pytest_llmperf.cases import Workload
+from pytest_llmperf.trace import Trace
+
+#: Other processes and the hypervisor taking more than this share of one core during a sample contaminate it: a worker
+#: uses every core, and one that waits at a barrier makes the others wait.
+CONTAMINATED = 0.25
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed generation: its trace, and what else used the machine meanwhile (cores, 1.0 = one whole core)."""
+
+    trace: Trace
+    others: float
+    steal: float
+    peak_memory: int
+
+    @property
+    def contaminated(self) -> bool:
+        return self.others + self.steal > CONTAMINATED
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An invocation: what one fresh process measured of one workload.
+
+    Attributes:
+        load: seconds from the request to load until the engine was ready, imports included.
+        warm_up: the discarded generations; the first pays for compilation, tuning and caches.
+        samples: those that count.
+        settled: whether the figures settled before the samples began.
+        engagement: what was seen of the optimization.
+    """
+
+    backend: str
+    workload: Workload
+    load: float
+    warm_up: tuple[Trace, ...]
+    samples: tuple[Sample, ...]
+    settled: bool
+    engagement: Mapping[str, Any]
+
+    @property
+    def cold_start(self) -> float:
+        """Seconds until this shape's first generation was complete: load, compilation, generation."""
+        return self.load + self.warm_up[0].latency
+
+    def figures(self, metric: str) -> list[float]:
+        """The samples' figures of a metric, in seconds; a cold start has one."""
+        if metric == "cold-start":
+            return [self.cold_start]
+        return [sample.trace.metric(metric) for sample in self.samples]
+
+    @property
+    def contamination(self) -> float:
+        """Fraction of the samples that were contaminated."""
+        return fmean(sample.contaminated for sample in self.samples)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes."""
+        return max(sample.peak_memory for sample in self.samples)
+
+    def token_rows(self) -> set[tuple[int, tuple[int, ...]]]:
+        """Every distinct (request index, tokens) of the timed generations."""
+        return {row for sample in self.samples for row in enumerate(sample.trace.tokens)}
+
+
+def measure(
+    ask: Callable[..., Any],
+    *,
+    backend: str,
+    workload: Workload,
+    prompts: list[list[int]],
+    load: float,
+    plan: sampling.Plan,
+    progress: Callable[[str], None],
+) -> Measurement:
+    """Measure a workload on a loaded engine.
+
+    Args:
+        ask: calls an operation of the worker.
+        backend: its name.
+        workload: what is generated.
+        prompts: token ids, one row per request.
+        load: the seconds that loading took.
+        plan: when to stop.
+        progress: told what is being done.
+
+    Raises:
+        WorkerError: the worker failed, or the optimization did not engage.
+        TraceError: a generation came back that is not what was asked for.
+    """
+    made = 0
+
+    def generate() -> Sample:
+        nonlocal made
+        progress(f"{backend} {workload}: generation {made + 1}" + (" (compiles and warms up)" if not made else ""))
+        made += 1
+        answer = ask("generate", prompts=prompts, max_new_tokens=workload.max_new_tokens)
+        return Sample(
+            trace.checked(
+                answer["tokens"],
+                answer["times"],
+                requests=workload.batch_size,
+                max_new_tokens=workload.max_new_tokens,
+            ),
+            others=answer["contention"]["others"],
+            steal=answer["contention"]["steal"],
+            peak_memory=answer["peak_memory"],
+        )
+
+    collected = sampling.collect(generate, lambda sample: sample.trace.latency, plan)
+    progress(f"{backend} {workload}: proving that the optimization ran")
+    return Measurement(
+        backend=backend,
+        workload=workload,
+        load=load,
+        warm_up=tuple(sample.trace for sample in collected.warm_up),
+        samples=collected.kept,
+        settled=collected.settled,
+        engagement=ask("evidence"),
+    )

@@ -1,0 +1,162 @@
+"""Greedy parity with the reference: a decision from tokens, regrets and logit errors. Pure; nothing is generated here.
+
+Two backends may differ at a near tie in reduced precision and both be right, so tokens need not be equal. Three rules,
+each scaled by the reference's own rounding (its logits in this dtype against one precision up), never by a guess:
+
+* *Information.* Repetitions prove nothing: enough tokens must carry information.
+* *Regret.* No token may be worse, in the reference's eyes, than rounding on both sides can explain.
+* *Error.* Where the engine shows its logits, their error against the exact ones must be of the reference's own size.
+  A softmax scale that is 5 % off flips hardly a token in bfloat16, and doubles the error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from pytest_llmperf.backends.base import Observation, Score
+
+#: A token is a repetition if the period before it, of up to this many tokens, is what it repeats.
+LONGEST_PERIOD = 8
+#: Fewer informative tokens than this (or than a quarter of all, for short generations) decide nothing.
+ENOUGH = 24
+#: Both sides round: a right token's regret is at most twice the largest error on a difference of two leading logits.
+REGRET_FACTOR = 2.0
+#: The error may be this much larger than the reference's before its significance is asked.
+ERROR_MARGIN = 1.15
+#: Standard errors that the logarithm of the error ratio must be above the margin: one false alarm in about 700.
+ERROR_SIGNIFICANCE = 3.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request: what the backend chose, and what the reference says of it."""
+
+    tokens: Sequence[int]
+    reference_tokens: Sequence[int]
+    score: Score
+    observation: Observation | None = None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The decision, with what it rests on.
+
+    Attributes:
+        passed: in parity.
+        reason: why not, in one line; empty if passed.
+        tokens: tokens judged.
+        informative: those that are no repetition.
+        exact_match: fraction of tokens that are the reference's own choice, given the same prefix.
+        first_divergence: index of the first token that differs from the reference's own generation, or None.
+        largest_regret: in logits.
+        tolerance: what a regret may be, in logits.
+        error_ratio: geometric mean of the backend's logit error over the reference's, or None if not observable.
+    """
+
+    passed: bool
+    reason: str
+    tokens: int
+    informative: int
+    exact_match: float
+    first_divergence: int | None
+    largest_regret: float
+    tolerance: float
+    error_ratio: float | None
+
+
+def informative(tokens: Sequence[int], end_of_sequence: Iterable[int] = ()) -> int:
+    """How many tokens carry information.
+
+    A token does not if it comes after an end-of-sequence token (a model that has ended says the same for ever), or if
+    the period that ends with it, of up to `LONGEST_PERIOD` tokens, is the period before it.
+    """
+    ended, count = False, 0
+    ends = set(end_of_sequence)
+    for index, token in enumerate(tokens):
+        repeats = any(
+            index + 1 >= 2 * period
+            and list(tokens[index + 1 - period : index + 1]) == list(tokens[index + 1 - 2 * period : index + 1 - period])
+            for period in range(1, LONGEST_PERIOD + 1)
+        )
+        count += not (ended or repeats)
+        ended = ended or token in ends
+    return count
+
+
+def rounding_spread(score: Score) -> list[float]:
+    """Per position, the largest error of the reference on a difference of two leading logits (in logits)."""
+    spreads = []
+    for logits, exact in zip(score.logits, score.exact, strict=True):
+        errors = [a - b for a, b in zip(logits, exact, strict=True)]
+        spreads.append(max(errors) - min(errors))
+    return spreads
+
+
+def centred_error(logits: Sequence[float], exact: Sequence[float]) -> float:
+    """Root mean square of (logits - exact) after removing their mean, which a softmax does not see."""
+    errors = [a - b for a, b in zip(logits, exact, strict=True)]
+    mean = fmean(errors)
+    return math.sqrt(fmean((error - mean) ** 2 for error in errors))
+
+
+def error_log_ratios(rows: Iterable[Row]) -> list[float]:
+    """log(backend's error / reference's error), one value per observed position."""
+    ratios = []
+    for row in rows:
+        if row.observation is None:
+            continue
+        for seen, own, exact in zip(row.observation.logits, row.score.logits, row.score.exact, strict=True):
+            # The error of one position may happen to be next to nothing; a float64 epsilon keeps the ratio finite.
+            tiny = 1e-12 * (1 + max(abs(value) for value in exact))
+            ratios.append(math.log((centred_error(seen, exact) + tiny) / (centred_error(own, exact) + tiny)))
+    return ratios
+
+
+def decide(rows: Sequence[Row], end_of_sequence: Iterable[int] = ()) -> Parity:
+    """Whether a backend's tokens are right.
+
+    Args:
+        rows: every request judged, at least one.
+        end_of_sequence: the model's end-of-sequence ids.
+    """
+    ends = set(end_of_sequence)
+    total = sum(len(row.tokens) for row in rows)
+    carrying = sum(informative(row.tokens, ends) for row in rows)
+    regrets = [regret for row in rows for regret in row.score.regret]
+    tolerance = REGRET_FACTOR * max(spread for row in rows for spread in rounding_spread(row.score))
+    largest = max(regrets)
+    divergences = [
+        index
+        for row in rows
+        for index, (mine, theirs) in enumerate(zip(row.tokens, row.reference_tokens, strict=True))
+        if mine != theirs
+    ]
+    ratios = error_log_ratios(rows)
+    mean = fmean(ratios) if ratios else 0.0
+    slack = ERROR_SIGNIFICANCE * stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.inf
+    if not largest <= tolerance:
+        where = max(range(len(regrets)), key=regrets.__getitem__)
+        reason = (
+            f"a token is {largest:.3g} logits worse than the reference's choice; rounding explains {tolerance:.3g} "
+            f"(token {where % len(rows[0].tokens)} of request {where // len(rows[0].tokens)})"
+        )
+    elif not mean - slack <= math.log(ERROR_MARGIN):
+        reason = f"its logits are {math.exp(mean):.2f} times as far from the exact ones as the reference's"
+    elif carrying < min(ENOUGH, total / 4):
+        reason = f"only {carrying} of {total} tokens carry information (the rest repeat), which proves nothing"
+    else:
+        reason = ""
+    return Parity(
+        passed=not reason,
+        reason=reason,
+        tokens=total,
+        informative=carrying,
+        exact_match=sum(regret == 0 for regret in regrets) / total,
+        first_divergence=min(divergences, default=None),
+        largest_regret=largest,
+        tolerance=tolerance,
+        error_ratio=math.exp(mean) if ratios else None,
+    )

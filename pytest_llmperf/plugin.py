@@ -1,0 +1,319 @@
+"""Hooks and fixtures. Imports nothing heavier than pytest: whatever a run needs is imported when it is needed."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmperf import settings as options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_llmperf.cases import Workload
+    from pytest_llmperf.devices.table import Device
+    from pytest_llmperf.fixtures import Engine, ParityCheck, Perf, VirtualClock
+    from pytest_llmperf.models import Model
+    from pytest_llmperf.report.terminal import Progress
+    from pytest_llmperf.run import Run
+
+MARKER = (
+    "llm(backends=None, batch_sizes=None, prompt_lengths=None, max_new_tokens=None, devices=None, max_regression=None): "
+    "what a test of LLM performance needs: the backends and workload sizes it is run with instead of the command "
+    "line's, the devices (names, or 'cpu', 'cuda', 'rocm') without which it is skipped, and the slowdown it allows "
+    "(a fraction; the strictest of this and --llm-max-regression counts)."
+)
+MARKER_ARGUMENTS = {"backends", "batch_sizes", "prompt_lengths", "max_new_tokens", "devices", "max_regression"}
+FIXTURES = {"llm_device", "llm_model", "llm_backend", "llm_workload", "llm_engine", "llm_perf", "llm_parity"}
+
+
+class Session:
+    """This plugin's state, kept in ``config.stash``."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.settings = options.read(config)
+        self.config = config
+        self.unusable: str | None = None
+        self._run: Run | None = None
+        self._clock: VirtualClock | None = None
+        self._progress: Progress | None = None
+
+    @property
+    def started(self) -> Run | None:
+        """The run, if any test asked for one."""
+        return self._run
+
+    @property
+    def progress(self) -> Progress:
+        if self._progress is None:
+            from pytest_llmperf.report.terminal import Progress
+
+            self._progress = Progress(self.config)
+        return self._progress
+
+    @property
+    def clock(self) -> VirtualClock:
+        if self._clock is None:
+            from pytest_llmperf.fixtures import VirtualClock
+
+            self._clock = VirtualClock()
+        return self._clock
+
+    @property
+    def run(self) -> Run:
+        """The run, made when the first test that needs one is collected.
+
+        Raises:
+            ValueError: the settings rule it out.
+        """
+        if self._run is None:
+            from pytest_llmperf.backends.registry import BUILT_IN, Registry
+            from pytest_llmperf.run import Run
+
+            registry = Registry(BUILT_IN)
+            for backends in self.config.hook.pytest_llmperf_backends():
+                for backend in backends:
+                    registry.add(backend)
+            self._run = Run(self.settings, registry, self.progress)
+        return self._run
+
+
+KEY = pytest.StashKey[Session]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_llmperf import hookspec
+
+    pluginmanager.add_hookspecs(hookspec)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+    config.stash[KEY] = Session(config)
+
+
+# Collection: parametrize, validate, order
+
+
+def _marker_arguments(node: pytest.Item | pytest.FunctionDefinition) -> dict[str, Any]:
+    """The marker's arguments; the closest one wins, name by name.
+
+    Raises:
+        ValueError: an argument that the marker does not have, or of the wrong kind.
+    """
+    found: dict[str, Any] = {}
+    for marker in reversed(list(node.iter_markers("llm"))):
+        unknown = set(marker.kwargs) - MARKER_ARGUMENTS
+        if unknown or marker.args:
+            what = ", ".join(sorted(unknown)) or "positional arguments"
+            raise ValueError(f"{node.nodeid}: the llm marker does not take {what}; {MARKER.partition(':')[0]}")
+        found.update(marker.kwargs)
+    return found
+
+
+@pytest.hookimpl
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = FIXTURES.intersection(metafunc.fixturenames)
+    if not names:
+        return
+    session = metafunc.config.stash[KEY]
+    if session.unusable is not None:
+        return
+    try:
+        run = session.run
+        stated = _marker_arguments(metafunc.definition)
+        if "llm_backend" in names:
+            backends = stated.get("backends") or run.backends
+            for name in backends:
+                _ = run.registry[name]
+            # Session scope makes pytest itself group the tests by backend, so that an engine is loaded once.
+            metafunc.parametrize("llm_backend", backends, indirect=True, scope="session")
+        if "llm_workload" in names:
+            workloads = run.workloads(
+                stated.get("batch_sizes"), stated.get("prompt_lengths"), stated.get("max_new_tokens")
+            )
+            metafunc.parametrize("llm_workload", workloads, ids=str, indirect=True, scope="function")
+    except (ValueError, KeyError) as error:
+        session.unusable = str(error.args[0] if error.args else error)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    session = config.stash[KEY]
+    if session.unusable is not None:
+        raise pytest.UsageError(f"llmperf: {session.unusable}")
+    run = session.started
+    if run is None:
+        return
+    for item in items:
+        if not FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            continue
+        if "llm_perf" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=session.clock))
+        stated = _marker_arguments(item)
+        devices = stated.get("devices")
+        if devices and not {run.device.name, run.device.kind}.intersection(devices):
+            item.add_marker(pytest.mark.skip(reason=f"needs {' or '.join(devices)}, and this is {run.device.name}"))
+        backend = getattr(item, "callspec", None) and item.callspec.params.get("llm_backend")  # type: ignore[attr-defined]
+        if backend and (reason := run.missing(backend)):
+            if session.settings.strict:
+                raise pytest.UsageError(f"llmperf: backend {backend} cannot run here (--llm-strict): {reason}")
+            item.add_marker(pytest.mark.skip(reason=f"{backend}: {reason}"))
+
+
+# Fixtures
+
+
+def _run(request: pytest.FixtureRequest) -> Run:
+    return request.config.stash[KEY].run
+
+
+@pytest.fixture(scope="session")
+def llm_device(request: pytest.FixtureRequest) -> Device:
+    """The device that is measured: name, peaks (FLOP/s, bytes/s), memory (bytes), dtypes."""
+    return _run(request).device
+
+
+@pytest.fixture(scope="session")
+def llm_model(request: pytest.FixtureRequest) -> Model:
+    """The model that is measured: name, architecture, folder of its weights."""
+    return _run(request).model
+
+
+@pytest.fixture(scope="session")
+def llm_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend's name. A test that asks for it runs once per backend of ``--llm-backends``."""
+    yield request.param
+    if (run := request.config.stash[KEY].started) is not None and "engines" in run.__dict__:
+        run.engines.release(request.param)
+
+
+@pytest.fixture
+def llm_workload(request: pytest.FixtureRequest) -> Workload:
+    """Batch size, prompt length and new tokens. A test that asks for it runs once per combination."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def llm_engine(request: pytest.FixtureRequest, llm_backend: str) -> Engine:
+    """The backend's engine, in its own process, loaded at first use: ``generate`` and ``evidence``."""
+    from pytest_llmperf.fixtures import Engine
+
+    return Engine(_run(request), llm_backend)
+
+
+@pytest.fixture
+def llm_perf(request: pytest.FixtureRequest, llm_backend: str, llm_workload: Workload, benchmark: Any) -> Iterator[Perf]:
+    """Measures the backend on the workload: ``llm_perf.gate("tpot")``."""
+    from pytest_llmperf.fixtures import Perf
+
+    session = request.config.stash[KEY]
+    if hasattr(request.config, "workerinput"):
+        pytest.fail(
+            "latency cannot be measured under xdist, since parallel tests disturb each other; run with -n 0",
+            pytrace=False,
+        )
+    stated = _marker_arguments(request.node).get("max_regression")
+    run = session.run
+    yield Perf(run, run.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
+    session.progress.finish()
+    if session.settings.results is not None:
+        from pytest_llmperf.report import results
+
+        results.write(session.settings.results, run.as_dict())
+
+
+@pytest.fixture
+def llm_parity(request: pytest.FixtureRequest, llm_backend: str, llm_workload: Workload) -> Iterator[ParityCheck]:
+    """Checks the backend's tokens against the reference's judgement: ``llm_parity.check()``."""
+    from pytest_llmperf.fixtures import ParityCheck
+
+    session = request.config.stash[KEY]
+    run = session.run
+    yield ParityCheck(run, run.registry[llm_backend], llm_workload)
+    session.progress.finish()
+
+
+# The end of a run
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    state = session.config.stash[KEY]
+    run = state.started
+    if run is None:
+        return
+    run.close()
+    state.progress.finish()
+    if exitstatus == pytest.ExitCode.OK and _gated_nothing(run):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _gated_nothing(run: Run) -> bool:
+    """A gate that compared nothing is not a pass: in CI, or where a tolerance or strictness was asked for."""
+    from pytest_llmperf.verdict import Outcome
+
+    asked = os.environ.get("CI") or run.settings.strict or "max_regression" in run.settings.stated
+    compared = any(result.verdict.outcome is not Outcome.NO_BASELINE for result in run.results.values())
+    return bool(asked and run.results and not compared and not run.settings.update_baselines)
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    run = config.stash[KEY].started
+    if run is None or not (run.results or run.parities):
+        return
+    from pytest_llmperf.report import terminal
+
+    write = terminalreporter.write_line
+    terminalreporter.section("llmperf")
+    results = list(run.results.values())
+    write(f"{run.model.name}, {run.dtype}, {run.device.name}; in process; speedup over {run.settings.reference}")
+    if results:
+        for line in terminal.table(results):
+            write(line)
+        write("cold start: " + ", ".join(terminal.cold_starts(results)))
+    for line in terminal.parity_lines(run.parities):
+        write(line)
+    for line in terminal.notes(results):
+        write(line)
+    if run.settings.update_baselines:
+        _write_baselines(terminalreporter, run, exitstatus)
+    elif results:
+        write(terminal.counts(results), bold=True)
+        if _gated_nothing(run):
+            write("ERROR: nothing was compared with a baseline, so this gate has passed nothing", red=True, bold=True)
+        unused = run.unused_baselines()
+        if unused and config.get_verbosity() > 0:
+            write(f"baselines that this run did not use: {', '.join(unused)}")
+
+
+def _write_baselines(terminalreporter: Any, run: Run, exitstatus: int) -> None:
+    from pytest_llmperf.baseline import BaselineError
+    from pytest_llmperf.report import terminal
+
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        terminalreporter.write_line("interrupted: no baseline was written")
+        return
+    try:
+        written = run.write_baselines()
+    except BaselineError as error:
+        terminalreporter.write_line(f"ERROR: {error}", red=True, bold=True)
+        return
+    for result in run.results.values():
+        if result.case.key in written:
+            terminalreporter.write_line(f"accepted {result.case.key}: {terminal.spread(result)}, was {terminal.change(result.verdict)}")
+    left = len(run.results) - sum(result.case.key in written for result in run.results.values())
+    held = f"; {left} cases of backends out of parity were not accepted" if left else ""
+    terminalreporter.write_line(f"{len(written)} entries written to {run.baseline_path}{held}", bold=True)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    state = config.stash.get(KEY, None)
+    if state is not None and state.started is not None:
+        state.started.close()

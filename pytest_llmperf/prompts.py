@@ -1,0 +1,66 @@
+"""The token ids that every backend is given: bundled text that goes on, cut to length, the same for all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from pytest_llmperf.cases import Workload
+
+
+@cache
+def passages() -> tuple[str, ...]:
+    """The bundled prose, about 200 words a passage. Windows cut from it go on as text, not as an end-of-sequence."""
+    text = resources.files("pytest_llmperf").joinpath("data/passages.txt").read_text(encoding="utf-8")
+    return tuple(part.strip() for part in text.split("\n\n") if part.strip())
+
+
+class Prompts:
+    """Cuts prompts for a model.
+
+    With the model's tokenizer they are windows of real text, each beginning at a passage, after the special tokens
+    that the tokenizer puts first. Without one (random weights) they are pseudo-random ids from a fixed seed, never
+    zeros, since timing on constant input flatters caches.
+    """
+
+    def __init__(self, vocabulary: int, tokenizer_file: Path | None) -> None:
+        self._vocabulary = vocabulary
+        self._prefix: list[int] = []
+        self._passages: list[list[int]] = []
+        if tokenizer_file is not None:
+            from tokenizers import Tokenizer
+
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+            self._prefix = list(tokenizer.encode("").ids)
+            encoded = tokenizer.encode_batch(list(passages()), add_special_tokens=False)
+            self._passages = [list(one.ids) for one in encoded]
+
+    @property
+    def real_text(self) -> bool:
+        return bool(self._passages)
+
+    def batch(self, workload: Workload) -> list[list[int]]:
+        """``batch_size`` prompts of ``prompt_length`` ids each."""
+        return self._cut([workload.prompt_length] * workload.batch_size)
+
+    def unequal_batch(self, workload: Workload) -> list[list[int]]:
+        """The same batch with lengths falling geometrically from ``prompt_length`` to 1, so that rows are padded."""
+        last = workload.batch_size - 1
+        lengths = [round(workload.prompt_length ** (1 - index / last)) if last else 1 for index in range(last + 1)]
+        return self._cut(lengths, offset=len(self._passages) // 2)
+
+    def _cut(self, lengths: Sequence[int], offset: int = 0) -> list[list[int]]:
+        return [self._window(index + offset, length) for index, length in enumerate(lengths)]
+
+    def _window(self, passage: int, length: int) -> list[int]:
+        if not self._passages:
+            draw = random.Random(passage)
+            return [draw.randrange(1, self._vocabulary) for _ in range(length)]
+        ids = list(self._prefix)
+        while len(ids) < length:
+            ids += self._passages[passage % len(self._passages)]
+            passage += 1
+        return ids[:length]

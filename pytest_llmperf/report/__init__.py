@@ -1,0 +1,1 @@
+"""One file per reader: each reads the same `Result` objects."""

@@ -1,0 +1,170 @@
+"""What the terminal shows: progress on long work, and the final table. Pure formatting but for `Progress`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.cases import METRICS
+from pytest_llmperf.verdict import Outcome
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_llmperf.result import ParityResult, Result
+    from pytest_llmperf.verdict import Verdict
+
+
+def figure(seconds: float, metric: str) -> str:
+    """A duration in a unit that a reader compares with: milliseconds, but seconds for whole latencies."""
+    if metric in ("ttft", "tpot"):
+        return f"{seconds * 1e3:.1f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.3f} ms"
+    return f"{seconds:.2f} s"
+
+
+def spread(result: Result) -> str:
+    """Median and quartiles in one unit."""
+    scale, unit = (1e3, "ms") if result.case.metric in ("ttft", "tpot") else (1.0, "s")
+    digits = 1 if unit == "ms" and result.spread.median >= 0.01 else 3 if unit == "ms" else 2
+    low, high = result.spread.q1 * scale, result.spread.q3 * scale
+    return f"{result.spread.median * scale:.{digits}f} {unit} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def change(verdict: Verdict) -> str:
+    """The change against the baseline with its 99 % interval."""
+    if verdict.outcome is Outcome.NO_BASELINE:
+        return "-"
+    low, high = verdict.low - 1, verdict.high - 1
+    return f"{verdict.change:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+
+def verdict_line(result: Result) -> str:
+    """One line for a person whose test failed: which case, how much, how sure, what to do."""
+    case, found = result.case, result.verdict
+    if found.outcome is Outcome.NO_BASELINE:
+        return f"{case}: no baseline: {found.reason}"
+    head = verdict_median(result)
+    before = head / found.ratio
+    what = METRICS[case.metric][0]
+    reason = f"; {found.reason}" if found.reason else ""
+    basis = "" if found.basis == "latency" else f" ({found.basis})"
+    return (
+        f"{case}: {found.outcome}: {what} {figure(head, case.metric)}, baseline {figure(before, case.metric)}, "
+        f"{change(found)} at 99 %{basis}, {found.processes} fresh processes; "
+        f"allowed {found.threshold:.0%} ({result.tolerance_source}){reason}. "
+        "Accept with --llm-update-baselines if it is intended"
+    )
+
+
+def verdict_median(result: Result) -> float:
+    """The head's median that the verdict was reached on: of the fresh processes, where there are any."""
+    from statistics import median
+
+    rows = result.invocations[1:] or result.invocations
+    return median(value for row in rows for value in row)
+
+
+HEADER = ("case", "median [q1, q3]", "speedup", "roof", "vs baseline [99 %]", "verdict")
+
+
+def table(results: Iterable[Result]) -> list[str]:
+    """The summary, a line per case, grouped by metric and workload so that backends stand under each other."""
+    order = list(METRICS)
+    ranked = sorted(results, key=lambda result: (order.index(result.case.metric), result.case.workload))
+    rows: list[Sequence[str]] = []
+    for result in ranked:
+        roof = result.utilization
+        rows.append(
+            (
+                f"{result.case.metric} {result.case.workload} {result.case.backend}",
+                spread(result),
+                f"{result.speedup:.2f}x" if result.speedup else "-",
+                f"{roof.name} {roof.fraction:.0%}" if roof else "-",
+                change(result.verdict),
+                "accepted" if result.updated else str(result.verdict.outcome),
+            )
+        )
+    widths = [max(len(row[column]) for row in (HEADER, *rows)) for column in range(len(HEADER))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (HEADER, *rows)]
+
+
+def notes(results: Iterable[Result]) -> list[str]:
+    """The reasons behind verdicts that have one, each said once."""
+    said: dict[str, list[str]] = {}
+    for result in results:
+        if result.verdict.reason:
+            said.setdefault(f"{result.verdict.outcome}: {result.verdict.reason}", []).append(
+                f"{result.case.metric} {result.case.workload} {result.case.backend}"
+            )
+    return [
+        f"{reason} ({cases[0]}{f' and {len(cases) - 1} more' if len(cases) > 1 else ''})"
+        for reason, cases in said.items()
+    ]
+
+
+def cold_starts(results: Iterable[Result]) -> list[str]:
+    """Seconds until the first generation, per backend: a figure of its own."""
+    first: dict[str, Result] = {}
+    for result in results:
+        first.setdefault(result.case.backend, result)
+    return [f"{name} {figure(result.cold_start, 'cold-start')} ({result.case.workload})" for name, result in first.items()]
+
+
+def parity_lines(found: Iterable[ParityResult]) -> list[str]:
+    """A line per backend and workload."""
+    lines = []
+    for one in found:
+        parity = one.parity
+        error = "" if parity.error_ratio is None else f", logit error {parity.error_ratio:.2f} of the reference's"
+        lines.append(
+            f"{one.backend} {one.workload}: {'in parity' if parity.passed else 'NOT IN PARITY'}, "
+            f"{parity.exact_match:.1%} exact, largest regret {parity.largest_regret:.3g} "
+            f"(rounding explains {parity.tolerance:.3g}){error}, "
+            f"{parity.informative} of {parity.tokens} tokens informative"
+        )
+    return lines
+
+
+def counts(results: Iterable[Result]) -> str:
+    """How many cases were gated, and how they ended."""
+    found = Counter(str(result.verdict.outcome) for result in results)
+    gated = sum(found.values()) - found[str(Outcome.NO_BASELINE)]
+    parts = [f"{found[str(outcome)]} {outcome}" for outcome in Outcome if found[str(outcome)]]
+    return f"{gated} cases gated: " + (", ".join(parts) if parts else "nothing was measured")
+
+
+class Progress:
+    """Says what is being done. On a terminal one line that is rewritten; in a log, a line per long step."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._started = time.monotonic()
+        self._last = ""
+        self._open = False
+
+    def __call__(self, text: str) -> None:
+        reporter: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is None or self._config.get_verbosity() < 0 or text == self._last:
+            return
+        self._last = text
+        capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            elapsed = time.monotonic() - self._started
+            line = f"llmperf {elapsed:5.0f} s  {text}"
+            if reporter.isatty:
+                reporter.rewrite(line, erase=True)
+                self._open = True
+            elif ": generation " not in text or "(compiles" in text:
+                reporter.ensure_newline()
+                reporter.write_line(line)
+
+    def finish(self) -> None:
+        """Leave the rewritten line behind."""
+        if self._open:
+            reporter: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+            capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
+            with capture.global_and_fixture_disabled():
+                reporter.rewrite("", erase=True)
+            self._open = False

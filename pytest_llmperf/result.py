@@ -1,0 +1,90 @@
+"""What a run found out about a case: the one object that every report reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pytest_llmperf.cases import METRICS, Case
+from pytest_llmperf.parity import Parity
+from pytest_llmperf.verdict import Spread, Verdict
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """How much of a roof a latency means: MFU of a prefill, MBU of a decode (fractions).
+
+    Attributes:
+        name: ``MFU`` or ``MBU``.
+        fraction: achieved rate over the roof's.
+        bound: the shortest time that the roofs allow, in the metric's unit.
+        limit: which roof binds, ``compute`` or ``memory``.
+    """
+
+    name: str
+    fraction: float
+    bound: float
+    limit: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case's figures and verdict.
+
+    Attributes:
+        case: which.
+        spread: median and spread of the samples, in the metric's unit.
+        samples: the samples of the first process.
+        invocations: samples of every process of this run, the first one's included.
+        speedup: the reference's median over this one's, both measured in this run; None without a reference.
+        utilization: None where it has no meaning (end-to-end latency, cold start).
+        verdict: against the stored baseline.
+        tolerance: the slowdown allowed.
+        tolerance_source: where it was stated.
+        contamination: fraction of the samples that other processes disturbed.
+        cold_start: seconds until the first generation was complete.
+        peak_memory: bytes.
+        engagement: what was seen of the optimization.
+        throughput: output tokens per second, median over the samples.
+        updated: whether the figures were accepted as the new baseline.
+    """
+
+    case: Case
+    spread: Spread
+    samples: tuple[float, ...]
+    invocations: tuple[tuple[float, ...], ...]
+    speedup: float | None
+    utilization: Utilization | None
+    verdict: Verdict
+    tolerance: float
+    tolerance_source: str
+    contamination: float
+    cold_start: float
+    peak_memory: int
+    engagement: Mapping[str, Any]
+    throughput: float
+    updated: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {
+            "case": self.case.key,
+            "model": self.case.model,
+            "boundary": "in process",
+            "unit": METRICS[self.case.metric][1],
+            "verdict": asdict(self.verdict) | {"outcome": self.verdict.outcome.value},
+        }
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """A backend's parity on one workload."""
+
+    backend: str
+    workload: str
+    parity: Parity
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"backend": self.backend, "workload": self.workload, **asdict(self.parity)}

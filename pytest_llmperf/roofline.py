@@ -1,0 +1,115 @@
+"""FLOPs and bytes of a workload, the bounds that they imply, and how near a latency comes (MFU, MBU). Pure.
+
+FLOPs of a prefill of S tokens: 2 N S + 2 L H d S (S + 1), with the output head counted for the last position only, which
+is all that generate asks for; of a decoded token at context C: 2 N + 4 L H d C (Kaplan et al. 2020, with causal
+attention counted exactly). Bytes of a decode step: the weights once, and each request's keys and values. The roofline
+is that of Williams, Waterman and Patterson (2009): time >= max(FLOPs / peak, bytes / bandwidth).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_llmperf.architecture import Architecture
+
+#: A roof that was measured here is itself a measurement, with noise: only beyond this is a figure impossible.
+MEASURED_ROOF_MARGIN = 1.15
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The shortest time possible, and which roof says so."""
+
+    seconds: float
+    limit: Literal["compute", "memory"]
+
+
+def prefill_flops(arch: Architecture, batch: int, prompt_length: int) -> float:
+    """FLOPs of prefilling B prompts of S tokens."""
+    s = prompt_length
+    body = arch.matrix_parameters - arch.head_parameters
+    attention = 2 * arch.layers * arch.heads * arch.head_dim * s * (s + 1)
+    return float(batch * (2 * body * s + 2 * arch.head_parameters + attention))
+
+
+def decode_flops(arch: Architecture, batch: int, context: float) -> float:
+    """FLOPs of one decode step of B requests at a context of C tokens."""
+    return float(batch * (2 * arch.matrix_parameters + 4 * arch.layers * arch.heads * arch.head_dim * context))
+
+
+def prefill_bytes(arch: Architecture, batch: int, prompt_length: int, dtype: str) -> float:
+    """Bytes that a prefill must move at least: the weights read, the keys and values written."""
+    return float(_weights_read(arch, dtype) + batch * prompt_length * arch.kv_bytes_per_token(dtype))
+
+
+def decode_bytes(arch: Architecture, batch: int, context: float, dtype: str) -> float:
+    """Bytes that a decode step must move at least: the weights, and each request's keys and values."""
+    return float(_weights_read(arch, dtype) + batch * context * arch.kv_bytes_per_token(dtype))
+
+
+def _weights_read(arch: Architecture, dtype: str) -> int:
+    # An embedding that is not tied is looked up, a row a token, not read.
+    untied = 0 if arch.tied_embeddings else arch.vocabulary * arch.hidden
+    return arch.weight_bytes(dtype) * (arch.parameters - untied) // arch.parameters
+
+
+def mean_context(prompt_length: int, max_new_tokens: int) -> float:
+    """Mean context of the decode steps: S + 1 to S + n - 1, since the prefill brings the first new token."""
+    return prompt_length + max_new_tokens / 2
+
+
+def _bound(flops: float, size: float, peak_flops: float, peak_bandwidth: float) -> Bound:
+    compute, memory = flops / peak_flops, size / peak_bandwidth
+    return Bound(compute, "compute") if compute >= memory else Bound(memory, "memory")
+
+
+def prefill_bound(
+    arch: Architecture, batch: int, prompt_length: int, dtype: str, peak_flops: float, peak_bandwidth: float
+) -> Bound:
+    """The shortest TTFT (s) that the roofs (FLOP/s, bytes/s) allow."""
+    flops = prefill_flops(arch, batch, prompt_length)
+    return _bound(flops, prefill_bytes(arch, batch, prompt_length, dtype), peak_flops, peak_bandwidth)
+
+
+def decode_bound(
+    arch: Architecture,
+    batch: int,
+    prompt_length: int,
+    max_new_tokens: int,
+    dtype: str,
+    peak_flops: float,
+    peak_bandwidth: float,
+) -> Bound:
+    """The shortest TPOT (s/token) that the roofs (FLOP/s, bytes/s) allow, at the mean context."""
+    context = mean_context(prompt_length, max_new_tokens)
+    flops = decode_flops(arch, batch, context)
+    return _bound(flops, decode_bytes(arch, batch, context, dtype), peak_flops, peak_bandwidth)
+
+
+def mfu(arch: Architecture, batch: int, prompt_length: int, seconds: float, peak_flops: float) -> float:
+    """Model FLOPs utilization of a prefill that took ``seconds``: achieved FLOP/s over the peak."""
+    return prefill_flops(arch, batch, prompt_length) / seconds / peak_flops
+
+
+def mbu(
+    arch: Architecture,
+    batch: int,
+    prompt_length: int,
+    max_new_tokens: int,
+    dtype: str,
+    seconds: float,
+    peak_bandwidth: float,
+) -> float:
+    """Model bandwidth utilization of decode steps of ``seconds`` each: achieved bytes/s over the peak."""
+    context = mean_context(prompt_length, max_new_tokens)
+    return decode_bytes(arch, batch, context, dtype) / seconds / peak_bandwidth
+
+
+def impossible(fraction: float, measured_roof: bool) -> str | None:
+    """Why a utilization cannot be, or None: the work was not done, or the clock was not waited for."""
+    limit = MEASURED_ROOF_MARGIN if measured_roof else 1.0
+    if fraction <= limit:
+        return None
+    roof = "the measured roof of this machine" if measured_roof else "the device's data-sheet roof"
+    return f"{fraction:.0%} of {roof}: the work was not done, or the clock did not wait for it"

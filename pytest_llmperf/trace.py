@@ -1,0 +1,85 @@
+"""What one generation returns: token ids and times per request, and the latencies that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+
+class TraceError(ValueError):
+    """A generation that does not count: tokens fewer or more than asked, or times that run backwards."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One generation of a batch.
+
+    Attributes:
+        tokens: output token ids, one row per request, each of ``max_new_tokens``.
+        times: when each token was on the host, in seconds since the batch was submitted; the shape of ``tokens``.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    times: tuple[tuple[float, ...], ...]
+
+    @property
+    def ttft(self) -> float:
+        """Mean over the requests of the time to the first token, in seconds."""
+        return fmean(row[0] for row in self.times)
+
+    @property
+    def tpot(self) -> float:
+        """Mean over the requests of (last - first token time) / (n - 1), in seconds per token.
+
+        The definition of MLPerf Inference and of vLLM's serving benchmark: TTFT is excluded.
+        """
+        return fmean((row[-1] - row[0]) / (len(row) - 1) for row in self.times)
+
+    @property
+    def latency(self) -> float:
+        """TTFT + TPOT * (n - 1), in seconds."""
+        return self.ttft + self.tpot * (len(self.times[0]) - 1)
+
+    @property
+    def itl(self) -> list[float]:
+        """Every gap between consecutive tokens of a request, in seconds: B * (n - 1) values."""
+        return [later - earlier for row in self.times for earlier, later in zip(row, row[1:], strict=False)]
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(len(row) for row in self.tokens)
+
+    @property
+    def throughput(self) -> float:
+        """Output tokens per second of latency."""
+        return self.output_tokens / self.latency
+
+    def metric(self, name: str) -> float:
+        """The figure of a metric (``ttft``, ``tpot`` or ``latency``), in seconds."""
+        if name not in ("ttft", "tpot", "latency"):
+            raise KeyError(f"{name!r} is not a metric of a generation; known: ttft, tpot, latency")
+        return float(getattr(self, name))
+
+
+def checked(
+    tokens: Sequence[Sequence[int]], times: Sequence[Sequence[float]], *, requests: int, max_new_tokens: int
+) -> Trace:
+    """A trace of exactly what was asked for.
+
+    Raises:
+        TraceError: a request is missing, has fewer or more tokens than asked, has a token without a time, or a time
+            that is not after the submission or runs backwards. Each would make some latency too good.
+    """
+    if len(tokens) != requests or len(times) != requests:
+        raise TraceError(f"{requests} requests were submitted, {len(tokens)} came back")
+    for index, (row, stamps) in enumerate(zip(tokens, times, strict=True)):
+        if len(row) != max_new_tokens:
+            raise TraceError(f"request {index}: {len(row)} tokens came back, {max_new_tokens} were asked for")
+        if len(stamps) != len(row):
+            raise TraceError(f"request {index}: {len(row)} tokens have {len(stamps)} times")
+        if not stamps[0] > 0 or any(not later >= earlier for earlier, later in zip(stamps, stamps[1:], strict=False)):
+            raise TraceError(f"request {index}: token times do not run forward from the submission")
+        if not stamps[-1] > stamps[0]:
+            raise TraceError(f"request {index}: all {max_new_tokens} tokens came at one instant, so TPOT would be 0")
+    return Trace(tuple(tuple(row) for row in tokens), tuple(tuple(stamps) for stamps in times))

@@ -1,0 +1,299 @@
+"""Statistics of the gate: samples in, `Verdict` out. No clock, no files, no torch.
+
+From small to large: a *sample* is the figure of one generation (in seconds, or as a fraction of eager's latency); a
+*block* is the best of a few samples in a row; an *invocation* is one fresh process, and its *statistic* is the median
+of its blocks; an arm's *centre* is the median of its statistics. Two arms are compared by the ratio of their centres.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from statistics import median
+from typing import Literal
+
+#: One sequence of samples per fresh process, in the order taken. None is empty; samples are positive and finite.
+Invocations = Sequence[Sequence[float]]
+
+#: What was compared: latencies of one machine, or relative latencies, which may come from two.
+Basis = Literal["latency", "speedup over eager"]
+
+#: Confidence level of a verdict's interval.
+LEVEL = 0.99
+
+#: The share of the threshold that the interval's low end and every single process must still exceed. All of it would
+#: miss most slowdowns near the threshold; none of it would let one slow process pull the others along.
+CONSISTENT = 1 / 3
+
+
+class Outcome(str, Enum):
+    """What the gate says of a case. Only a regression fails its test."""
+
+    REGRESSION = "regression"
+    OK = "ok"
+    FASTER = "faster"
+    INCONCLUSIVE = "inconclusive"
+    NO_BASELINE = "no baseline"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one comparison, and how sure it is.
+
+    Attributes:
+        outcome: what the gate says.
+        ratio: centre of head / centre of baseline: 1.07 is 7 % slower. NaN without a baseline.
+        low, high: the 99 % bootstrap interval of the ratio.
+        threshold: the slowdown that was needed, as a fraction.
+        resolution: the smallest slowdown, as a fraction, that would surely have been called had these samples come
+            out that much slower: the threshold widened, on the log scale, by the lower half of the interval,
+            ``(1 + threshold) * ratio / low - 1``; more where the least slow process or the floor would object.
+            (A slowdown of just the threshold is called half the time.)
+        processes, blocks: how many invocations head has, and how many blocks in all.
+        basis: what was compared.
+        reason: one readable clause; empty for a plain ok.
+        flagged: the screen saw a slowdown; the case is inconclusive until `confirm` has judged fresh processes.
+    """
+
+    outcome: Outcome
+    ratio: float
+    low: float
+    high: float
+    threshold: float
+    resolution: float
+    processes: int
+    blocks: int
+    basis: Basis = "latency"
+    reason: str = ""
+    flagged: bool = False
+
+    @property
+    def change(self) -> float:
+        """How much slower (above 0) or faster (below 0) head is, as a fraction of the baseline."""
+        return self.ratio - 1
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, quartiles and range of n samples, in their unit."""
+
+    median: float
+    q1: float
+    q3: float
+    minimum: float
+    maximum: float
+    n: int
+
+
+def summarize(samples: Sequence[float]) -> Spread:
+    """The spread of samples; quartiles interpolate linearly (type 7 of Hyndman and Fan, 1996).
+
+    Raises:
+        ValueError: there are no samples, or one is not positive and finite.
+    """
+    _check(samples=[samples])
+    q1, q3 = _quantile(samples, 1 / 4), _quantile(samples, 3 / 4)
+    return Spread(median(samples), q1, q3, min(samples), max(samples), len(samples))
+
+
+def blocks(samples: Sequence[float], k: int = 2) -> list[float]:
+    """The best of every k samples in a row: ``max(1, n // k)`` blocks, of which the last takes what is left over.
+
+    Contamination on a shared machine is one-sided: a neighbour makes a sample slower, never faster. The best of a few
+    samples in a row sheds such spikes, and the median over blocks still follows a change that lasts.
+
+    Raises:
+        ValueError: k is below 1, there are no samples, or one is not positive and finite.
+    """
+    _check(samples=[samples])
+    if k < 1:
+        raise ValueError(f"a block holds at least 1 sample, not {k}")
+    starts = range(0, max(1, len(samples) // k) * k, k)
+    return [min(samples[start : start + k if start != starts[-1] else None]) for start in starts]
+
+
+def noise_floor(baseline: Invocations) -> float:
+    """How far above the median an invocation of unchanged code may lie, as a fraction; 0 for fewer than 2 invocations.
+
+    Tukey's outer fence (Exploratory Data Analysis, 1977), Q3 + 3 IQR of the statistics, over their median, minus 1.
+
+    Raises:
+        ValueError: data that `Invocations` excludes.
+    """
+    _check(baseline=baseline)
+    statistics = _statistics(baseline)
+    q1, q3 = _quantile(statistics, 1 / 4), _quantile(statistics, 3 / 4)
+    return max(0.0, (q3 + 3 * (q3 - q1)) / median(statistics) - 1)
+
+
+def bootstrap_interval(
+    baseline: Invocations, head: Invocations, level: float = LEVEL, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval (low, high) of the ratio of centres, head / baseline.
+
+    A hierarchical bootstrap (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, 2013): invocations are
+    drawn with replacement, then blocks within each. An arm of one invocation varies by its blocks alone, so the
+    difference between processes is not in the interval. It is widened, if need be, to contain the ratio itself.
+
+    Raises:
+        ValueError: the level is not between 0 and 1, there are no resamples, or data that `Invocations` excludes.
+    """
+    if not (0 < level < 1 and resamples >= 1):
+        raise ValueError(f"the level must be between 0 and 1 and resamples at least 1, not {level} and {resamples}")
+    _check(baseline=baseline, head=head)
+    rng = random.Random(seed)
+    centres = [_resampled_centres(arm, resamples, rng) for arm in (baseline, head)]
+    ratios = [above / below for below, above in zip(*centres, strict=True)]
+    ratio, tail = _centre(head) / _centre(baseline), (1 - level) / 2
+    return min(ratio, _quantile(ratios, tail)), max(ratio, _quantile(ratios, 1 - tail))
+
+
+def screen(
+    baseline: Invocations, head: Invocations, tolerance: float, floor: float, basis: Basis = "latency"
+) -> Verdict:
+    """Judge the one invocation of head that every case gets: ok, faster, or inconclusive because `flagged`.
+
+    Flagged is what is slower by more than the threshold, ``max(tolerance, noise_floor(baseline))``, and by more than
+    the floor. It needs `confirm`: one process is never enough to call a regression.
+
+    Args:
+        baseline: the stored invocations.
+        head: the one invocation of this run.
+        tolerance: accepted slowdown, as a fraction.
+        floor: accepted slowdown in seconds; 0 for relative latencies.
+        basis: what the samples are.
+
+    Raises:
+        ValueError: head is not one invocation, a negative tolerance or floor, or data that `Invocations` excludes.
+    """
+    if len(head) != 1:
+        raise ValueError(f"the screen takes 1 invocation of head, not {len(head)}")
+    verdict = _compare(baseline, head, tolerance, floor, basis)
+    change, threshold = _change(verdict.ratio), verdict.threshold
+    if verdict.ratio > 1 + threshold:
+        if _centre(head) - _centre(baseline) <= floor:
+            return replace(verdict, reason=f"{change}, but within the floor of {1e3 * floor:.3g} ms")
+        reason = f"flagged: {change} in one process, above the threshold of {threshold:.1%}"
+        return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason, flagged=True)
+    if verdict.ratio < 1 / (1 + threshold) and verdict.high < 1:
+        return replace(verdict, outcome=Outcome.FASTER, reason=change)
+    return verdict
+
+
+def confirm(
+    baseline: Invocations, head_fresh: Invocations, tolerance: float, floor: float, basis: Basis = "latency"
+) -> Verdict:
+    """Judge a flagged case by its fresh invocations: regression, ok or inconclusive.
+
+    A regression needs all of: a ratio above 1 + threshold, as in `screen`; the interval's low end and every single
+    invocation's ratio above 1 + threshold / 3; a difference above the floor. The flagged invocation must not be among
+    the fresh ones: it was selected for being slow, so it is biased.
+
+    Raises:
+        ValueError: there are fewer than 2 fresh invocations; else as `screen`, whose arguments these are.
+    """
+    if len(head_fresh) < 2:
+        raise ValueError(f"a confirmation takes at least 2 fresh invocations of head, not {len(head_fresh)}")
+    verdict = _compare(baseline, head_fresh, tolerance, floor, basis)
+    if verdict.ratio <= 1 + verdict.threshold:
+        return replace(verdict, reason=f"not confirmed in {len(head_fresh)} fresh processes")
+    needed, least = verdict.threshold * CONSISTENT, min(_statistics(head_fresh)) / _centre(baseline)
+    doubts = []
+    if verdict.low <= 1 + needed:
+        doubts.append(f"the {LEVEL:.0%} interval reaches down to {_change(verdict.low)}, not above {needed:.1%}")
+    if least <= 1 + needed:
+        doubts.append(f"one process was {_change(least)}, not above {needed:.1%}")
+    if _centre(head_fresh) - _centre(baseline) <= floor:
+        doubts.append(f"the difference is within the floor of {1e3 * floor:.3g} ms")
+    reason = f"{_change(verdict.ratio)} in {len(head_fresh)} fresh processes"
+    if doubts:
+        return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=f"{reason}, but {' and '.join(doubts)}")
+    return replace(verdict, outcome=Outcome.REGRESSION, reason=reason)
+
+
+def contaminated(verdict: Verdict, reason: str) -> Verdict:
+    """A regression or faster becomes inconclusive, for a reason such as "the GPU was throttled"; others stay."""
+    if verdict.outcome not in (Outcome.REGRESSION, Outcome.FASTER):
+        return verdict
+    return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=f"{verdict.reason}, but {reason}")
+
+
+def speedup_invocations(eager: Invocations, backend: Invocations) -> list[list[float]]:
+    """Relative latencies backend / eager (a fraction: 0.5 is a speedup of 2), for a baseline of another machine.
+
+    Every sample is divided by eager's centre, so that `screen` and `confirm` take the result as it is, with floor 0.
+    Eager's own uncertainty is common to all of them, and so is not in their interval.
+
+    Raises:
+        ValueError: data that `Invocations` excludes.
+    """
+    _check(eager=eager, backend=backend)
+    centre = _centre(eager)
+    return [[sample / centre for sample in samples] for samples in backend]
+
+
+def _compare(baseline: Invocations, head: Invocations, tolerance: float, floor: float, basis: Basis) -> Verdict:
+    """The figures of a comparison, under the outcome ok."""
+    if not (0 <= tolerance < math.inf and 0 <= floor < math.inf):
+        raise ValueError(f"the tolerance and the floor must be finite and at least 0, not {tolerance} and {floor}")
+    low, high = bootstrap_interval(baseline, head)
+    threshold = max(tolerance, noise_floor(baseline))
+    ratio = _centre(head) / _centre(baseline)
+    resolution = max(
+        threshold,
+        (1 + threshold) * (ratio / low) - 1,
+        (1 + threshold * CONSISTENT) * (_centre(head) / min(_statistics(head))) - 1,
+        floor / _centre(baseline),
+    )
+    count = sum(len(blocks(samples)) for samples in head)
+    return Verdict(Outcome.OK, ratio, low, high, threshold, resolution, len(head), count, basis)
+
+
+def _statistics(invocations: Invocations) -> list[float]:
+    return [median(blocks(samples)) for samples in invocations]
+
+
+def _centre(invocations: Invocations) -> float:
+    return median(_statistics(invocations))
+
+
+def _resampled_centres(invocations: Invocations, resamples: int, rng: random.Random) -> list[float]:
+    """The centres of hierarchical resamples of one arm."""
+    arm = sorted(sorted(blocks(samples)) for samples in invocations)  # so that the order given does not matter
+    picks = rng.choices(range(len(arm)), k=len(arm) * resamples)
+    # One call draws an invocation's blocks for all resamples, which is much faster than a call for each.
+    drawn = [iter(_medians(rng.choices(b, k=len(b) * picks.count(i)), len(b))) for i, b in enumerate(arm)]
+    return _medians([next(drawn[pick]) for pick in picks], len(arm))
+
+
+def _medians(values: Sequence[float], size: int) -> list[float]:
+    """The median of every `size` values in a row; spelled out, because this is the inner loop of the bootstrap."""
+    half = size // 2
+    runs = [sorted(run) for run in zip(*[iter(values)] * size, strict=True)]
+    return [run[half] for run in runs] if size % 2 else [(run[half - 1] + run[half]) / 2 for run in runs]
+
+
+def _quantile(values: Sequence[float], p: float) -> float:
+    ordered = sorted(values)
+    index, share = divmod(p * (len(ordered) - 1), 1)
+    lower, upper = ordered[int(index)], ordered[min(int(index) + 1, len(ordered) - 1)]
+    return lower + share * (upper - lower)
+
+
+def _check(**arms: Invocations) -> None:
+    for name, invocations in arms.items():
+        if not invocations:
+            raise ValueError(f"{name}: no invocations")
+        for samples in invocations:
+            if not samples or not all(isinstance(x, (int, float)) and math.isfinite(x) and x > 0 for x in samples):
+                raise ValueError(f"{name}: an invocation must hold positive finite samples, not {list(samples)}")
+
+
+def _change(ratio: float) -> str:
+    return f"{abs(ratio - 1):.1%} {'slower' if ratio >= 1 else 'faster'}"

@@ -1,0 +1,25 @@
+"""The wire between parent and worker: one JSON object a line, over pipes that libraries' prints never touch."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+#: A reply longer than this is garbage, not a reply: the largest real one is a batch's tokens and times.
+LONGEST_LINE = 64 * 2**20
+
+
+def send(descriptor: int, message: dict[str, Any]) -> None:
+    """Write one message whole. Raises OSError if the other side is gone."""
+    data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """The message on a line. Raises ValueError if the line is no JSON object."""
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise ValueError("not an object")
+    return message

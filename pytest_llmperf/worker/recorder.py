@@ -1,0 +1,27 @@
+"""The clock: stamps every token as an engine hands it over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+#: The only clock that latencies are read from. A module attribute, so that a simulated engine can script it.
+clock: Callable[[], float] = time.perf_counter
+
+
+class Recorder:
+    """Collects token ids and times of one generation. An instance is the engine's ``on_token``."""
+
+    __slots__ = ("_clock", "_started", "times", "tokens")
+
+    def __init__(self, requests: int) -> None:
+        self._clock = clock
+        self.tokens: list[list[int]] = [[] for _ in range(requests)]
+        self.times: list[list[float]] = [[] for _ in range(requests)]
+        self._started = self._clock()
+
+    def __call__(self, request: int, token: int) -> None:
+        """Stamp one token, in seconds since this object was made, which is when the batch is submitted."""
+        now = self._clock()
+        self.times[request].append(now - self._started)
+        self.tokens[request].append(token)

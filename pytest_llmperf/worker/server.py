@@ -1,0 +1,175 @@
+"""The worker's loop: read a request, do it, reply. One engine lives here; the process dies with its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.backends.base import Engine, EngineSpec, Observation
+from pytest_llmperf.devices import health
+from pytest_llmperf.worker import protocol
+from pytest_llmperf.worker.recorder import Recorder
+
+PR_SET_PDEATHSIG = 1
+#: Leading logits that are compared at every position.
+OBSERVED_LOGITS = 8
+
+
+def die_with_parent(lifeline: int) -> None:
+    """End this process group when the parent is gone, however it went.
+
+    The lifeline is a pipe that only the parent can write to and never does: reading returns when the parent dies.
+    The thread needs the interpreter lock for that, which a hung extension may hold, so Linux is asked as well.
+    """
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def find(reference: dict[str, str]) -> Any:
+    """The object that a parent named by module, qualified name and file."""
+    module = None
+    if reference["module"].partition(".")[0] == "pytest_llmperf":
+        module = importlib.import_module(reference["module"])
+    else:
+        # A conftest.py or a module beside it: import it from its file, with its folder importable, as pytest does.
+        file = Path(reference["file"])
+        sys.path.insert(0, str(file.parent))
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"cannot import {file}")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[file.stem] = module
+        spec.loader.exec_module(module)
+    found: Any = module
+    for part in reference["name"].split("."):
+        found = getattr(found, part)
+    return found
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the device's allocations at their highest, or this process's resident set on a CPU."""
+    if device != "cpu" and "torch" in sys.modules:
+        return int(sys.modules["torch"].cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Worker:
+    """The operations that a parent may ask for; each takes and returns plain JSON values."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.device = "cpu"
+
+    def load(self, backend: dict[str, str], spec: dict[str, Any]) -> dict[str, Any]:
+        """Load a backend. Returns the seconds it took, imports included."""
+        start = time.perf_counter()
+        self.device = spec["device"]
+        self.engine = find(backend)(EngineSpec(**spec))
+        return {"seconds": time.perf_counter() - start}
+
+    def generate(self, prompts: list[list[int]], max_new_tokens: int) -> dict[str, Any]:
+        """One generation: tokens, times, and what else used the machine meanwhile."""
+        assert self.engine is not None
+        before = health.snapshot()
+        recorder = Recorder(len(prompts))
+        self.engine.generate(prompts, max_new_tokens, recorder)
+        contention = health.contention(before, health.snapshot())
+        return {
+            "tokens": recorder.tokens,
+            "times": recorder.times,
+            "contention": asdict(contention),
+            "peak_memory": peak_memory(self.device),
+        }
+
+    def observe(self, prompts: list[list[int]], max_new_tokens: int) -> list[dict[str, Any]]:
+        """An untimed generation with the logits behind it, or with tokens alone where the engine shows no logits."""
+        assert self.engine is not None
+        if hasattr(self.engine, "observe"):
+            return [asdict(one) for one in self.engine.observe(prompts, max_new_tokens, OBSERVED_LOGITS)]
+        recorder = Recorder(len(prompts))
+        self.engine.generate(prompts, max_new_tokens, recorder)
+        return [asdict(Observation(row, [], [])) for row in recorder.tokens]
+
+    def score(
+        self,
+        prompts: list[list[int]],
+        continuations: list[list[int]],
+        candidates: list[list[list[int]]] | None,
+    ) -> list[dict[str, Any]]:
+        """Teacher-forced scores, a row per prompt."""
+        if not hasattr(self.engine, "score"):
+            raise TypeError("this backend cannot be the reference: its engine has no score method")
+        return [asdict(score) for score in self.engine.score(prompts, continuations, candidates)]
+
+    def evidence(self) -> dict[str, Any]:
+        """Raises NotEngagedError where the optimization did not run."""
+        assert self.engine is not None
+        engagement = self.engine.evidence()
+        engagement.require()
+        return asdict(engagement)
+
+    def peaks(self, dtype: str, buffer_bytes: int, device: str) -> dict[str, float]:
+        """The machine's measured roofs."""
+        from pytest_llmperf.backends.transformers_engine import peaks
+
+        return peaks(device, dtype, buffer_bytes)
+
+    def convert(self, source: str, target: str) -> None:
+        """Unpack an embedded model into a folder of safetensors."""
+        from pytest_llmperf.worker.convert import convert
+
+        convert(Path(source), Path(target))
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+
+
+def serve(requests: int, replies: int) -> None:
+    """Answer requests until the parent closes the pipe or asks to close."""
+    worker = Worker()
+    with os.fdopen(requests, "rb") as stream:
+        for line in stream:
+            request = protocol.parse(line)
+            call = str(request.pop("call"))
+            try:
+                protocol.send(replies, {"result": getattr(worker, call)(**request)})
+            except Exception as error:
+                text = str(error).strip() or type(error).__name__
+                protocol.send(
+                    replies,
+                    {"error": {"kind": type(error).__name__, "message": text, "traceback": traceback.format_exc()}},
+                )
+            if call == "close":
+                return
+
+
+def main() -> None:
+    """Entry point: the descriptors of requests, replies and lifeline are the arguments."""
+    requests, replies, lifeline = (int(argument) for argument in sys.argv[1:4])
+    die_with_parent(lifeline)
+    serve(requests, replies)
+    # Libraries' exit handlers (compile pools, profilers) may hang; everything has been replied by now.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

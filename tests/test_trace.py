@@ -1,0 +1,69 @@
+"""Latencies follow from token times alone, and a generation that is not what was asked for never counts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llmperf.trace import TraceError, checked
+
+gaps = st.floats(min_value=1e-6, max_value=10)
+batches = st.integers(2, 12).flatmap(
+    lambda n: st.lists(st.lists(gaps, min_size=n, max_size=n), min_size=1, max_size=5)
+)
+
+
+def make(rows: list[list[float]]):
+    times = []
+    for row in rows:
+        stamps, now = [], 0.0
+        for gap in row:
+            now += gap
+            stamps.append(now)
+        times.append(stamps)
+    tokens = [[7] * len(row) for row in rows]
+    return checked(tokens, times, requests=len(rows), max_new_tokens=len(rows[0]))
+
+
+@given(batches)
+def test_tpot_is_the_mean_of_the_gaps_and_ttft_is_not_in_it(rows: list[list[float]]) -> None:
+    trace = make(rows)
+    assert math.isclose(trace.tpot, sum(trace.itl) / len(trace.itl), rel_tol=1e-9)
+    assert math.isclose(trace.ttft, sum(row[0] for row in rows) / len(rows), rel_tol=1e-9)
+    assert len(trace.itl) == len(rows) * (len(rows[0]) - 1)
+
+
+@given(batches, st.floats(1e-3, 5))
+def test_a_slower_prefill_changes_ttft_and_latency_by_as_much_and_tpot_by_nothing(rows, delay) -> None:
+    before, after = make(rows), make([[row[0] + delay, *row[1:]] for row in rows])
+    assert math.isclose(after.ttft - before.ttft, delay, rel_tol=1e-6)
+    assert math.isclose(after.latency - before.latency, delay, rel_tol=1e-6, abs_tol=1e-9)
+    assert math.isclose(after.tpot, before.tpot, rel_tol=1e-6, abs_tol=1e-9)
+
+
+@given(batches)
+def test_latency_is_at_most_the_last_token_and_throughput_counts_every_token(rows) -> None:
+    trace = make(rows)
+    assert trace.latency <= max(stamps[-1] for stamps in trace.times) * (1 + 1e-9)
+    assert math.isclose(trace.throughput * trace.latency, trace.output_tokens)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "times", "why"),
+    [
+        ([[1, 2]], [[0.1, 0.2]], "2 requests were submitted, 1 came back"),
+        ([[1, 2], [1]], [[0.1, 0.2], [0.1]], "request 1: 1 tokens came back, 2 were asked for"),
+        ([[1, 2], [1, 2, 3]], [[0.1, 0.2], [0.1, 0.2, 0.3]], "request 1: 3 tokens came back"),
+        ([[1, 2], [1, 2]], [[0.1, 0.2], [0.1, 0.2, 0.3]], "2 tokens have 3 times"),  # a streamer's end() that stamps
+        ([[1, 2], [1, 2]], [[0.1, 0.2], [0.0, 0.2]], "do not run forward"),
+        ([[1, 2], [1, 2]], [[0.1, 0.2], [0.3, 0.2]], "do not run forward"),
+        ([[1, 2], [1, 2]], [[0.1, 0.2], [0.2, 0.2]], "came at one instant"),  # one chunk taken for two tokens
+        ([[1, 2], [1, 2]], [[0.1, 0.2], [float("nan"), 0.2]], "do not run forward"),
+    ],
+)
+def test_a_generation_that_would_flatter_is_refused(tokens, times, why) -> None:
+    with pytest.raises(TraceError, match=why):
+        checked(tokens, times, requests=2, max_new_tokens=2)

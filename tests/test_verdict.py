@@ -1,0 +1,299 @@
+"""The gate's statistics: what they promise for all data, and how often they err in simulation."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pytest_llmperf import verdict as gate
+from pytest_llmperf.verdict import Outcome, Verdict
+
+Arm = list[list[float]]
+
+TOLERANCE = 0.10
+FLOOR = 1e-4
+
+seconds = st.floats(0.5, 2.0)
+samples = st.lists(seconds, min_size=1, max_size=7)
+arms = st.lists(samples, min_size=1, max_size=4)
+fresh = st.lists(samples, min_size=2, max_size=4)
+few = settings(max_examples=30)  # each example is one bootstrap or more
+
+
+def scaled(arm: Arm, factor: float) -> Arm:
+    return [[factor * sample for sample in process] for process in arm]
+
+
+def steady(*processes: float) -> Arm:
+    """Processes without noise inside, of six samples each."""
+    return [[value] * 6 for value in processes]
+
+
+# Simulation: three kinds of noise, each a generator of one process
+
+
+def lognormal(rng: random.Random, at: float) -> list[float]:
+    """Samples vary by 2 %, processes by 0.5 %."""
+    at *= rng.lognormvariate(0, 0.005)
+    return [at * rng.lognormvariate(0, 0.02) for _ in range(8)]
+
+
+def spiky(rng: random.Random, at: float) -> list[float]:
+    """One sample in seven is up to three times slower, as when a neighbour takes a core."""
+    return [at * rng.lognormvariate(0, 0.01) * (rng.uniform(1, 3) if rng.random() < 1 / 7 else 1) for _ in range(8)]
+
+
+def drifting(rng: random.Random, at: float) -> list[float]:
+    """Every process starts up to 2 % off and drifts by up to 2 % more, as a clock that warms up."""
+    start, end = rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)
+    return [at * (1 + start + end * i / 7) * rng.lognormvariate(0, 0.01) for i in range(8)]
+
+
+Noise = Callable[[random.Random, float], list[float]]
+
+
+def gated(rng: random.Random, noise: Noise, slowdown: float, tolerance: float) -> Verdict:
+    """What becomes of one case: screened, and confirmed in three fresh processes if flagged."""
+    baseline = [noise(rng, 1.0) for _ in range(3)]
+    verdict = gate.screen(baseline, [noise(rng, 1 + slowdown)], tolerance, FLOOR)
+    if verdict.flagged:
+        verdict = gate.confirm(baseline, [noise(rng, 1 + slowdown) for _ in range(3)], tolerance, FLOOR)
+    return verdict
+
+
+def share(outcome: Outcome, noise: Noise, *, slowdown: float, tolerance: float, trials: int) -> float:
+    rng = random.Random(2024)
+    return sum(gated(rng, noise, slowdown, tolerance).outcome is outcome for _ in range(trials)) / trials
+
+
+@pytest.mark.parametrize("noise", [lognormal, spiky, drifting])
+def test_unchanged_code_is_not_called_a_regression(noise: Noise) -> None:
+    assert share(Outcome.REGRESSION, noise, slowdown=0, tolerance=0.05, trials=150) <= 0.01
+
+
+def test_a_slowdown_of_15_percent_is_caught_at_a_tolerance_of_10() -> None:
+    assert share(Outcome.REGRESSION, lognormal, slowdown=0.15, tolerance=0.10, trials=150) >= 0.95
+
+
+@pytest.mark.parametrize("noise", [spiky, drifting])
+def test_a_large_slowdown_never_passes_in_disturbed_runs(noise: Noise) -> None:
+    assert share(Outcome.OK, noise, slowdown=0.25, tolerance=0.10, trials=60) == 0
+
+
+# What holds for all data
+
+
+@few
+@given(arms, samples)
+def test_the_interval_contains_the_ratio_and_the_threshold_is_at_least_the_tolerance(
+    base: Arm, head: list[float]
+) -> None:
+    verdict = gate.screen(base, [head], TOLERANCE, FLOOR)
+    assert 0 < verdict.low <= verdict.ratio <= verdict.high
+    low, high = gate.bootstrap_interval(base, [head], resamples=1)
+    assert low <= verdict.ratio <= high
+    assert TOLERANCE <= verdict.threshold <= verdict.resolution
+    assert (verdict.processes, verdict.blocks) == (1, max(1, len(head) // 2))
+
+
+@few
+@given(arms, fresh, st.randoms())
+def test_the_order_of_processes_does_not_matter(base: Arm, head: Arm, rng: random.Random) -> None:
+    shuffled = rng.sample(base, k=len(base)), rng.sample(head, k=len(head))
+    assert gate.confirm(*shuffled, TOLERANCE, FLOOR) == gate.confirm(base, head, TOLERANCE, FLOOR)
+
+
+@few
+@given(arms, fresh, st.integers(-9, 9))
+def test_the_unit_of_time_does_not_matter(base: Arm, head: Arm, power: int) -> None:
+    unit = 2.0**power  # exact in binary
+    plain = gate.confirm(base, head, TOLERANCE, 0)
+    assert gate.confirm(scaled(base, unit), scaled(head, unit), TOLERANCE, 0) == plain
+
+
+@few
+@given(arms, samples, fresh, st.floats(1, 2))
+def test_what_is_slower_still_is_no_less_of_a_regression(base: Arm, first: list[float], head: Arm, more: float) -> None:
+    if gate.screen(base, [first], TOLERANCE, FLOOR).flagged:
+        assert gate.screen(base, scaled([first], more), TOLERANCE, FLOOR).flagged
+    if gate.confirm(base, head, TOLERANCE, FLOOR).outcome is Outcome.REGRESSION:
+        assert gate.confirm(base, scaled(head, more), TOLERANCE, FLOOR).outcome is Outcome.REGRESSION
+
+
+@few
+@given(arms, fresh)
+@example(steady(1), steady(1.02, *[1.2] * 8))
+def test_the_same_samples_slowed_down_to_the_resolution_are_a_regression(base: Arm, head: Arm) -> None:
+    verdict = gate.confirm(base, head, TOLERANCE, FLOOR)
+    slowed = scaled(head, (1 + verdict.resolution) / verdict.ratio * 1.000001)
+    assert gate.confirm(base, slowed, TOLERANCE, FLOOR).outcome is Outcome.REGRESSION
+
+
+@few
+@given(arms, fresh)
+def test_the_same_data_have_the_same_interval(base: Arm, head: Arm) -> None:
+    assert gate.bootstrap_interval(base, head) == gate.bootstrap_interval(base, head)
+
+
+def test_more_processes_narrow_the_interval() -> None:
+    rng = random.Random(0)
+    few_low, few_high = gate.bootstrap_interval([lognormal(rng, 1)] * 3, [lognormal(rng, 1) for _ in range(3)])
+    many_low, many_high = gate.bootstrap_interval([lognormal(rng, 1)] * 3, [lognormal(rng, 1) for _ in range(30)])
+    assert many_high - many_low < few_high - few_low
+
+
+# Screening
+
+
+def test_an_unchanged_latency_is_plainly_ok() -> None:
+    verdict = gate.screen(steady(1, 1, 1), steady(1), TOLERANCE, FLOOR)
+    assert verdict == Verdict(Outcome.OK, 1, 1, 1, TOLERANCE, verdict.resolution, 1, 3)
+    assert verdict.resolution == pytest.approx(TOLERANCE)
+    assert verdict.change == 0
+
+
+def test_a_slow_process_is_flagged_and_not_yet_a_regression() -> None:
+    verdict = gate.screen(steady(1, 1, 1), steady(1.12), TOLERANCE, FLOOR, "speedup over eager")
+    assert verdict.flagged
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.reason == "flagged: 12.0% slower in one process, above the threshold of 10.0%"
+    assert verdict.basis == "speedup over eager"
+
+
+def test_a_baseline_that_varied_asks_for_more() -> None:
+    assert gate.noise_floor(steady(0.98, 1.00, 1.02)) == pytest.approx(0.01 + 3 * 0.02)
+    assert not gate.screen(steady(0.96, 1, 1.04), steady(1.12), TOLERANCE, FLOOR).flagged
+
+
+def test_one_process_says_nothing_of_the_noise_between_processes() -> None:
+    assert gate.noise_floor([[1.0, 2.0, 3.0, 4.0]]) == 0
+
+
+def test_a_difference_within_the_floor_is_ok() -> None:
+    verdict = gate.screen(steady(0.001), steady(0.0013), TOLERANCE, 0.0005)
+    assert (verdict.outcome, verdict.flagged) == (Outcome.OK, False)
+    assert verdict.reason == "30.0% slower, but within the floor of 0.5 ms"
+    assert verdict.resolution == pytest.approx(0.5)
+
+
+def test_faster_needs_more_than_the_tolerance() -> None:
+    assert gate.screen(steady(1, 1), steady(0.95), TOLERANCE, FLOOR).outcome is Outcome.OK
+    verdict = gate.screen(steady(1, 1), steady(0.8), TOLERANCE, FLOOR)
+    assert (verdict.outcome, verdict.reason) == (Outcome.FASTER, "20.0% faster")
+
+
+def test_faster_needs_an_interval_below_one() -> None:
+    head = [[0.8, 0.8, 0.8, 0.8, 1.3, 1.3]]
+    assert gate.screen(steady(1, 1), head, TOLERANCE, FLOOR).outcome is Outcome.OK
+
+
+# Confirming
+
+
+@pytest.mark.parametrize(
+    ("head", "floor", "outcome", "reason"),
+    [
+        (steady(1.12, 1.12), FLOOR, Outcome.REGRESSION, "12.0% slower in 2 fresh processes"),
+        (steady(1.0, 1.2, 1.01), FLOOR, Outcome.OK, "not confirmed in 3 fresh processes"),
+        (steady(1.12, 1.12), 0.2, Outcome.INCONCLUSIVE, "but the difference is within the floor of 200 ms"),
+        (
+            steady(1.02, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2),
+            FLOOR,
+            Outcome.INCONCLUSIVE,
+            "20.0% slower in 9 fresh processes, but one process was 2.0% slower, not above 3.3%",
+        ),
+        (
+            [[1.12, 1.12, 1.12, 1.12, 0.99, 0.99]] * 2,
+            FLOOR,
+            Outcome.INCONCLUSIVE,
+            "but the 99% interval reaches down to 1.0% faster, not above 3.3%",
+        ),
+    ],
+)
+def test_a_regression_needs_every_reading_to_agree(head: Arm, floor: float, outcome: Outcome, reason: str) -> None:
+    verdict = gate.confirm(steady(1, 1, 1), head, TOLERANCE, floor)
+    assert verdict.outcome is outcome
+    assert verdict.reason.endswith(reason)
+    assert not verdict.flagged
+
+
+def test_a_machine_that_was_not_quiet_takes_the_certainty_back() -> None:
+    slower = gate.confirm(steady(1), steady(1.2, 1.2), TOLERANCE, FLOOR)
+    doubted = gate.contaminated(slower, "the GPU was throttled")
+    assert doubted.outcome is Outcome.INCONCLUSIVE
+    assert doubted.reason == "20.0% slower in 2 fresh processes, but the GPU was throttled"
+    same = gate.screen(steady(1), steady(1), TOLERANCE, FLOOR)
+    assert gate.contaminated(same, "the GPU was throttled") == same
+
+
+# Samples, blocks, speedups
+
+
+def test_a_block_is_the_best_of_its_samples_and_the_last_takes_the_rest() -> None:
+    assert gate.blocks([3, 1, 2, 5, 4]) == [1, 2]
+    assert gate.blocks([3.0]) == [3.0]
+    assert gate.blocks([9, 8, 7, 6], k=1) == [9, 8, 7, 6]
+
+
+@given(samples, st.integers(1, 9))
+def test_blocks_cover_all_samples(one: list[float], k: int) -> None:
+    best = gate.blocks(one, k)
+    assert len(best) == max(1, len(one) // k)
+    assert min(best) == min(one)
+
+
+@given(samples)
+def test_a_spread_is_in_order(one: list[float]) -> None:
+    spread = gate.summarize(one)
+    assert spread.minimum <= spread.q1 <= spread.median <= spread.q3 <= spread.maximum
+    assert spread.n == len(one)
+
+
+def test_quartiles_interpolate_linearly() -> None:
+    assert gate.summarize([1, 2, 3, 4]) == gate.Spread(2.5, 1.75, 3.25, 1, 4, 4)
+
+
+@few
+@given(arms, arms, st.floats(0.1, 10))
+def test_a_faster_machine_has_the_same_speedups(eager: Arm, backend: Arm, speed: float) -> None:
+    here = gate.speedup_invocations(eager, backend)
+    there = gate.speedup_invocations(scaled(eager, speed), scaled(backend, speed))
+    assert [pytest.approx(process) for process in here] == there
+
+
+def test_a_backend_twice_as_fast_takes_half_of_eagers_latency() -> None:
+    assert gate.speedup_invocations(steady(2, 2.2, 1.9), [[1, 1.1]]) == [[0.5, 0.55]]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "bad", [[], [[]], [[1.0], []], [[0.0]], [[-1.0]], [[math.nan]], [[math.inf]], [["1"]]], ids=str
+)
+def test_data_that_cannot_be_latencies_are_refused(bad: Arm) -> None:
+    with pytest.raises(ValueError, match=r"^baseline: "):
+        gate.bootstrap_interval(bad, [[1.0]])
+    with pytest.raises(ValueError, match=r"^baseline: "):
+        gate.noise_floor(bad)
+    with pytest.raises(ValueError, match=r"^eager: "):
+        gate.speedup_invocations(bad, [[1.0]])
+
+
+@pytest.mark.parametrize("out_of_range", [-0.1, math.nan, math.inf])
+def test_a_tolerance_or_floor_out_of_range_is_refused(out_of_range: float) -> None:
+    for tolerance, floor in ((out_of_range, 0), (0, out_of_range)):
+        with pytest.raises(ValueError, match="tolerance and the floor"):
+            gate.screen([[1.0]], [[1.0]], tolerance, floor)
+
+
+def test_the_number_of_processes_is_checked() -> None:
+    with pytest.raises(ValueError, match="takes 1 invocation of head, not 2"):
+        gate.screen([[1.0]], [[1.0], [1.0]], TOLERANCE, FLOOR)
+    with pytest.raises(ValueError, match="at least 2 fresh invocations of head, not 1"):
+        gate.confirm([[1.0]], [[1.0]], TOLERANCE, FLOOR)
