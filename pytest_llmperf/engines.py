@@ -116,8 +116,9 @@ class Engines:
         self._make_room(backend.name)
         loaded = self._load(backend)
         try:
-            yield lambda operation, **arguments: loaded.host.call(operation, self._timeout, **arguments), (
-                loaded.load_seconds
+            yield (
+                lambda operation, **arguments: loaded.host.call(operation, self._timeout, **arguments),
+                (loaded.load_seconds),
             )
         finally:
             loaded.host.close()

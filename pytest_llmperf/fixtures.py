@@ -11,7 +11,8 @@ from pytest_llmperf import trace
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.host import WorkerError
 from pytest_llmperf.report.terminal import figure, verdict_line
-from pytest_llmperf.run import Run, UnusableError
+from pytest_llmperf.run import Run
+from pytest_llmperf.scope import UnusableError
 from pytest_llmperf.verdict import Outcome
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ class Engine:
 
     def evidence(self) -> dict[str, Any]:
         """What was seen of the optimization in the last shape generated. The test fails if it did not engage."""
-        return failing_plainly(lambda: self._ask("evidence"))  # type: ignore[no-any-return]
+        return failing_plainly(lambda: self._ask("evidence"))
 
     def _ask(self, operation: str, **arguments: Any) -> Any:
-        return self._run.engines.ask(self._run.registry[self.backend], operation, **arguments)
+        return self._run.engines.ask(self._run.scope.registry[self.backend], operation, **arguments)
 
 
 class Perf:

@@ -71,7 +71,7 @@ class Host:
     """One worker process. Not thread-safe; one call at a time."""
 
     def __init__(self, arm: Arm, environment: Mapping[str, str] | None = None) -> None:
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
         self._buffer = b""
         self._busy = False
         requests_read, self._requests = os.pipe()
@@ -159,9 +159,7 @@ class Host:
             message = protocol.parse(line)
             if "result" in message or "error" in message:
                 return message
-        raise self._lost(
-            f"worker sent garbage instead of an answer to {operation} ({line[:60]!r}), so it was killed"
-        )
+        raise self._lost(f"worker sent garbage instead of an answer to {operation} ({line[:60]!r}), so it was killed")
 
     def _lost(self, what: str) -> WorkerLostError:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -78,7 +78,8 @@ def informative(tokens: Sequence[int], end_of_sequence: Iterable[int] = ()) -> i
     for index, token in enumerate(tokens):
         repeats = any(
             index + 1 >= 2 * period
-            and list(tokens[index + 1 - period : index + 1]) == list(tokens[index + 1 - 2 * period : index + 1 - period])
+            and list(tokens[index + 1 - period : index + 1])
+            == list(tokens[index + 1 - 2 * period : index + 1 - period])
             for period in range(1, LONGEST_PERIOD + 1)
         )
         count += not (ended or repeats)

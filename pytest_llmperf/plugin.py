@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.run import Run
 
 MARKER = (
-    "llm(backends=None, batch_sizes=None, prompt_lengths=None, max_new_tokens=None, devices=None, max_regression=None): "
-    "what a test of LLM performance needs: the backends and workload sizes it is run with instead of the command "
+    "llm(backends=None, batch_sizes=None, prompt_lengths=None, max_new_tokens=None, devices=None, max_regression=None):"
+    " "
+    "what a test of LLM performance needs: the backends and workload sizes it runs with instead of the command "
     "line's, the devices (names, or 'cpu', 'cuda', 'rocm') without which it is skipped, and the slowdown it allows "
     "(a fraction; the strictest of this and --llm-max-regression counts)."
 )
@@ -30,7 +31,7 @@ FIXTURES = {"llm_device", "llm_model", "llm_backend", "llm_workload", "llm_engin
 
 
 class Session:
-    """This plugin's state, kept in ``config.stash``."""
+    """The plugin's state, kept in ``config.stash``."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.settings = options.read(config)
@@ -70,13 +71,13 @@ class Session:
         """
         if self._run is None:
             from pytest_llmperf.backends.registry import BUILT_IN, Registry
-            from pytest_llmperf.run import Run
+            from pytest_llmperf.run import begin
 
             registry = Registry(BUILT_IN)
             for backends in self.config.hook.pytest_llmperf_backends():
                 for backend in backends:
                     registry.add(backend)
-            self._run = Run(self.settings, registry, self.progress)
+            self._run = begin(self.settings, registry, self.progress)
         return self._run
 
 
@@ -101,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
 # Collection: parametrize, validate, order
 
 
-def _marker_arguments(node: pytest.Item | pytest.FunctionDefinition) -> dict[str, Any]:
+def _marker_arguments(node: pytest.Item) -> dict[str, Any]:
     """The marker's arguments; the closest one wins, name by name.
 
     Raises:
@@ -129,13 +130,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         run = session.run
         stated = _marker_arguments(metafunc.definition)
         if "llm_backend" in names:
-            backends = stated.get("backends") or run.backends
+            backends = stated.get("backends") or run.scope.backends
             for name in backends:
-                _ = run.registry[name]
+                _ = run.scope.registry[name]
             # Session scope makes pytest itself group the tests by backend, so that an engine is loaded once.
             metafunc.parametrize("llm_backend", backends, indirect=True, scope="session")
         if "llm_workload" in names:
-            workloads = run.workloads(
+            workloads = run.scope.workloads(
                 stated.get("batch_sizes"), stated.get("prompt_lengths"), stated.get("max_new_tokens")
             )
             metafunc.parametrize("llm_workload", workloads, ids=str, indirect=True, scope="function")
@@ -161,7 +162,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if devices and not {run.device.name, run.device.kind}.intersection(devices):
             item.add_marker(pytest.mark.skip(reason=f"needs {' or '.join(devices)}, and this is {run.device.name}"))
         backend = getattr(item, "callspec", None) and item.callspec.params.get("llm_backend")  # type: ignore[attr-defined]
-        if backend and (reason := run.missing(backend)):
+        if backend and (reason := run.scope.missing(backend)):
             if session.settings.strict:
                 raise pytest.UsageError(f"llmperf: backend {backend} cannot run here (--llm-strict): {reason}")
             item.add_marker(pytest.mark.skip(reason=f"{backend}: {reason}"))
@@ -209,7 +210,9 @@ def llm_engine(request: pytest.FixtureRequest, llm_backend: str) -> Engine:
 
 
 @pytest.fixture
-def llm_perf(request: pytest.FixtureRequest, llm_backend: str, llm_workload: Workload, benchmark: Any) -> Iterator[Perf]:
+def llm_perf(
+    request: pytest.FixtureRequest, llm_backend: str, llm_workload: Workload, benchmark: Any
+) -> Iterator[Perf]:
     """Measures the backend on the workload: ``llm_perf.gate("tpot")``."""
     from pytest_llmperf.fixtures import Perf
 
@@ -221,7 +224,7 @@ def llm_perf(request: pytest.FixtureRequest, llm_backend: str, llm_workload: Wor
         )
     stated = _marker_arguments(request.node).get("max_regression")
     run = session.run
-    yield Perf(run, run.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
+    yield Perf(run, run.scope.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
     session.progress.finish()
     if session.settings.results is not None:
         from pytest_llmperf.report import results
@@ -236,7 +239,7 @@ def llm_parity(request: pytest.FixtureRequest, llm_backend: str, llm_workload: W
 
     session = request.config.stash[KEY]
     run = session.run
-    yield ParityCheck(run, run.registry[llm_backend], llm_workload)
+    yield ParityCheck(run, run.scope.registry[llm_backend], llm_workload)
     session.progress.finish()
 
 
@@ -307,10 +310,12 @@ def _write_baselines(terminalreporter: Any, run: Run, exitstatus: int) -> None:
         return
     for result in run.results.values():
         if result.case.key in written:
-            terminalreporter.write_line(f"accepted {result.case.key}: {terminal.spread(result)}, was {terminal.change(result.verdict)}")
+            terminalreporter.write_line(
+                f"accepted {result.case.key}: {terminal.spread(result)}, was {terminal.change(result.verdict)}"
+            )
     left = len(run.results) - sum(result.case.key in written for result in run.results.values())
     held = f"; {left} cases of backends out of parity were not accepted" if left else ""
-    terminalreporter.write_line(f"{len(written)} entries written to {run.baseline_path}{held}", bold=True)
+    terminalreporter.write_line(f"{len(written)} entries written to {run.gate.path}{held}", bold=True)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

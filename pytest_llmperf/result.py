@@ -8,24 +8,8 @@ from typing import Any
 
 from pytest_llmperf.cases import METRICS, Case
 from pytest_llmperf.parity import Parity
+from pytest_llmperf.roofline import Utilization
 from pytest_llmperf.verdict import Spread, Verdict
-
-
-@dataclass(frozen=True)
-class Utilization:
-    """How much of a roof a latency means: MFU of a prefill, MBU of a decode (fractions).
-
-    Attributes:
-        name: ``MFU`` or ``MBU``.
-        fraction: achieved rate over the roof's.
-        bound: the shortest time that the roofs allow, in the metric's unit.
-        limit: which roof binds, ``compute`` or ``memory``.
-    """
-
-    name: str
-    fraction: float
-    bound: float
-    limit: str
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """FLOPs and bytes of a workload, the bounds that they imply, and how near a latency comes (MFU, MBU). Pure.
 
-FLOPs of a prefill of S tokens: 2 N S + 2 L H d S (S + 1), with the output head counted for the last position only, which
-is all that generate asks for; of a decoded token at context C: 2 N + 4 L H d C (Kaplan et al. 2020, with causal
+FLOPs of a prefill of S tokens: 2 N S + 2 L H d S (S + 1), with the output head counted for the last position only,
+which is all that generate asks for; of a decoded token at context C: 2 N + 4 L H d C (Kaplan et al. 2020, with causal
 attention counted exactly). Bytes of a decode step: the weights once, and each request's keys and values. The roofline
 is that of Williams, Waterman and Patterson (2009): time >= max(FLOPs / peak, bytes / bandwidth).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from pytest_llmperf.architecture import Architecture
+from pytest_llmperf.cases import Workload
 
 #: A roof that was measured here is itself a measurement, with noise: only beyond this is a figure impossible.
 MEASURED_ROOF_MARGIN = 1.15
@@ -106,10 +108,47 @@ def mbu(
     return decode_bytes(arch, batch, context, dtype) / seconds / peak_bandwidth
 
 
-def impossible(fraction: float, measured_roof: bool) -> str | None:
-    """Why a utilization cannot be, or None: the work was not done, or the clock was not waited for."""
+@dataclass(frozen=True)
+class Utilization:
+    """How much of a roof a latency means.
+
+    Attributes:
+        name: ``MFU`` (of a prefill) or ``MBU`` (of a decode).
+        fraction: achieved rate over the roof's.
+        bound: the shortest latency that the roofs allow, in the metric's unit.
+        limit: which roof that is, ``compute`` or ``memory``.
+    """
+
+    name: str
+    fraction: float
+    bound: float
+    limit: str
+
+
+def utilization(
+    arch: Architecture, workload: Workload, metric: str, seconds: float, dtype: str, peaks: Mapping[str, float]
+) -> Utilization | None:
+    """The utilization of a TTFT or TPOT (s), given peaks ``flops`` (FLOP/s) and ``bandwidth`` (bytes/s); else None."""
+    batch, prompt, new = workload.batch_size, workload.prompt_length, workload.max_new_tokens
+    flops, bandwidth = peaks["flops"], peaks["bandwidth"]
+    if metric == "ttft":
+        bound = prefill_bound(arch, batch, prompt, dtype, flops, bandwidth)
+        return Utilization("MFU", mfu(arch, batch, prompt, seconds, flops), bound.seconds, bound.limit)
+    if metric == "tpot":
+        bound = decode_bound(arch, batch, prompt, new, dtype, flops, bandwidth)
+        fraction = mbu(arch, batch, prompt, new, dtype, seconds, bandwidth)
+        return Utilization("MBU", fraction, bound.seconds, bound.limit)
+    return None
+
+
+def impossible(found: Utilization, seconds: float, measured_roof: bool) -> str | None:
+    """Why a latency (s) cannot be, or None: the work was not done, or the clock was not waited for."""
     limit = MEASURED_ROOF_MARGIN if measured_roof else 1.0
-    if fraction <= limit:
-        return None
     roof = "the measured roof of this machine" if measured_roof else "the device's data-sheet roof"
-    return f"{fraction:.0%} of {roof}: the work was not done, or the clock did not wait for it"
+    if found.fraction > limit:
+        what = f"{found.name} is {found.fraction:.0%} of {roof}"
+    elif found.bound > limit * seconds:
+        what = f"{seconds * 1e3:.3g} ms is under the {found.limit} bound of {found.bound * 1e3:.3g} ms, by {roof}"
+    else:
+        return None
+    return f"{what}: the work was not done, or the clock did not wait for it"

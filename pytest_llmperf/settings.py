@@ -54,7 +54,9 @@ def _fraction(text: str) -> float:
     if not 0 < value < 10:
         raise ValueError(f"{text!r} is not a fraction above 0, as in '0.05' or '5%'")
     if value >= 1 and not number[2]:  # type: ignore[index]
-        raise ValueError(f"{text!r} would allow a slowdown of {value:.0%}; write '{text}%' for per cent, or 0.05 for 5 %")
+        raise ValueError(
+            f"{text!r} would allow a slowdown of {value:.0%}; write '{text}%' for per cent, or 0.05 for 5 %"
+        )
     return value
 
 

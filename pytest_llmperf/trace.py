@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 
 
@@ -44,7 +45,7 @@ class Trace:
     @property
     def itl(self) -> list[float]:
         """Every gap between consecutive tokens of a request, in seconds: B * (n - 1) values."""
-        return [later - earlier for row in self.times for earlier, later in zip(row, row[1:], strict=False)]
+        return [later - earlier for row in self.times for earlier, later in pairwise(row)]
 
     @property
     def output_tokens(self) -> int:
@@ -78,7 +79,7 @@ def checked(
             raise TraceError(f"request {index}: {len(row)} tokens came back, {max_new_tokens} were asked for")
         if len(stamps) != len(row):
             raise TraceError(f"request {index}: {len(row)} tokens have {len(stamps)} times")
-        if not stamps[0] > 0 or any(not later >= earlier for earlier, later in zip(stamps, stamps[1:], strict=False)):
+        if not stamps[0] > 0 or any(not later >= earlier for earlier, later in pairwise(stamps)):
             raise TraceError(f"request {index}: token times do not run forward from the submission")
         if not stamps[-1] > stamps[0]:
             raise TraceError(f"request {index}: all {max_new_tokens} tokens came at one instant, so TPOT would be 0")

@@ -23,5 +23,5 @@ BACKEND = Backend(
     name="sdpa",
     load=load,
     optimizes="prefill",
-    proof="attn_implementation is sdpa; scaled_dot_product_attention ran in every layer; the kernel that served it is named",
+    proof="attn_implementation is sdpa; scaled_dot_product_attention ran in every layer; its kernel is named",
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,13 +206,13 @@ class TransformersEngine:
 
 
 def peaks(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.4) -> dict[str, float]:
-    """This machine's measured roofs: the best GEMM rate (FLOP/s) and memory read rate (bytes/s) seen.
+    """The machine's measured roofs: the best GEMM rate (FLOP/s) and memory read rate (bytes/s) seen.
 
     The memory buffer is as large as the model's weights, since a decode step reads those: where they fit a
     last-level cache, that is the honest roof. The best of several kernels and repetitions is taken.
     """
     kind = getattr(torch, dtype)
-    synchronize = torch.cuda.synchronize if device != "cpu" else (lambda: None)
+    synchronize: Callable[[], Any] = torch.cuda.synchronize if device != "cpu" else (lambda: None)
 
     def best(work: Any, amount: float) -> float:
         rate, until = 0.0, time.perf_counter() + seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -84,12 +85,12 @@ def resolve(name: str | None, products: tuple[str, ...] | None = None) -> Device
         raise DeviceError(f"--llm-device={name}: unknown device; known: {', '.join(DEVICES)}")
     if device.kind != "cpu" and device not in known and not _same_product(device, here):
         seen = ", ".join(here) or "no accelerator"
-        raise DeviceError(f"--llm-device={device.name}: not present; found {seen}; leave the option out to use what is here")
+        raise DeviceError(
+            f"--llm-device={device.name}: not present; found {seen}; leave the option out to use what is here"
+        )
     return device
 
 
 def _same_product(device: Device, products: tuple[str, ...]) -> bool:
     # "MI250X / MI250" is either: who names one of them is believed.
-    import re
-
     return any(re.search(device.match, product, re.IGNORECASE) for product in products)

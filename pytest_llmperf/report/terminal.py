@@ -87,7 +87,10 @@ def table(results: Iterable[Result]) -> list[str]:
             )
         )
     widths = [max(len(row[column]) for row in (HEADER, *rows)) for column in range(len(HEADER))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (HEADER, *rows)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (HEADER, *rows)
+    ]
 
 
 def notes(results: Iterable[Result]) -> list[str]:
@@ -109,7 +112,9 @@ def cold_starts(results: Iterable[Result]) -> list[str]:
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.case.backend, result)
-    return [f"{name} {figure(result.cold_start, 'cold-start')} ({result.case.workload})" for name, result in first.items()]
+    return [
+        f"{name} {figure(result.cold_start, 'cold-start')} ({result.case.workload})" for name, result in first.items()
+    ]
 
 
 def parity_lines(found: Iterable[ParityResult]) -> list[str]:

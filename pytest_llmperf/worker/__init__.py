@@ -1,1 +1,1 @@
-"""The child process: loads one backend, generates, stamps tokens. Imports no pytest, and torch only through a backend."""
+"""The child process: loads one backend, generates, stamps tokens. No pytest here, and torch only through a backend."""

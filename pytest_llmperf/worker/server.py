@@ -117,7 +117,7 @@ class Worker:
         candidates: list[list[list[int]]] | None,
     ) -> list[dict[str, Any]]:
         """Teacher-forced scores, a row per prompt."""
-        if not hasattr(self.engine, "score"):
+        if self.engine is None or not hasattr(self.engine, "score"):
             raise TypeError("this backend cannot be the reference: its engine has no score method")
         return [asdict(score) for score in self.engine.score(prompts, continuations, candidates)]
 

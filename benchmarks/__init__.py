@@ -1,0 +1,1 @@
+"""Measurements of the project itself; each is a script whose --help says what it shows."""

@@ -1,0 +1,160 @@
+"""The gate: a case's figures against its stored baseline. Writes the baseline file; measures nothing itself."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pytest_llmperf import baseline as store
+from pytest_llmperf import verdict
+from pytest_llmperf.cases import METRICS, Case
+from pytest_llmperf.devices.fingerprint import Fingerprint
+from pytest_llmperf.measurement import Measurement
+from pytest_llmperf.verdict import Outcome, Verdict
+
+#: Fresh processes that confirm a flagged case.
+CONFIRMATIONS = 2
+#: Differences below this many seconds are never a regression: a token's stamp costs microseconds.
+ABSOLUTE_FLOOR = 50e-6
+#: A machine whose own peaks are this fraction below those recorded with a baseline is not in the same state.
+SAME_STATE = 0.85
+#: A process most of whose samples were disturbed by others proves nothing about the code.
+MOSTLY = 0.5
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One baseline file and the machine that compares with it.
+
+    Attributes:
+        path: of the file.
+        stored: its content, or None where there is none.
+        machine: this machine's fingerprint.
+        reference: the backend that speedups refer to.
+        measure_peaks: measures this machine's roofs now, or None where they come from a data sheet.
+    """
+
+    path: Path
+    stored: store.Baseline | None
+    machine: Callable[[], Fingerprint]
+    reference: str
+    measure_peaks: Callable[[], Mapping[str, float]] | None
+    _accepted: dict[str, store.Entry] = field(default_factory=dict)
+
+    def judge(
+        self,
+        case: Case,
+        first: Measurement,
+        reference: Measurement | None,
+        tolerance: float,
+        fresh: Callable[[int], Sequence[Measurement]] | None,
+    ) -> Verdict:
+        """Screen a case; confirm it in fresh processes if it was flagged.
+
+        Args:
+            case: which.
+            first: what this run's engine measured.
+            reference: what the reference measured of the same workload in this run, or None.
+            tolerance: the slowdown allowed, as a fraction.
+            fresh: makes that many measurements in fresh processes; None to screen only.
+        """
+        entry = self.stored.entries.get(case.key) if self.stored else None
+        if entry is None:
+            why = "this case is new to it" if self.stored else f"{self.path} does not exist"
+            return _no_baseline(f"{why}; accept the figures with --llm-update-baselines")
+        basis: verdict.Basis = "latency"
+        floor, stored = ABSOLUTE_FLOOR, entry.invocations
+        elsewhere = self._other_machine(entry)
+        if elsewhere:
+            basis, floor = "speedup over eager", 0.0
+            relative = self._relative_baseline(case, entry)
+            if relative is None or reference is None or case.backend == self.reference:
+                return _no_baseline(
+                    f"it was recorded on another machine ({elsewhere}), and there is no speedup over "
+                    f"{self.reference} to compare instead"
+                )
+            stored = tuple(tuple(row) for row in relative)
+
+        def figures(made: Sequence[Measurement]) -> list[list[float]]:
+            rows = [one.figures(case.metric) for one in made]
+            if not elsewhere or reference is None:
+                return rows
+            return verdict.speedup_invocations([reference.figures(case.metric)], rows)
+
+        found = verdict.screen(stored, figures([first]), tolerance, floor, basis)
+        if elsewhere and not found.reason:
+            found = replace(found, reason=f"baseline of another machine ({elsewhere})")
+        if not found.flagged or fresh is None:
+            return found
+        confirmations = fresh(CONFIRMATIONS)
+        found = verdict.confirm(stored, figures(confirmations), tolerance, floor, basis)
+        if found.outcome is not Outcome.REGRESSION:
+            return found
+        doubt = self._disturbed(confirmations) or (None if elsewhere else self._weaker(entry))
+        return verdict.contaminated(found, doubt) if doubt else found
+
+    def _other_machine(self, entry: store.Entry) -> str | None:
+        assert self.stored is not None
+        recorded = Fingerprint.from_dict(dict(self.stored.environments[entry.environment].fingerprint))
+        difference = self.machine().difference(recorded)
+        return difference[0] if difference else None
+
+    def _relative_baseline(self, case: Case, entry: store.Entry) -> list[list[float]] | None:
+        """The entry's latencies relative to the reference's of the same recording."""
+        assert self.stored is not None
+        then = self.stored.entries.get(replace(case, backend=self.reference).key)
+        if then is None or then.environment != entry.environment:
+            return None
+        return verdict.speedup_invocations(then.invocations, entry.invocations)
+
+    @staticmethod
+    def _disturbed(confirmations: Sequence[Measurement]) -> str | None:
+        """Whether others' work may be the reason for a slowdown."""
+        disturbed = sum(one.contamination > MOSTLY for one in confirmations)
+        if not disturbed:
+            return None
+        return f"others used the CPU during most samples of {disturbed} of {len(confirmations)} processes"
+
+    def _weaker(self, entry: store.Entry) -> str | None:
+        """Whether the machine itself is slower now than when the baseline was recorded."""
+        if self.measure_peaks is None:
+            return None
+        assert self.stored is not None
+        recorded = self.stored.environments[entry.environment].peaks
+        now = self.measure_peaks()
+        for name, title in (("flops", "GEMM rate"), ("bandwidth", "memory bandwidth")):
+            before = float(recorded.get(name, 0.0))
+            if now[name] < SAME_STATE * before:
+                return f"this machine's {title} is {1 - now[name] / before:.0%} below what it was with the baseline"
+        return None
+
+    def accept(self, case: Case, environment: store.Environment, figures: Iterable[Sequence[float]]) -> None:
+        """Queue a case's figures, a row per fresh process, as its new baseline."""
+        self._accepted[case.key] = store.Entry(
+            environment=environment.id,
+            recorded=datetime.date.today().isoformat(),
+            unit=METRICS[case.metric][1],
+            invocations=tuple(tuple(row) for row in figures),
+        )
+
+    def write(self, device: str, model: str, environment: store.Environment, wrong: Collection[str]) -> list[str]:
+        """Merge what was accepted into the file, once. Returns the keys written.
+
+        Figures of the backends in ``wrong``, whose tokens were not right, are left out: a latency counts only if it is
+        the right computation.
+
+        Raises:
+            BaselineError: the file cannot be written; the old one is untouched.
+        """
+        entries = {key: entry for key, entry in self._accepted.items() if key.split("/")[1] not in wrong}
+        if entries:
+            new = store.Baseline(device, model, {environment.id: environment}, entries)
+            store.write(self.path, store.merge(self.stored, new))
+        return sorted(entries)
+
+
+def _no_baseline(reason: str) -> Verdict:
+    nothing = float("nan")
+    return Verdict(Outcome.NO_BASELINE, nothing, nothing, nothing, nothing, nothing, 1, 0, reason=reason)
