@@ -1,0 +1,72 @@
+"""What `fidelity.py` compares with: transformers and torch alone, no line of this project.
+
+Usage: python bare_transformers.py generate|forward REQUEST.json, where the request has the model's folder, token ids,
+the number of new tokens and of generations.
+Prints one JSON object: TTFT and TPOT (s) of every generation but the first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+
+class Streamer:
+    """Notes the time of every put; the first is the prompt's."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def by_generate(model: Any, prompts: list[list[int]], new: int) -> list[float]:
+    """Token times since the submission, through ``model.generate``."""
+    streamer = Streamer()
+    start = time.perf_counter()
+    ids = torch.tensor(prompts)
+    config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
+    with torch.inference_mode():
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer)
+    return [stamp - start for stamp in streamer.times[1:]]
+
+
+def by_forward(model: Any, prompts: list[list[int]], new: int) -> list[float]:
+    """Token times since the submission, through ``model.forward`` and an argmax."""
+    times = []
+    start = time.perf_counter()
+    ids, cache = torch.tensor(prompts), None
+    with torch.inference_mode():
+        for _ in range(new):
+            output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            ids, cache = output.logits[:, -1].argmax(dim=-1, keepdim=True), output.past_key_values
+            ids.cpu()
+            times.append(time.perf_counter() - start)
+    return times
+
+
+def main() -> None:
+    """Measure in this process."""
+    loop = {"generate": by_generate, "forward": by_forward}[sys.argv[1]]
+    request = json.loads(Path(sys.argv[2]).read_text())
+    model = AutoModelForCausalLM.from_pretrained(
+        request["folder"], dtype=getattr(torch, request["dtype"]), attn_implementation="sdpa"
+    ).eval()
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    runs = [loop(model, request["prompts"], request["new"]) for _ in range(request["generations"] + 1)][1:]
+    tpot = [(times[-1] - times[0]) / (len(times) - 1) for times in runs]
+    print(json.dumps({"ttft": [times[0] for times in runs], "tpot": tpot}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What the installed plugin costs those who do not use it, and what stamping a token costs those who do.
+
+    python -m benchmarks.overhead [--pairs 20] [--output benchmarks/data/overhead.json]
+
+`pytest --collect-only` of an empty folder, with and without the plugin, alternating; the criterion is a median
+difference under 30 ms. `Recorder.__call__` in a loop; the criterion is under 10 us a token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from pytest_llmperf.devices import fingerprint
+from pytest_llmperf.worker.recorder import Recorder
+
+COLLECT_LIMIT = 0.030
+STAMP_LIMIT = 10e-6
+
+
+def collect(folder: str, *options: str) -> float:
+    """Seconds of one ``pytest --collect-only``, as an installed program runs: with its bytecode cached."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *options, folder]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    start = time.perf_counter()
+    subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, check=False)
+    return time.perf_counter() - start
+
+
+def stamp(tokens: int = 100_000) -> float:
+    """Seconds per token of stamping."""
+    recorder = Recorder(1)
+    start = time.perf_counter()
+    for token in range(tokens):
+        recorder(0, token)
+    return (time.perf_counter() - start) / tokens
+
+
+def main() -> int:
+    """Measure, print, write the data; 1 if a criterion does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of collections (default: 20)")
+    parser.add_argument("--output", type=Path, help="write the data as JSON")
+    options = parser.parse_args()
+    without, including = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        collect(folder)
+        for pair in range(options.pairs):
+            if pair % 2:
+                without.append(collect(folder, "-p", "no:llmperf"))
+                including.append(collect(folder))
+            else:
+                including.append(collect(folder))
+                without.append(collect(folder, "-p", "no:llmperf"))
+    stamps = [stamp() for _ in range(5)]
+    difference = median(a - b for a, b in zip(including, without, strict=True))
+    print(f"collect-only: {median(including) * 1e3:.0f} ms with, {median(without) * 1e3:.0f} ms without the plugin")
+    print(f"  median difference {difference * 1e3:+.1f} ms, limit {COLLECT_LIMIT * 1e3:.0f} ms")
+    print(f"stamping a token: {median(stamps) * 1e6:.2f} us, limit {STAMP_LIMIT * 1e6:.0f} us")
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        data = {
+            "command": f"python -m benchmarks.overhead --pairs {options.pairs}",
+            "machine": fingerprint.take().as_dict(),
+            "versions": fingerprint.versions(),
+            "with": including,
+            "without": without,
+            "stamp": stamps,
+        }
+        options.output.write_text(json.dumps(data, indent=1) + "\n")
+    return 0 if difference < COLLECT_LIMIT and median(stamps) < STAMP_LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
