@@ -57,9 +57,8 @@ class Architecture:
     @property
     def matrix_parameters(self) -> int:
         """N: parameters that a matrix product reads for every token; of the embedding only what is tied to the head."""
-        norms = (2 * self.layers + 1) * self.hidden
-        embedding = 0 if self.tied_embeddings else self.vocabulary * self.hidden
-        return self.parameters - norms - embedding
+        attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
+        return self.layers * (attention + 3 * self.hidden * self.ffn) + self.head_parameters
 
     @property
     def head_parameters(self) -> int:

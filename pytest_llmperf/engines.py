@@ -124,8 +124,12 @@ class Engines:
             loaded.host.close()
 
     @contextlib.contextmanager
-    def bare(self) -> Iterator[Callable[..., Any]]:
-        """A worker without an engine, for work that needs torch: conversions, the machine's peaks."""
+    def any_worker(self) -> Iterator[Callable[..., Any]]:
+        """Any worker, loaded or new, for work that needs torch but no engine: conversions, the machine's peaks."""
+        if self._loaded:
+            idle = next(iter(self._loaded.values())).host
+            yield lambda operation, **arguments: idle.call(operation, self._timeout, **arguments)
+            return
         host = Host(self._arm, self._environment)
         try:
             yield lambda operation, **arguments: host.call(operation, self._timeout, **arguments)

@@ -105,7 +105,7 @@ def measure(
 
     def generate() -> Sample:
         nonlocal made
-        progress(f"{backend} {workload}: generation {made + 1}" + (" (compiles and warms up)" if not made else ""))
+        progress(f"{backend} {workload}: generation {made + 1}" + (" (warm-up)" if not made else ""))
         made += 1
         answer = ask("generate", prompts=prompts, max_new_tokens=workload.max_new_tokens)
         return Sample(

@@ -10,7 +10,7 @@ import pytest
 from pytest_llmperf import settings as options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pytest_llmperf.cases import Workload
     from pytest_llmperf.devices.table import Device
@@ -26,7 +26,25 @@ MARKER = (
     "line's, the devices (names, or 'cpu', 'cuda', 'rocm') without which it is skipped, and the slowdown it allows "
     "(a fraction; the strictest of this and --llm-max-regression counts)."
 )
-MARKER_ARGUMENTS = {"backends", "batch_sizes", "prompt_lengths", "max_new_tokens", "devices", "max_regression"}
+
+
+def _size(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _list(of: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list | tuple) and bool(value) and all(map(of, value))
+
+
+#: Each argument of the marker: whether a value will do, and what will.
+MARKER_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "backends": (_list(lambda name: isinstance(name, str)), "a list of names"),
+    "batch_sizes": (_list(_size), "a list of positive whole numbers"),
+    "prompt_lengths": (_list(_size), "a list of positive whole numbers"),
+    "max_new_tokens": (lambda value: _size(value) and value > 1, "a whole number above 1"),
+    "devices": (_list(lambda name: isinstance(name, str)), "a list of names"),
+    "max_regression": (lambda value: isinstance(value, float) and 0 < value < 10, "a fraction such as 0.05"),
+}
 FIXTURES = {"llm_device", "llm_model", "llm_backend", "llm_workload", "llm_engine", "llm_perf", "llm_parity"}
 
 
@@ -37,6 +55,8 @@ class Session:
         self.settings = options.read(config)
         self.config = config
         self.unusable: str | None = None
+        #: Keys of the baselines written, or why there are none.
+        self.written: list[str] | str = []
         self._run: Run | None = None
         self._clock: VirtualClock | None = None
         self._progress: Progress | None = None
@@ -110,10 +130,14 @@ def _marker_arguments(node: pytest.Item) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for marker in reversed(list(node.iter_markers("llm"))):
-        unknown = set(marker.kwargs) - MARKER_ARGUMENTS
+        unknown = set(marker.kwargs) - MARKER_ARGUMENTS.keys()
         if unknown or marker.args:
             what = ", ".join(sorted(unknown)) or "positional arguments"
             raise ValueError(f"{node.nodeid}: the llm marker does not take {what}; {MARKER.partition(':')[0]}")
+        for name, value in marker.kwargs.items():
+            fits, wanted = MARKER_ARGUMENTS[name]
+            if value is not None and not fits(value):
+                raise ValueError(f"{node.nodeid}: the llm marker's {name} is {value!r}; it takes {wanted}")
         found.update(marker.kwargs)
     return found
 
@@ -254,8 +278,23 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     run.close()
     state.progress.finish()
-    if exitstatus == pytest.ExitCode.OK and _gated_nothing(run):
+    if run.settings.update_baselines and run.results:
+        state.written = _write_baselines(run, exitstatus)
+    unwritten = isinstance(state.written, str)
+    if exitstatus == pytest.ExitCode.OK and (unwritten or _gated_nothing(run)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _write_baselines(run: Run, exitstatus: int) -> list[str] | str:
+    """The keys written, or why none were."""
+    from pytest_llmperf.baseline import BaselineError
+
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return "interrupted: no baseline was written"
+    try:
+        return run.write_baselines()
+    except BaselineError as error:
+        return f"ERROR: {error}"
 
 
 def _gated_nothing(run: Run) -> bool:
@@ -286,7 +325,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     for line in terminal.notes(results):
         write(line)
     if run.settings.update_baselines:
-        _write_baselines(terminalreporter, run, exitstatus)
+        _say_written(terminalreporter, run, config.stash[KEY].written)
     elif results:
         write(terminal.counts(results), bold=True)
         if _gated_nothing(run):
@@ -296,17 +335,11 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
             write(f"baselines that this run did not use: {', '.join(unused)}")
 
 
-def _write_baselines(terminalreporter: Any, run: Run, exitstatus: int) -> None:
-    from pytest_llmperf.baseline import BaselineError
+def _say_written(terminalreporter: Any, run: Run, written: list[str] | str) -> None:
     from pytest_llmperf.report import terminal
 
-    if exitstatus == pytest.ExitCode.INTERRUPTED:
-        terminalreporter.write_line("interrupted: no baseline was written")
-        return
-    try:
-        written = run.write_baselines()
-    except BaselineError as error:
-        terminalreporter.write_line(f"ERROR: {error}", red=True, bold=True)
+    if isinstance(written, str):
+        terminalreporter.write_line(written, red=True, bold=True)
         return
     for result in run.results.values():
         if result.case.key in written:
@@ -314,7 +347,7 @@ def _write_baselines(terminalreporter: Any, run: Run, exitstatus: int) -> None:
                 f"accepted {result.case.key}: {terminal.spread(result)}, was {terminal.change(result.verdict)}"
             )
     left = len(run.results) - sum(result.case.key in written for result in run.results.values())
-    held = f"; {left} cases of backends out of parity were not accepted" if left else ""
+    held = f"; {left} cases, impossible or of backends out of parity, were not accepted" if left else ""
     terminalreporter.write_line(f"{len(written)} entries written to {run.gate.path}{held}", bold=True)
 
 

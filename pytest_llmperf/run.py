@@ -85,7 +85,7 @@ class Run:
 
         def convert(source: Path, target: Path) -> None:
             self.progress(f"{self.model.name}: converting {source.name}, once")
-            with engines.bare() as ask:
+            with engines.any_worker() as ask:
                 ask("convert", source=str(source), target=str(target))
 
         try:
@@ -130,7 +130,7 @@ class Run:
     def measure_peaks(self) -> dict[str, float]:
         """Measure this machine's roofs now, in FLOP/s and bytes/s."""
         self.progress(f"{self.device.name}: measuring its peaks")
-        with self.engines.bare() as ask:
+        with self.engines.any_worker() as ask:
             measured = ask(
                 "peaks",
                 dtype=self.dtype,
@@ -207,9 +207,6 @@ class Run:
         found = self.gate.judge(case, first, reference, tolerance, None if update else fresh)
         if update:
             fresh(self.settings.invocations - 1)
-            for accepted in (case, replace(case, metric="cold-start")):
-                figures = [one.figures(accepted.metric) for one in invocations]
-                self.gate.accept(accepted, self.environment, figures)
         figures = [one.figures(metric) for one in invocations]
         spread = verdict.summarize(figures[0])
         result = Result(
@@ -231,6 +228,10 @@ class Run:
             throughput=median(sample.trace.throughput for sample in first.samples),
             updated=update,
         )
+        if update and not self.impossible(result):
+            for accepted in (case, replace(case, metric="cold-start")):
+                rows = [one.figures(accepted.metric) for one in invocations]
+                self.gate.accept(accepted, self.environment, rows)
         self.results[case] = result
         return result
 
@@ -331,6 +332,8 @@ def begin(settings: Settings, registry: Registry, progress: Callable[[str], None
         stored = store.load(path, scope.device.name, scope.model.name)
         if settings.update_baselines:
             store.check_writable(path.parent)
+        if settings.results is not None:
+            store.check_writable(settings.results.parent)
     except store.BaselineError as error:
         raise UnusableError(str(error)) from None
     return Run(scope, path, stored, progress)

@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 from pytest_llmperf import Engagement, Observation, Score
+from pytest_llmperf.devices import health
 from pytest_llmperf.worker import recorder
 
 CONFIG = {
@@ -42,6 +43,8 @@ class Simulated:
         self._evidence = evidence or Engagement(True, "scripted")
         self.generations: Iterator[int] = count()
         recorder.clock = lambda: self.now
+        # A generation that takes no time cannot be disturbed, but one tick of the kernel's counters would look so.
+        health.snapshot = lambda: health.Snapshot(0.0, 0.0, 0.0, 0.0)
 
     def token(self, request: int, position: int) -> int:
         right = 1 + (request * 31 + position * position * 7 + position) % 997
@@ -66,7 +69,9 @@ class Simulated:
         scores = []
         for row in continuations:
             requests = range(32)
-            own = next(([self.token(r, p) for p in range(len(row))] for r in requests if self.token(r, 0) == row[0]), [])
+            own = next(
+                ([self.token(r, p) for p in range(len(row))] for r in requests if self.token(r, 0) == row[0]), []
+            )
             regret = [0.0 if mine == theirs else 5.0 for mine, theirs in zip(own, row, strict=True)]
             flat = [[1.0, 0.5, 0.0]] * len(row)
             scores.append(Score(regret, [[1, 2, 3]] * len(row), flat, [[1.01, 0.5, 0.0]] * len(row)))

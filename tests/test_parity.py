@@ -87,7 +87,9 @@ def test_nothing_after_the_end_of_sequence_is_information() -> None:
 def test_a_repeated_period_adds_nothing(tokens: list[int], period: int) -> None:
     loop = list(range(100, 100 + period))
     once = informative([*tokens, *loop])
-    assert informative([*tokens, *loop * 5]) - once < period  # the loop shows at the end of its second turn at the latest
+    assert (
+        informative([*tokens, *loop * 5]) - once < period
+    )  # the loop shows at the end of its second turn at the latest
 
 
 @given(st.permutations(range(30)))

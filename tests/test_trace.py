@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from pytest_llmperf.trace import TraceError, checked
 
 gaps = st.floats(min_value=1e-6, max_value=10)
-batches = st.integers(2, 12).flatmap(
-    lambda n: st.lists(st.lists(gaps, min_size=n, max_size=n), min_size=1, max_size=5)
-)
+batches = st.integers(2, 12).flatmap(lambda n: st.lists(st.lists(gaps, min_size=n, max_size=n), min_size=1, max_size=5))
 
 
 def make(rows: list[list[float]]):

@@ -156,7 +156,10 @@ class Backend:
             ValueError: ``load`` is a lambda, a local function or a partial, which no other process can find.
         """
         name = getattr(self.load, "__qualname__", "")
-        file = inspect.getsourcefile(self.load) if name else None
+        try:
+            file = inspect.getsourcefile(self.load)
+        except TypeError:  # a builtin, a partial
+            file = None
         if not name or "<" in name or file is None:
             raise ValueError(
                 f"backend {self.name!r}: load must be a function or class at the top level of a module, "

@@ -140,7 +140,7 @@ def versions() -> dict[str, str]:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-    driver = Path("/sys/module/nvidia/version")
-    if driver.is_file():
-        found["nvidia driver"] = driver.read_text().strip()
+    for module in ("nvidia", "amdgpu"):  # amdgpu has a version where it is AMD's own, not the kernel's
+        with contextlib.suppress(OSError):
+            found[f"{module} driver"] = Path(f"/sys/module/{module}/version").read_text().strip()
     return found

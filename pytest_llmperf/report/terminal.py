@@ -161,7 +161,7 @@ class Progress:
             if reporter.isatty:
                 reporter.rewrite(line, erase=True)
                 self._open = True
-            elif ": generation " not in text or "(compiles" in text:
+            elif ": generation " not in text or "(warm-up)" in text:
                 reporter.ensure_newline()
                 reporter.write_line(line)
 

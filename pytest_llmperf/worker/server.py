@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib
 import importlib.util
 import os
 import resource
 import signal
 import sys
-import threading
 import time
 import traceback
 from dataclasses import asdict
@@ -22,26 +19,22 @@ from pytest_llmperf.devices import health
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.recorder import Recorder
 
-PR_SET_PDEATHSIG = 1
 #: Leading logits that are compared at every position.
 OBSERVED_LOGITS = 8
 
 
-def die_with_parent(lifeline: int) -> None:
-    """End this process group when the parent is gone, however it went.
+def die_with_parent(lifeline: int) -> int:
+    """End this process group when the parent is gone, however it went. Returns the process that sees to it.
 
-    The lifeline is a pipe that only the parent can write to and never does: reading returns when the parent dies.
-    The thread needs the interpreter lock for that, which a hung extension may hold, so Linux is asked as well.
+    The lifeline is a pipe that only the parent can write to and never does: reading returns when the parent dies. A
+    process of its own waits for that, in the same group: a thread would need the interpreter lock, which a hung
+    extension may hold, and the kernel's parent-death signal would leave this process's own children behind.
     """
-
-    def watch() -> None:
+    watcher = os.fork()
+    if watcher == 0:
         os.read(lifeline, 1)
         os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return watcher
 
 
 def find(reference: dict[str, str]) -> Any:
@@ -167,8 +160,19 @@ def serve(requests: int, replies: int) -> None:
 def main() -> None:
     """Entry point: the descriptors of requests, replies and lifeline are the arguments."""
     requests, replies, lifeline = (int(argument) for argument in sys.argv[1:4])
-    die_with_parent(lifeline)
+
+    def give_up() -> None:
+        os.close(requests)
+        os.close(replies)
+
+    # A child that held these would keep the parent from seeing that this process died.
+    for descriptor in (requests, replies):
+        os.set_inheritable(descriptor, False)
+    os.register_at_fork(after_in_child=give_up)
+    watcher = die_with_parent(lifeline)
     serve(requests, replies)
+    os.kill(watcher, signal.SIGKILL)
+    os.waitpid(watcher, 0)
     # Libraries' exit handlers (compile pools, profilers) may hang; everything has been replied by now.
     sys.stdout.flush()
     sys.stderr.flush()

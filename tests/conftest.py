@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+from inner import Suite
+
+# Pytester forgets what an inner run imports; what is here already stays, one copy for all runs.
+import pytest_llmperf.fixtures
+import pytest_llmperf.report.results
+import pytest_llmperf.run  # noqa: F401
+
+pytest_plugins = "pytester"
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """A folder with the benchmark suites, a model without weights and two simulated backends."""
+    for name in ("CI", "PYTEST_ADDOPTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    return Suite(pytester)

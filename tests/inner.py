@@ -1,0 +1,226 @@
+"""A suite of its own for every test: simulated backends ``ref`` and ``sim``, a model folder without weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from simulated import CONFIG
+
+from pytest_llmperf import baseline as store
+from pytest_llmperf.cases import METRICS
+from pytest_llmperf.devices.fingerprint import take, versions
+
+TESTS = Path(__file__).parent
+
+CONFTEST = """\
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, {tests!r})
+
+from simulated import Simulated
+
+from pytest_llmperf import Backend, Engagement
+
+HERE = Path(__file__).parent
+PEAKS = {{"flops": 1e15, "bandwidth": 1e15}}
+
+
+def started(name):
+    with open(HERE / f"{{name}}.pids", "a") as file:
+        file.write(f"{{os.getpid()}}\\n")
+    return len((HERE / f"{{name}}.pids").read_text().split())
+
+
+def pytest_configure(config):
+    import pytest
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr("pytest_llmperf.run.Run.measure_peaks", lambda run: PEAKS)
+    config.add_cleanup(patch.undo)
+
+{extra}
+
+def load_ref(spec):
+    process = started("ref")
+    return {ref}
+
+
+def load_sim(spec):
+    process = started("sim")
+    return {sim}
+
+
+def pytest_llmperf_backends():
+    return {backends}
+"""
+
+BACKENDS = 'Backend("ref", load_ref), Backend("sim", load_sim)'
+WORDLEVEL = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Whitespace"},
+    "post_processor": None,
+    "decoder": None,
+    "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "the": 1, "of": 2, "and": 3}, "unk_token": "[UNK]"},
+}
+#: By entry point, but no others: importing those anew takes longer than everything else in a run.
+PLUGINS = ("-p", "benchmark", "-p", "llmperf")
+INI = {
+    "llm_device": "cpu",
+    "llm_model": "tiny",
+    "llm_backends": "ref,sim",
+    "llm_reference": "ref",
+    "llm_batch_sizes": "1",
+    "llm_prompt_lengths": "16",
+    "llm_max_new_tokens": "8",
+}
+
+
+class Suite:
+    """Drives the plugin in a folder of its own.
+
+    Everything but the engines is real: collection, worker processes, pipes, gate, files. The engines' clock is
+    scripted, so a generation takes no time.
+    """
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+        self.path = pytester.path
+        self.model()
+        self.ini()
+        self.backends()
+        shutil.copytree(TESTS.parent / "suites", self.path / "suites", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def model(self, **changes: Any) -> None:
+        folder = self.path / "tiny"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+        (folder / "tokenizer.json").write_text(json.dumps(WORDLEVEL))
+
+    def ini(self, **changes: str) -> None:
+        lines = [f"{name} = {value}" for name, value in (INI | changes).items() if value]
+        (self.path / "pytest.ini").write_text("\n".join(["[pytest]", *lines, ""]))
+
+    def backends(
+        self,
+        sim: str = "Simulated(tpot=0.005)",
+        ref: str = "Simulated()",
+        extra: str = "",
+        backends: str = f"[{BACKENDS}]",
+    ) -> None:
+        """Write the conftest.py.
+
+        Args:
+            sim: an expression for the engine; ``process`` is how many processes have loaded it, this one included.
+            ref: likewise, of the reference.
+            extra: statements at the top level of the conftest.py.
+            backends: what the hook returns.
+        """
+        text = CONFTEST.format(tests=str(TESTS), sim=sim, ref=ref, extra=extra, backends=backends)
+        (self.path / "conftest.py").write_text(text)
+
+    def test(self, code: str) -> None:
+        (self.path / "test_it.py").write_text(code)
+
+    def run(self, *arguments: str, **how: Any) -> pytest.RunResult:
+        """Run pytest on the suite, in this process, with its workers outside."""
+        return self.pytester.runpytest_inprocess(*PLUGINS, *arguments, **how)
+
+    def decode(self, *arguments: str, backends: str = "sim") -> pytest.RunResult:
+        """Gate TPOT."""
+        return self.run("suites/test_decode.py", f"--llm-backends={backends}", *arguments)
+
+    @property
+    def baseline(self) -> Path:
+        return self.path / "baselines" / "cpu" / "tiny.json"
+
+    def record(self, figures: dict[str, float], processes: int = 3, **fingerprint: Any) -> None:
+        """Write a baseline without measuring it.
+
+        Args:
+            figures: seconds by ``backend/metric``.
+            processes: how many each entry was made of.
+            fingerprint: what was different about the machine that it was recorded on.
+        """
+        machine = take().as_dict() | fingerprint
+        environment = store.Environment(machine, versions(), {"flops": 1e15, "bandwidth": 1e15})
+        entries = {}
+        for name, seconds in figures.items():
+            backend, _, metric = name.partition("/")
+            rows = ((seconds,) * 10,) * processes
+            key = f"bfloat16/{backend}/b1-p16-n8/{metric}"
+            entries[key] = store.Entry(environment.id, "2026-01-31", METRICS[metric][1], rows)
+        new = store.Baseline("cpu", "tiny", {environment.id: environment}, entries)
+        store.write(self.baseline, store.merge(store.load(self.baseline), new))
+
+    def stored(self) -> dict[str, Any]:
+        return json.loads(self.baseline.read_text())  # type: ignore[no-any-return]
+
+    def pids(self, name: str) -> list[int]:
+        """The processes that have loaded a backend, in order."""
+        file = self.path / f"{name}.pids"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    @property
+    def loads(self) -> dict[str, int]:
+        """How many processes have loaded each backend."""
+        return {name: len(self.pids(name)) for name in ("ref", "sim")}
+
+
+def usage_error(result: pytest.RunResult) -> str:
+    """The one line that a run ended with before it began."""
+    assert result.ret == pytest.ExitCode.USAGE_ERROR, result.stdout.str() + result.stderr.str()
+    lines = [line for line in result.errlines if line.strip()]
+    said = [line for line in lines if "error: " in line.lower() and "usage: " not in line]
+    # For an option that argparse itself refuses, pytest adds its usage and where it looked for options.
+    assert len(said) == 1, lines
+    assert len(lines) == 1 or lines[0].startswith("ERROR: usage: "), lines
+    return said[0]
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and is more than a zombie that nobody has reaped yet."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def pytest_process(*arguments: str, cwd: Path) -> Any:
+    """Pytest in a process of its own, to send signals to."""
+    import subprocess
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", *PLUGINS, *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )

@@ -1,0 +1,204 @@
+"""What cannot be measured is said in one line, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from inner import BACKENDS, Suite, usage_error
+
+from pytest_llmperf.devices import detect
+
+
+def refusal(suite: Suite, *arguments: str) -> str:
+    said = usage_error(suite.run("suites", *arguments))
+    assert suite.loads == {"ref": 0, "sim": 0}, "no worker was started"
+    return said
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--llm-device=mi9000", "--llm-device=mi9000: unknown device; known: mi210, *, cpu"),
+        ("--llm-device=h100", "--llm-device=h100: not present; found no accelerator; leave the option out *"),
+        ("--llm-backends=sim,warp", "unknown backend 'warp'; known: eager, *, ref, sim"),
+        ("--llm-reference=warp", "unknown backend 'warp'; known: *"),
+        ("--llm-model=gpt-9", "unknown model 'gpt-9'; known: *"),
+        ("--llm-model=suites", "folder 'suites' has no config.json; *"),
+        ("--llm-model=some/one", "model 'some/one': some/one is not in the local Hugging Face cache; *"),
+        ("--llm-dtype=float16", "--llm-dtype=float16: cpu has no fast float16; it has float32, bfloat16"),
+        ("--llm-prompt-lengths=600", "prompt of 600 tokens + 8 new ones do not fit the context of tiny, 512; *"),
+        ("--llm-max-new-tokens=497", "prompt of 16 tokens + 497 new ones do not fit the context of tiny, 512; *"),
+    ],
+)
+def test_an_option_that_cannot_be_met(
+    suite: Suite, option: str, said: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(detect, "found", tuple)
+    monkeypatch.setenv("HF_HUB_CACHE", str(suite.path / "hub"))
+    pytest.LineMatcher([refusal(suite, option)]).fnmatch_lines("ERROR: llmperf: " + said)
+
+
+def test_a_prompt_and_its_tokens_may_fill_the_context(suite: Suite) -> None:
+    suite.run("suites", "--collect-only", "--llm-max-new-tokens=496").assert_outcomes()
+
+
+BAD = [
+    ("dtype", "int3", "unknown dtype 'int3'; known: float32, float16, bfloat16"),
+    ("batch-sizes", "0", "0 is not a positive whole number"),
+    ("batch-sizes", "1,-4", "-4 is not a positive whole number"),
+    ("batch-sizes", "1,,4", "'' is not a whole number"),
+    ("prompt-lengths", "many", "'many' is not a whole number"),
+    ("prompt-lengths", "1.5", "'1.5' is not a whole number"),
+    ("max-new-tokens", "1", "TPOT is a gap between tokens, so at least 2 new tokens are needed"),
+    ("max-new-tokens", "0", "0 is not a positive whole number"),
+    ("invocations", "0", "0 is not a positive whole number"),
+    ("max-regression", "-5%", "'-5%' is not a fraction above 0, as in '0.05' or '5%'"),
+    ("max-regression", "nan", "'nan' is not a fraction above 0, as in '0.05' or '5%'"),
+    ("max-regression", "5", "'5' would allow a slowdown of 500%; write '5%' for per cent, or 0.05 for 5 %"),
+    ("timeout", "inf", "'inf' is not a positive number of seconds"),
+    ("timeout", "soon", "'soon' is not a positive number of seconds"),
+    ("backends", ",", "expected at least one name, as in 'eager,sdpa'"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "said"), BAD)
+def test_a_malformed_option(suite: Suite, name: str, text: str, said: str) -> None:
+    line = refusal(suite, f"--llm-{name}={text}")
+    assert line.endswith(f"argument --llm-{name}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"), [*BAD, ("strict", "maybe", "'maybe' is not a boolean: write true or false")]
+)
+def test_a_malformed_ini_value(suite: Suite, name: str, text: str, said: str) -> None:
+    ini = f"llm_{name.replace('-', '_')}"
+    suite.ini(**{ini: text})
+    assert refusal(suite) == f"ERROR: {ini} (ini): {said}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "*tiny/config.json: not the configuration of a causal language model (*"),
+        ("[]", "*tiny/config.json: not the configuration of a causal language model (*"),
+        ('{"hidden_size": 64}', "*not the configuration of a causal language model (*num_attention_heads*"),
+        ('{"hidden_size": "wide", "num_attention_heads": 1}', "*not the configuration of a causal language model (*"),
+    ],
+    ids=["empty", "a list", "incomplete", "not a number"],
+)
+def test_a_model_whose_configuration_is_none(suite: Suite, text: str, said: str) -> None:
+    (suite.path / "tiny" / "config.json").write_text(text)
+    pytest.LineMatcher([refusal(suite)]).fnmatch_lines(said)
+
+
+# Backends
+
+
+@pytest.mark.parametrize(
+    ("backends", "said"),
+    [
+        (f"[{BACKENDS}, Backend('sim', load_ref)]", "backend 'sim' is registered twice; choose another name"),
+        (f"[{BACKENDS}, Backend('eager', load_ref)]", "backend 'eager' is registered twice; choose another name"),
+        (f"[{BACKENDS}, Backend('odd', lambda spec: None)]", "backend 'odd': load must be a function or class at *"),
+        (f"[{BACKENDS}, Backend('odd', print)]", "backend 'odd': load must be a function or class at *"),
+    ],
+    ids=["twice", "built in", "lambda", "builtin function"],
+)
+def test_a_backend_that_cannot_be_registered(suite: Suite, backends: str, said: str) -> None:
+    suite.backends(backends=backends)
+    pytest.LineMatcher([refusal(suite)]).fnmatch_lines("ERROR: llmperf: " + said)
+
+
+@pytest.mark.parametrize(
+    ("marker", "said"),
+    [
+        ("backends=['warp']", "*unknown backend 'warp'; known: *"),
+        ("backends='sim'", "*test_it*backends*'sim'*"),
+        ("batch_sizes=[0]", "*test_it*batch_sizes*"),
+        ("batch_sizes=4", "*test_it*batch_sizes*"),
+        ("prompt_lengths=['long']", "*test_it*prompt_lengths*"),
+        ("prompt_lengths=[600]", "*do not fit the context of tiny*"),
+        ("max_new_tokens=1", "*test_it*max_new_tokens*"),
+        ("max_regression='5%'", "*test_it*max_regression*"),
+        ("max_regression=-0.1", "*test_it*max_regression*"),
+        ("devices='cpu'", "*test_it*devices*"),
+    ],
+)
+def test_a_marker_that_cannot_be_met(suite: Suite, marker: str, said: str) -> None:
+    suite.test(f"import pytest\n@pytest.mark.llm({marker})\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')")
+    line = usage_error(suite.run("test_it.py"))
+    pytest.LineMatcher([line]).fnmatch_lines(said)
+    assert suite.loads == {"ref": 0, "sim": 0}
+
+
+# The baseline file
+
+
+def truncated(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def newer(text: str) -> str:
+    return text.replace('"schema": 1', '"schema": 2')
+
+
+def other_device(text: str) -> str:
+    return text.replace('"device": "cpu"', '"device": "h100"')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (truncated, "*tiny.json: is not JSON (*); restore it from version control*"),
+        (lambda text: "", "*tiny.json: is not JSON (*); restore it from version control*"),
+        (lambda text: "[]", "*tiny.json: is not a JSON object with a schema number; *"),
+        (newer, "*tiny.json: has schema 2, newer than this version's 1; upgrade pytest-llmperf"),
+        (other_device, "*tiny.json: holds device 'h100', not 'cpu'; *"),
+        (lambda text: text.replace("0.005", "-0.005"), "*tiny.json: *samples are positive and finite*"),
+    ],
+    ids=["truncated", "empty", "a list", "newer", "another device", "negative"],
+)
+@pytest.mark.parametrize("flag", [(), ("--llm-update-baselines",)], ids=["gate", "update"])
+def test_a_spoilt_baseline_is_refused_and_left_as_it_is(
+    suite: Suite, spoil: Callable[[str], str], said: str, flag: tuple[str, ...]
+) -> None:
+    suite.record({"sim/tpot": 0.005})
+    spoilt = spoil(suite.baseline.read_text())
+    suite.baseline.write_text(spoilt)
+    pytest.LineMatcher([refusal(suite, *flag)]).fnmatch_lines("ERROR: llmperf: " + said)
+    assert suite.baseline.read_text() == spoilt
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_an_hour_is_spent(suite: Suite) -> None:
+    (suite.path / "file").touch()
+    said = refusal(suite, "--llm-update-baselines", "--llm-baseline-dir=file/baselines")
+    pytest.LineMatcher([said]).fnmatch_lines("ERROR: llmperf: *file/baselines/cpu*")
+
+
+def test_a_results_file_that_cannot_be_written_is_refused_likewise(suite: Suite) -> None:
+    (suite.path / "file").touch()
+    pytest.LineMatcher([refusal(suite, "--llm-results=file/raw.json")]).fnmatch_lines(
+        "ERROR: llmperf: */file: cannot be written to*"
+    )
+
+
+def test_an_update_that_fails_leaves_the_old_file(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.record({"sim/tpot": 0.001})
+    before = suite.baseline.read_bytes()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pytest_llmperf.baseline.os.fsync", full)
+    result = suite.decode("--llm-update-baselines")
+    assert result.ret == 1, "asked to write, and nothing was written"
+    result.stdout.fnmatch_lines("ERROR: *tiny.json: cannot be written (*No space left on device*")
+    assert suite.baseline.read_bytes() == before
+    assert [file.name for file in suite.baseline.parent.iterdir()] == ["tiny.json"]
+
+
+def test_a_good_baseline_is_json_that_others_can_read(suite: Suite) -> None:
+    suite.record({"sim/tpot": 0.005})
+    assert json.loads(suite.baseline.read_text())["schema"] == 1

@@ -1,0 +1,333 @@
+"""The gate, end to end: what fails, what passes, what is said, and what is written."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from inner import Suite
+
+from pytest_llmperf.result import Result
+
+TPOT = 0.005
+SIM, REF = "bfloat16/sim/b1-p16-n8", "bfloat16/ref/b1-p16-n8"
+SLOWER = "Simulated(tpot=0.005 * 1.15)"
+SLOW_ONCE = "Simulated(tpot=0.005 * (1.15 if process == 1 else 1))"
+
+
+@pytest.fixture
+def recorded(suite: Suite) -> Suite:
+    """A suite with a baseline of 5 ms per token for ``sim``."""
+    suite.record({"sim/tpot": TPOT, "ref/tpot": 0.010})
+    return suite
+
+
+def failures(result: pytest.RunResult) -> list[str]:
+    return [line for line in result.outlines if line.startswith("FAILED")]
+
+
+# Without a baseline
+
+
+def test_the_first_run_passes_and_says_how_to_record_a_baseline(suite: Suite) -> None:
+    result = suite.decode()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["tpot b1-p16-n8 sim*no baseline", "no baseline: *tiny.json does not exist*--llm-update-baselines*"]
+    )
+    result.stdout.fnmatch_lines("0 cases gated: 1 no baseline")
+
+
+def test_nothing_is_written_without_the_flag(suite: Suite) -> None:
+    suite.decode()
+    assert not (suite.path / "baselines").exists()
+
+
+# Recording one
+
+
+def test_an_update_records_fresh_processes_and_the_cold_start_apart(suite: Suite) -> None:
+    result = suite.decode("--llm-update-baselines")
+    assert result.ret == 0
+    assert suite.loads["sim"] == 3
+    entries = suite.stored()["entries"]
+    assert list(entries) == [f"{SIM}/tpot", f"{SIM}/cold-start"]
+    assert entries[f"{SIM}/tpot"]["median"] == pytest.approx(TPOT)
+    assert [len(samples) for samples in entries[f"{SIM}/tpot"]["invocations"]] == [10, 10, 10]
+    assert [len(samples) for samples in entries[f"{SIM}/cold-start"]["invocations"]] == [1, 1, 1]
+    assert entries[f"{SIM}/cold-start"]["median"] > 1.0, "the cold second of the first generation is in it"
+    result.stdout.fnmatch_lines(["accepted *sim*tpot: 5.000 ms*, was -", "2 entries written to *tiny.json"])
+
+
+def test_what_was_recorded_passes_the_next_run(suite: Suite) -> None:
+    suite.decode("--llm-update-baselines")
+    result = suite.decode()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*ok", "1 cases gated: 1 ok"])
+
+
+def test_more_invocations_may_be_asked_for(suite: Suite) -> None:
+    suite.decode("--llm-update-baselines", "--llm-invocations=4")
+    assert len(suite.stored()["entries"][f"{SIM}/tpot"]["invocations"]) == 4
+
+
+def test_an_update_accepts_a_slowdown_and_says_by_how_much(recorded: Suite) -> None:
+    recorded.backends(sim=SLOWER)
+    result = recorded.decode("--llm-update-baselines")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("accepted *sim*tpot: 5.750 ms*was +15.0%*")
+    assert recorded.stored()["entries"][f"{SIM}/tpot"]["median"] == pytest.approx(TPOT * 1.15)
+
+
+def test_an_update_keeps_the_entries_that_did_not_run(recorded: Suite) -> None:
+    before = recorded.stored()["entries"][f"{REF}/tpot"]
+    recorded.decode("--llm-update-baselines")
+    assert recorded.stored()["entries"][f"{REF}/tpot"] == before
+
+
+def test_an_update_does_not_accept_a_backend_out_of_parity(recorded: Suite) -> None:
+    before = recorded.stored()["entries"][f"{SIM}/tpot"]
+    recorded.backends(sim="Simulated(tpot=0.002, wrong_from=3)")
+    result = recorded.run("suites/test_decode.py", "suites/test_greedy_parity.py", "--llm-update-baselines")
+    assert result.ret == 1
+    assert recorded.stored()["entries"][f"{SIM}/tpot"] == before
+    assert f"{REF}/cold-start" in recorded.stored()["entries"]
+    result.stdout.fnmatch_lines("*written to *1 cases, impossible or of backends out of parity, were not accepted")
+
+
+def test_an_interrupted_run_writes_no_baseline(suite: Suite) -> None:
+    suite.test("def test_interrupted(llm_perf):\n    llm_perf.gate('tpot')\n    raise KeyboardInterrupt")
+    result = suite.run("test_it.py", "--llm-backends=sim", "--llm-update-baselines", no_reraise_ctrlc=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines("interrupted: no baseline was written")
+    assert not suite.baseline.exists()
+
+
+# Slower, faster, the same
+
+
+def test_a_regression_fails_that_test_alone_in_one_readable_line(suite: Suite) -> None:
+    suite.record({"ref/ttft": 0.1, "ref/tpot": 0.010, "sim/ttft": 0.1, "sim/tpot": TPOT})
+    suite.backends(sim=SLOWER)
+    result = suite.run("suites/test_decode.py", "suites/test_prefill.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=3, failed=1)
+    (line,) = failures(result)
+    assert "test_decode[sim-b1-p16-n8]" in line
+    said = [line for line in result.outlines if line.startswith("tiny/bfloat16/sim/b1-p16-n8/tpot: regression")]
+    assert len(said) == 1
+    assert "5.750 ms" in said[0], "now"
+    assert "baseline 5.000 ms" in said[0]
+    assert re.search(r"\+15\.0% \[\+15\.0%, \+15\.0%\] at 99 %", said[0]), "change and interval"
+    assert "2 fresh processes" in said[0]
+    assert "allowed 10% (default of cpu)" in said[0]
+    assert "--llm-update-baselines" in said[0]
+    assert "Traceback" not in result.stdout.str()
+    result.stdout.fnmatch_lines("4 cases gated: 1 regression, 3 ok")
+
+
+def test_a_process_that_was_slow_alone_is_not_a_regression(recorded: Suite) -> None:
+    recorded.backends(sim=SLOW_ONCE)
+    result = recorded.decode()
+    assert result.ret == 0
+    assert recorded.loads["sim"] == 3, "it was flagged, and two fresh processes did not confirm it"
+    result.stdout.fnmatch_lines("ok: not confirmed in 2 fresh processes (tpot b1-p16-n8 sim)")
+
+
+def test_an_unflagged_case_costs_no_fresh_process(recorded: Suite) -> None:
+    recorded.decode()
+    assert recorded.loads["sim"] == 1
+
+
+def test_a_slowdown_within_the_tolerance_is_ok(recorded: Suite) -> None:
+    recorded.backends(sim="Simulated(tpot=0.005 * 1.08)")
+    result = recorded.decode()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim*+8.0%*ok")
+
+
+def test_a_faster_backend_is_said_to_be(recorded: Suite) -> None:
+    recorded.backends(sim="Simulated(tpot=0.004)")
+    result = recorded.decode()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*-20.0%*faster", "1 cases gated: 1 faster"])
+
+
+@pytest.mark.parametrize(
+    ("marker", "option", "failed"),
+    [
+        ("", "--llm-max-regression=20%", False),
+        ("", "--llm-max-regression=0.12", True),
+        ("@pytest.mark.llm(max_regression=0.2)", "", False),
+        ("@pytest.mark.llm(max_regression=0.05)", "--llm-max-regression=20%", True),
+        ("@pytest.mark.llm(max_regression=0.2)", "--llm-max-regression=5%", True),
+    ],
+)
+def test_the_strictest_tolerance_counts(recorded: Suite, marker: str, option: str, failed: bool) -> None:
+    recorded.backends(sim=SLOWER)
+    recorded.test(f"import pytest\n{marker}\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')")
+    result = recorded.run("test_it.py", "--llm-backends=sim", *filter(None, [option]))
+    assert result.ret == failed, result.stdout.str()
+
+
+def test_a_baseline_whose_own_processes_differed_is_not_failed_for_less_than_that(suite: Suite) -> None:
+    suite.backends(sim="Simulated(tpot=0.005 * [1, 1.1, 1.2][process - 1])")
+    suite.decode("--llm-update-baselines")
+    (suite.path / "sim.pids").unlink()
+    suite.backends(sim="Simulated(tpot=0.0055 * 1.15)")
+    assert suite.decode().ret == 0
+
+
+# Another machine
+
+
+def test_a_baseline_of_another_machine_is_compared_by_speedup(suite: Suite) -> None:
+    suite.record({"sim/tpot": TPOT / 3, "ref/tpot": 0.010 / 3}, cpu="a faster one")
+    result = suite.decode(backends="ref,sim")
+    assert result.ret == 0, "everything is 3 times slower here, so nothing is"
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*0.0%*ok", "ok: baseline of another machine (CPU: *a faster one)*"])
+
+
+def test_a_speedup_lost_is_a_regression_on_any_machine(suite: Suite) -> None:
+    suite.record({"sim/tpot": TPOT / 3, "ref/tpot": 0.010 / 3}, cpu="a faster one")
+    suite.backends(sim=SLOWER)
+    result = suite.decode(backends="ref,sim")
+    assert result.ret == 1
+    (line,) = failures(result)
+    assert "sim" in line
+    result.stdout.fnmatch_lines("*sim*regression*(speedup over *)*")
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["no reference in the file", "no reference in this run"])
+def test_without_the_reference_another_machine_s_baseline_is_none(suite: Suite, here: bool) -> None:
+    figures = {"sim/tpot": TPOT} if here else {"sim/tpot": TPOT, "ref/tpot": 0.010}
+    suite.record(figures, cpus=9999)
+    result = suite.decode(backends="ref,sim" if here else "sim")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("no baseline: it was recorded on another machine (CPUs: *no speedup over ref*")
+
+
+def test_an_edited_fingerprint_is_refused(recorded: Suite) -> None:
+    text = recorded.baseline.read_text()
+    recorded.baseline.write_text(text.replace('"cpus": ', '"cpus": 9'))
+    result = recorded.decode()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines("*tiny.json: environment * was edited*")
+
+
+# Figures that are none
+
+
+@pytest.mark.parametrize(("metric", "peak"), [("ttft", "flops"), ("tpot", "bandwidth")])
+def test_an_impossible_figure_fails(suite: Suite, metric: str, peak: str) -> None:
+    suite.backends(extra=f'PEAKS["{peak}"] = 1e3')
+    suite.test(f"def test_it(llm_perf):\n    llm_perf.gate('{metric}')")
+    result = suite.run("test_it.py", "--llm-backends=sim")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(f"tiny/{SIM}/{metric}: impossible figure *: *the measured roof of this machine*")
+
+
+@pytest.mark.parametrize("update", [(), ("--llm-update-baselines",)], ids=["gate", "update"])
+def test_an_impossible_figure_is_never_recorded(suite: Suite, update: tuple[str, ...]) -> None:
+    suite.backends(extra='PEAKS["bandwidth"] = 1e3')
+    assert suite.decode(*update).ret == 1
+    assert not suite.baseline.exists()
+
+
+SHORT = """
+class Short(Simulated):
+    def generate(self, prompts, max_new_tokens, on_token):
+        super().generate(prompts, max_new_tokens - 1, on_token)
+"""
+SILENT = """
+class Silent(Simulated):
+    def generate(self, prompts, max_new_tokens, on_token):
+        super().generate(prompts[:-1], max_new_tokens, on_token)
+"""
+BACKWARDS = """
+class Backwards(Simulated):
+    def generate(self, prompts, max_new_tokens, on_token):
+        self.tpot = -0.001
+        super().generate(prompts, max_new_tokens, on_token)
+"""
+ALL_AT_ONCE = """
+class AllAtOnce(Simulated):
+    def generate(self, prompts, max_new_tokens, on_token):
+        self.tpot = 0.0
+        super().generate(prompts, max_new_tokens, on_token)
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        (SHORT, "request 0: 7 tokens came back, 8 were asked for"),
+        (SILENT, "request 0: 0 tokens came back, 8 were asked for"),
+        (BACKWARDS, "request 0: token times do not run forward*"),
+        (ALL_AT_ONCE, "request 0: all 8 tokens came at one instant*"),
+    ],
+    ids=["short", "silent", "backwards", "all at once"],
+)
+def test_a_generation_that_is_not_what_was_asked_is_no_figure(suite: Suite, engine: str, said: str) -> None:
+    name = re.search(r"class (\w+)", engine)[1]  # type: ignore[index]
+    suite.backends(sim=f"{name}()", extra=engine)
+    result = suite.decode()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(said)
+    result.stdout.no_fnmatch_line("tpot b1-p16-n8 sim*")
+
+
+def test_an_optimization_that_did_not_engage_is_no_figure(suite: Suite) -> None:
+    fallback = 'Engagement(False, "a paged kernel", {"kernel": "math"})'
+    suite.backends(sim=f"Simulated(tpot=0.001, evidence={fallback})")
+    result = suite.decode("--llm-update-baselines", "--llm-results=raw.json")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*did not engage: expected a paged kernel; seen: kernel=math")
+    result.stdout.no_fnmatch_line("*1.000 ms*")
+    assert not suite.baseline.exists()
+    assert json.loads((suite.path / "raw.json").read_text())["results"] == []
+
+
+# What else is said
+
+
+def test_unused_baselines_are_listed_when_asked(recorded: Suite) -> None:
+    recorded.record({"gone/tpot": TPOT})
+    result = recorded.decode("-v")
+    result.stdout.fnmatch_lines("baselines that this run did not use: *gone/b1-p16-n8/tpot, *ref/*")
+    assert "gone" in json.dumps(recorded.stored()), "listed, never deleted"
+
+
+@pytest.mark.parametrize(
+    "how", [("CI", ()), ("", ("--llm-max-regression=5%",)), ("", ())], ids=["CI", "a tolerance", "neither"]
+)
+def test_a_gate_that_compared_nothing_has_passed_nothing(
+    suite: Suite, how: tuple[str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable, options = how
+    if variable:
+        monkeypatch.setenv(variable, "true")
+    result = suite.decode(*options)
+    asked = bool(variable or options)
+    assert result.ret == asked
+    assert any("nothing was compared with a baseline" in line for line in result.outlines) == asked
+
+
+def test_in_ci_a_gate_that_compared_something_passes(recorded: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    assert recorded.decode().ret == 0
+
+
+def test_strictly_a_missing_baseline_fails_its_test(suite: Suite) -> None:
+    result = suite.decode("--llm-strict")
+    assert result.ret == 1
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(f"tiny/{SIM}/tpot: no baseline: *")
+
+
+def test_the_verdict_is_a_plain_result_for_the_test_itself(recorded: Suite) -> None:
+    recorded.test("def test_it(llm_perf):\n    result = llm_perf.gate('tpot')\n    assert result.spread.median < 0.001")
+    result = recorded.run("test_it.py", "--llm-backends=sim")
+    assert result.ret == 1
+    assert "spread" in Result.__annotations__

@@ -1,0 +1,331 @@
+"""The plugin as pytest's guest: options, fixtures, markers, order, and the other plugins' reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from inner import INI, Suite, usage_error
+
+from pytest_llmperf.settings import OPTIONS, Settings
+
+CASES = "@pytest.mark.llm(backends=['sim'])"
+
+# Options
+
+VALUES = {
+    "device": ("cpu", "cpu"),
+    "model": ("tiny", "tiny"),
+    "backends": ("sim, ref", ("sim", "ref")),
+    "reference": ("sim", "sim"),
+    "dtype": ("bf16", "bfloat16"),
+    "batch-sizes": ("1,4", (1, 4)),
+    "prompt-lengths": ("16, 32", (16, 32)),
+    "max-new-tokens": ("64", 64),
+    "random-weights": ("true", True),
+    "baseline-dir": ("perf", "perf"),
+    "update-baselines": ("yes", True),
+    "max-regression": ("8%", 0.08),
+    "invocations": ("5", 5),
+    "strict": ("on", True),
+    "timeout": ("1.5", 1.5),
+    "results": ("raw.json", "raw.json"),
+}
+
+
+def read(suite: Suite, *arguments: str) -> Settings:
+    from pytest_llmperf import plugin
+
+    return suite.pytester.parseconfigure("-p", "benchmark", "-p", "llmperf", *arguments).stash[plugin.KEY].settings
+
+
+def test_every_option_has_a_case_below() -> None:
+    assert VALUES.keys() == {option.name for option in OPTIONS}
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+@pytest.mark.parametrize("where", ["command line", "ini"])
+def test_every_option_can_be_set(suite: Suite, option, where: str) -> None:
+    text, value = VALUES[option.name]
+    if where == "ini":
+        suite.ini(**{option.ini: text})
+        settings = read(suite)
+    else:
+        suite.ini(**dict.fromkeys(INI, ""))
+        switch = isinstance(value, bool)
+        settings = read(suite, option.flag if switch else f"{option.flag}={text}")
+    got = getattr(settings, option.field)
+    assert got == (suite.path / text if isinstance(got, Path) else value)
+    assert option.field in settings.stated
+
+
+def test_the_command_line_wins_over_ini(suite: Suite) -> None:
+    suite.ini(llm_timeout="3")
+    assert read(suite, "--llm-timeout=4").timeout == 4
+
+
+def test_every_help_text_shows_default_and_example(suite: Suite) -> None:
+    result = suite.run("--help")
+    text = " ".join(result.stdout.str().split())
+    for option in OPTIONS:
+        (said,) = re.findall(rf" ({re.escape(option.flag)}(?: |=).*?Example: .*?{re.escape('--llm')}\S+)", text)[:1]
+        assert said.count("Default: ") == 1, option.flag
+    assert "Longest time" in text
+    assert "SECONDS" in text
+    assert "5% on an accelerator" in text
+    assert "llm_max_regression (string)" in text
+
+
+def test_the_plugin_is_found_by_itself_and_brings_no_torch(pytester: pytest.Pytester) -> None:
+    code = "import pytest, sys; pytest.main(['--markers']); sys.exit(not {'torch', 'numpy'}.isdisjoint(sys.modules))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_DISABLE_PLUGIN_AUTOLOAD"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "@pytest.mark.llm(backends=None, batch_sizes=None" in done.stdout
+
+
+# Fixtures
+
+
+def test_the_suites_run_with_readable_ids(suite: Suite) -> None:
+    result = suite.run("suites", "-v", "--llm-batch-sizes=1,2")
+    result.assert_outcomes(passed=16)
+    result.stdout.fnmatch_lines("suites/test_decode.py::test_decode?sim-b2-p16-n8? PASSED*")
+    result.stdout.fnmatch_lines("suites/test_prefill.py::test_prefill?ref-b1-p16-n8? PASSED*")
+
+
+def test_an_engine_is_loaded_once_however_many_tests_use_it(suite: Suite) -> None:
+    suite.run("suites", "--llm-batch-sizes=1,2", "--llm-prompt-lengths=16,32")
+    assert suite.loads == {"ref": 1, "sim": 1}
+
+
+def test_the_reference_comes_first_and_its_tests_stand_together(suite: Suite) -> None:
+    result = suite.run("suites", "--collect-only", "-q", "--llm-backends=sim,ref")
+    order = re.findall(r"\[(ref|sim)-", result.stdout.str())
+    assert order == ["ref"] * 4 + ["sim"] * 4
+
+
+def test_a_wrong_backend_fails_parity_alone(suite: Suite) -> None:
+    suite.backends(sim="Simulated(wrong_from=2)")
+    result = suite.run("suites")
+    result.assert_outcomes(passed=7, failed=1)
+    result.stdout.fnmatch_lines("sim b1-p16-n8: not in parity with ref: a token is 5 logits worse*")
+
+
+def test_parity_alone_generates_its_own_tokens(suite: Suite) -> None:
+    suite.run("suites/test_greedy_parity.py").assert_outcomes(passed=2)
+    suite.backends(sim="Simulated(wrong_from=2)")
+    suite.run("suites/test_greedy_parity.py").assert_outcomes(passed=1, failed=1)
+
+
+def test_parity_skips_random_weights(suite: Suite) -> None:
+    result = suite.run("suites", "--llm-random-weights", "-rs")
+    result.assert_outcomes(passed=6, skipped=2)
+    result.stdout.fnmatch_lines("SKIPPED*random weights emit one token over and over*")
+
+
+def test_the_fixtures_for_tests_of_one_s_own(suite: Suite) -> None:
+    suite.test(
+        """
+def test_engine(llm_engine, llm_device, llm_model, llm_backend):
+    trace = llm_engine.generate([[1, 2], [3]], max_new_tokens=4)
+    assert [len(row) for row in trace.tokens] == [4, 4]
+    assert round(trace.ttft, 6) == 1.1, "the first generation is cold"
+    assert round(trace.tpot, 6) == (0.010 if llm_backend == "ref" else 0.005)
+    assert llm_engine.evidence()["engaged"]
+    assert (llm_device.name, llm_model.name) == ("cpu", "tiny")
+"""
+    )
+    suite.run("test_it.py").assert_outcomes(passed=2)
+
+
+def test_metrics_of_one_workload_share_its_generations(suite: Suite) -> None:
+    suite.backends(extra=COUNTING, sim="Counting()")
+    suite.run("suites/test_decode.py", "suites/test_prefill.py", "suites/test_latency.py", "--llm-backends=sim")
+    assert (suite.path / "generations").read_text() == "." * 11, "one of warm-up, ten samples"
+
+
+COUNTING = """
+class Counting(Simulated):
+    def generate(self, prompts, max_new_tokens, on_token):
+        with open(HERE / "generations", "a") as file:
+            file.write(".")
+        super().generate(prompts, max_new_tokens, on_token)
+"""
+
+
+def test_an_unknown_metric_is_the_test_s_mistake(suite: Suite) -> None:
+    suite.test("def test_it(llm_perf):\n    llm_perf.gate('itl')")
+    result = suite.run("test_it.py", "--llm-backends=sim")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*ValueError: unknown metric 'itl'; known: ttft, tpot, latency")
+
+
+def test_a_suite_without_our_fixtures_is_left_alone(suite: Suite) -> None:
+    suite.test("def test_plain():\n    pass\n")
+    suite.ini(llm_model="no such model")
+    result = suite.run("test_it.py")
+    result.assert_outcomes(passed=1)
+    assert "llmperf " not in result.stdout.str().partition("plugins:")[2].partition("\n")[2]
+
+
+# The marker
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ids"),
+    [
+        ("backends=['sim']", ["sim-b1-p16-n8"]),
+        ("backends=['ref'], batch_sizes=[2, 3]", ["ref-b2-p16-n8", "ref-b3-p16-n8"]),
+        ("backends=['ref'], prompt_lengths=[5]", ["ref-b1-p5-n8"]),
+        ("backends=['ref'], max_new_tokens=4", ["ref-b1-p16-n4"]),
+    ],
+)
+def test_the_marker_chooses_what_a_test_runs_with(suite: Suite, arguments: str, ids: list[str]) -> None:
+    suite.test(f"import pytest\n@pytest.mark.llm({arguments})\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')")
+    result = suite.run("test_it.py", "--collect-only", "-q")
+    assert re.findall(r"test_it\[(.*)]", result.stdout.str()) == ids
+
+
+@pytest.mark.parametrize(("devices", "skipped"), [("['h100', 'rocm']", 1), ("['cpu']", 0)])
+def test_a_test_for_other_devices_is_skipped(suite: Suite, devices: str, skipped: int) -> None:
+    suite.test(f"import pytest\n@pytest.mark.llm(devices={devices})\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')")
+    result = suite.run("test_it.py", "-rs", "--llm-backends=sim")
+    result.assert_outcomes(passed=1 - skipped, skipped=skipped)
+    if skipped:
+        result.stdout.fnmatch_lines("SKIPPED*needs h100 or rocm, and this is cpu")
+        assert suite.loads["sim"] == 0
+
+
+def test_a_backend_that_cannot_run_here_is_skipped_with_its_reason(suite: Suite) -> None:
+    needy = 'Backend("sim", load_sim, requires=lambda device: f"needs a GPU, not a {device.name}")'
+    suite.backends(backends=f'[Backend("ref", load_ref), {needy}]')
+    result = suite.run("suites/test_decode.py", "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines("SKIPPED*sim: needs a GPU, not a cpu")
+    said = usage_error(suite.run("suites/test_decode.py", "--llm-strict"))
+    assert said == "ERROR: llmperf: backend sim cannot run here (--llm-strict): needs a GPU, not a cpu"
+
+
+@pytest.mark.parametrize("arguments", ["batch_size=4", "['sim']"])
+def test_a_marker_argument_that_does_not_exist_is_one_clear_line(suite: Suite, arguments: str) -> None:
+    suite.test(f"import pytest\n@pytest.mark.llm({arguments})\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')")
+    said = usage_error(suite.run("test_it.py"))
+    assert said.startswith("ERROR: llmperf: test_it.py::test_it: the llm marker does not take ")
+    assert suite.loads == {"ref": 0, "sim": 0}
+
+
+# Pytest's own ways
+
+
+def test_collecting_starts_no_worker(suite: Suite) -> None:
+    result = suite.run("suites", "--collect-only")
+    assert result.ret == 0
+    assert suite.loads == {"ref": 0, "sim": 0}
+
+
+def test_dash_k_measures_only_what_was_selected(suite: Suite) -> None:
+    suite.run("suites", "-k", "decode and sim").assert_outcomes(passed=1, deselected=7)
+    assert suite.loads == {"ref": 0, "sim": 1}
+
+
+def test_last_failed_measures_only_what_failed(suite: Suite) -> None:
+    suite.record({"sim/tpot": 0.001})
+    assert suite.run("suites/test_decode.py").ret == 1
+    result = suite.run("suites/test_decode.py", "--lf", "-p", "cacheprovider")
+    result.assert_outcomes(failed=1)
+    assert suite.loads["ref"] == 1, "only in the first run"
+
+
+def test_dash_x_stops_at_the_first_failure(suite: Suite) -> None:
+    suite.record({"ref/tpot": 0.001})
+    result = suite.run("suites/test_decode.py", "-x")
+    result.assert_outcomes(failed=1)
+    assert suite.loads["sim"] == 0
+
+
+def test_dash_q_says_no_more_than_the_summary(suite: Suite) -> None:
+    result = suite.run("suites/test_decode.py", "-q", "--llm-backends=sim")
+    assert "loading" not in result.stdout.str()
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim*")
+
+
+def test_junit_has_a_failure_for_a_regression(suite: Suite) -> None:
+    suite.record({"sim/tpot": 0.001})
+    suite.run("suites/test_decode.py", "--junitxml=junit.xml")
+    root = ElementTree.parse(suite.path / "junit.xml").getroot()
+    (failure,) = root.iter("failure")
+    assert "regression" in failure.attrib["message"]
+    assert len(list(root.iter("testcase"))) == 2
+
+
+# pytest-benchmark
+
+
+def test_the_worker_s_durations_reach_the_benchmark_json_exactly(suite: Suite) -> None:
+    suite.backends(sim="Simulated(tpot=lambda number: 0.005 + number / 2**14)")
+    suite.test("def test_it(llm_perf):\n    llm_perf.gate('tpot')")
+    suite.run("test_it.py", "--benchmark-json=bench.json", "--llm-results=raw.json")
+    reference, simulated = json.loads((suite.path / "bench.json").read_text())["benchmarks"]
+    raw = json.loads((suite.path / "raw.json").read_text())["results"]
+    assert simulated["stats"]["data"] == raw[1]["samples"]
+    assert simulated["stats"]["data"] == pytest.approx([0.005 + number / 2**14 for number in range(1, 11)])
+    assert reference["stats"]["mean"] == pytest.approx(0.010)
+    assert simulated["group"] == "decode latency (mean TPOT), b1-p16-n8"
+    extra = simulated["extra_info"]
+    assert extra["case"] == "tiny/bfloat16/sim/b1-p16-n8/tpot"
+    assert extra["verdict"] == "no baseline"
+    assert extra["speedup"] == pytest.approx(0.010 / simulated["stats"]["median"])
+    assert extra["cold_start"] > 1
+    assert extra["utilization"]["name"] == "MBU"
+
+
+def test_benchmark_only_runs_the_measurements(suite: Suite) -> None:
+    result = suite.run("suites", "--benchmark-only")
+    result.assert_outcomes(passed=6, skipped=2)
+
+
+def test_benchmark_skip_runs_the_rest(suite: Suite) -> None:
+    result = suite.run("suites", "--benchmark-skip")
+    result.assert_outcomes(passed=2, skipped=6)
+
+
+def test_benchmark_disable_generates_once_and_judges_nothing(suite: Suite) -> None:
+    suite.record({"sim/tpot": 0.001})
+    suite.backends(extra=COUNTING, sim="Counting()")
+    result = suite.run("suites/test_decode.py", "--benchmark-disable", "--llm-backends=sim")
+    result.assert_outcomes(passed=1)
+    assert (suite.path / "generations").read_text() == "."
+
+
+def test_under_xdist_a_latency_is_refused_in_one_line(suite: Suite) -> None:
+    result = suite.run("suites/test_decode.py", "-p", "xdist", "-n", "1", "--llm-backends=sim")
+    assert result.ret == 1
+    result.assert_outcomes(failed=0, errors=1)
+    result.stdout.fnmatch_lines("latency cannot be measured under xdist*run with -n 0")
+    assert suite.loads == {"ref": 0, "sim": 0}
+
+
+# Results
+
+
+def test_the_results_file_holds_every_token_s_time(suite: Suite) -> None:
+    suite.run("suites/test_decode.py", "--llm-results=deep/raw.json", "--llm-backends=sim", "--llm-batch-sizes=2")
+    raw = json.loads((suite.path / "deep" / "raw.json").read_text())
+    (measurement,) = raw["measurements"]
+    assert len(measurement["warm_up"]) == 1
+    assert len(measurement["samples"]) == 10
+    trace = measurement["samples"][0]["trace"]
+    assert [len(row) for row in trace["times"]] == [8, 8]
+    assert trace["times"][1] == pytest.approx([0.1 + 0.005 * position for position in range(8)])
+    assert [len(row) for row in trace["tokens"]] == [8, 8]
+    (result,) = raw["results"]
+    assert result["verdict"]["outcome"] == "no baseline"
+    assert result["unit"] == "s/token"
+    assert raw["environment"]["peaks"] == {"flops": 1e15, "bandwidth": 1e15}
