@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pytest_llmperf.backends.base import Backend, Engine, EngineSpec
 from pytest_llmperf.backends.toolchain import cpp_compiler_missing
 
@@ -16,7 +18,7 @@ def load(spec: EngineSpec) -> Engine:
     from pytest_llmperf.backends.base import NotEngagedError, OnToken
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine, decoder_layers
 
-    apart = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
 
     class Compile(TransformersEngine):
         attention = "sdpa"
