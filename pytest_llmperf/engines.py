@@ -31,7 +31,7 @@ class Engines:
         arm: where the workers run.
         cache: folder for compile caches that outlive the process.
         timeout: seconds for one request.
-        keep_reference: whether the reference may stay loaded beside another engine; told by the device's memory.
+        roomy: whether the device's memory holds two engines, so that one may stay, idle, beside another.
         reference: its name.
         progress: told what is being done.
     """
@@ -43,14 +43,14 @@ class Engines:
         *,
         cache: str,
         timeout: float,
-        keep_reference: bool,
+        roomy: bool,
         reference: str,
         progress: Callable[[str], None],
     ) -> None:
         self._spec = spec
         self._arm = arm
         self._timeout = timeout
-        self._keep_reference = keep_reference
+        self._roomy = roomy
         self._reference = reference
         self._progress = progress
         self._loaded: dict[str, Loaded] = {}
@@ -88,7 +88,7 @@ class Engines:
 
     def _make_room(self, name: str) -> None:
         for other in list(self._loaded):
-            if other != name and not (self._keep_reference and self._reference in (other, name)):
+            if other != name and not (self._roomy and self._reference in (other, name)):
                 self.close(other)
 
     def ask(self, backend: Backend, operation: str, **arguments: Any) -> Any:
@@ -112,7 +112,8 @@ class Engines:
     @contextlib.contextmanager
     def fresh(self, backend: Backend) -> Iterator[tuple[Callable[..., Any], float]]:
         """A new process of the backend, gone afterwards: how to ask it, and the seconds it took to load."""
-        self.close(backend.name)
+        if not self._roomy:
+            self.close(backend.name)
         self._make_room(backend.name)
         loaded = self._load(backend)
         try:
@@ -138,7 +139,7 @@ class Engines:
 
     def release(self, name: str) -> None:
         """The backend's tests are over: close its engine, unless it is the reference and may stay."""
-        if not (self._keep_reference and name == self._reference):
+        if not (self._roomy and name == self._reference):
             self.close(name)
 
     def close(self, name: str) -> None:

@@ -78,7 +78,7 @@ class Run:
             Arm(),
             cache=str(self.scope.cache / "inductor"),
             timeout=self.settings.timeout,
-            keep_reference=self._fits_twice(),
+            roomy=self._fits_twice(),
             reference=self.settings.reference,
             progress=self.progress,
         )

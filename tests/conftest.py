@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 from inner import Suite
+from platformdirs import user_cache_path
 
 # Pytester forgets what an inner run imports; what is here already stays, one copy for all runs.
 import pytest_llmperf.fixtures
 import pytest_llmperf.report.results
 import pytest_llmperf.run  # noqa: F401
+from pytest_llmperf import models
+from pytest_llmperf.models import Model
 
 pytest_plugins = "pytester"
 
@@ -18,3 +21,13 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     return Suite(pytester)
+
+
+@pytest.fixture(scope="session")
+def bundled_model() -> Model:
+    """The bundled model with real weights, converted into the user's cache at first use."""
+    from pytest_llmperf.worker.convert import convert
+
+    model = models.resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))
+    models.ready(model, convert)
+    return model

@@ -179,6 +179,38 @@ def test_a_baseline_whose_own_processes_differed_is_not_failed_for_less_than_tha
     assert suite.decode().ret == 0
 
 
+BUSY = """
+class Busy(Simulated):
+    def __init__(self, tpot):
+        super().__init__(tpot=tpot)
+        from itertools import count
+        from pytest_llmperf.devices import health
+        wall = count(1)
+        health.snapshot = lambda: health.Snapshot(now := float(next(wall)), 4 * now, 0.0, 0.0)
+"""
+
+
+@pytest.mark.parametrize("strict", [(), ("--llm-strict",)], ids=["", "strict"])
+@pytest.mark.parametrize(
+    ("sim", "extra", "doubt"),
+    [
+        ("Busy(0.00575)", BUSY, "others used the CPU during most samples of 2 of 2 processes"),
+        (SLOWER, 'PEAKS["flops"] = 0.5e15', "this machine's GEMM rate is 50% below what it was with the baseline"),
+        (SLOWER, 'PEAKS["bandwidth"] = 0.8e15', "this machine's memory bandwidth is 20% below what it was *"),
+        ("Simulated(tpot=0.005 * [1.2, 1.3, 1.01][process - 1])", "", "one process was 1.0% slower, not above *"),
+    ],
+    ids=["contention", "slower cores", "slower memory", "processes that disagree"],
+)
+def test_a_slowdown_with_another_cause_is_inconclusive(
+    recorded: Suite, sim: str, extra: str, doubt: str, strict: tuple[str, ...]
+) -> None:
+    recorded.backends(sim=sim, extra=extra)
+    result = recorded.decode(*strict)
+    assert result.ret == bool(strict)
+    result.stdout.fnmatch_lines(f"inconclusive: 15.*% slower in 2 fresh processes, but *{doubt} (tpot b1-p16-n8 sim)")
+    result.stdout.fnmatch_lines("1 cases gated: 1 inconclusive")
+
+
 # Another machine
 
 

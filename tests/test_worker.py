@@ -41,8 +41,8 @@ def suite_with(suite: Suite, body: str) -> Suite:
         ("os.kill(os.getpid(), 11)", "worker died during generate: killed by signal 11 (SIGSEGV)"),
         ("os.abort()", "worker died during generate: killed by signal 6 (SIGABRT)"),
         ("os._exit(3)", "worker died during generate: it exited with status 3"),
-        ("time.sleep(3600)", "worker hung: no answer to generate within 0.5 s, so it was killed; *--llm-timeout"),
-        ("os.kill(os.getpid(), signal.SIGSTOP)", "worker hung: no answer to generate within 0.5 s*"),
+        ("time.sleep(3600)", "worker hung: no answer to generate within 1.5 s, so it was killed; *--llm-timeout"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", "worker hung: no answer to generate within 1.5 s*"),
         ("raise MemoryError('no 3 GiB left')", "MemoryError: no 3 GiB left"),
         ("raise MemoryError", "MemoryError: MemoryError"),
         ("raise RuntimeError('illegal memory access')", "RuntimeError: illegal memory access"),
@@ -59,7 +59,7 @@ def suite_with(suite: Suite, body: str) -> Suite:
 )
 def test_what_goes_wrong_in_a_worker_fails_its_own_test_and_is_said(suite: Suite, body: str, said: str) -> None:
     suite_with(suite, "import signal, time; " + body)
-    result = suite.run("suites/test_decode.py", "--llm-timeout=0.5" if "hung" in said else "--llm-timeout=30")
+    result = suite.run("suites/test_decode.py", "--llm-timeout=1.5" if "hung" in said else "--llm-timeout=30")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(said)
     assert "Traceback" not in result.stdout.str().partition("last output")[0]
@@ -108,12 +108,12 @@ def test_prints_are_harmless(suite: Suite) -> None:
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("__import__('no_such_library')", "ModuleNotFoundError: No module named 'no_such_library'"),
         ("os.kill(os.getpid(), 9)", "worker died during load: killed by signal 9 (SIGKILL*)"),
-        ("time.sleep(3600)", "worker hung: no answer to load within 0.5 s*"),
+        ("time.sleep(3600)", "worker hung: no answer to load within 1.5 s*"),
     ],
 )
 def test_a_backend_that_does_not_load_is_tried_once(suite: Suite, load: str, said: str) -> None:
     suite.backends(sim=load)
-    result = suite.run("suites", "--llm-timeout=0.5" if "hung" in said else "--llm-timeout=30")
+    result = suite.run("suites", "--llm-timeout=1.5" if "hung" in said else "--llm-timeout=30")
     result.assert_outcomes(passed=4, failed=4)
     result.stdout.fnmatch_lines(said)
     assert suite.loads["sim"] == 1
