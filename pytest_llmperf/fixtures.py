@@ -121,7 +121,7 @@ class Perf:
                 f"{result.case}: impossible figure {figure(result.spread.median, metric)}: {reason}", pytrace=False
             )
         outcome = result.verdict.outcome
-        if result.updated:
+        if run.settings.update_baselines:
             return result
         if outcome is Outcome.REGRESSION or (run.settings.strict and outcome in STRICT_FAILURES):
             pytest.fail(verdict_line(result), pytrace=False)

@@ -320,6 +320,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         for line in terminal.table(results):
             write(line)
         write("cold start: " + ", ".join(terminal.cold_starts(results)))
+    if disturbed := terminal.disturbed(results):
+        write("samples disturbed by other processes or the hypervisor: " + ", ".join(disturbed))
     for line in terminal.parity_lines(run.parities):
         write(line)
     for line in terminal.notes(results):
@@ -344,10 +346,10 @@ def _say_written(terminalreporter: Any, run: Run, written: list[str] | str) -> N
     for result in run.results.values():
         if result.case.key in written:
             terminalreporter.write_line(
-                f"accepted {result.case.key}: {terminal.spread(result)}, was {terminal.change(result.verdict)}"
+                f"accepted {result.case.key}: {terminal.spread(result)}, {terminal.change(result.verdict)} against the old"
             )
     left = len(run.results) - sum(result.case.key in written for result in run.results.values())
-    held = f"; {left} cases, impossible or of backends out of parity, were not accepted" if left else ""
+    held = f"; {left} cases, disturbed, impossible or out of parity, were not accepted" if left else ""
     terminalreporter.write_line(f"{len(written)} entries written to {run.gate.path}{held}", bold=True)
 
 

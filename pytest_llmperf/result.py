@@ -31,7 +31,7 @@ class Result:
         peak_memory: bytes.
         engagement: what was seen of the optimization.
         throughput: output tokens per second, median over the samples.
-        updated: whether the figures were accepted as the new baseline.
+        accepted: whether the figures are to be the new baseline.
     """
 
     case: Case
@@ -48,7 +48,7 @@ class Result:
     peak_memory: int
     engagement: Mapping[str, Any]
     throughput: float
-    updated: bool = False
+    accepted: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -195,7 +195,10 @@ def test_a_hundred_other_orders_of_summation_pass_a_hundred_times(bench: Bench) 
     lengths = random.Random(1)
     for seed in range(100 // rows):
         kernel.split = random.Random(seed).randrange
-        prompts = [bench.prompts.batch(Workload(40, lengths.randint(24, 48), 1))[(rows * seed + row) % 40] for row in range(rows)]
+        prompts = [
+            bench.prompts.batch(Workload(40, lengths.randint(24, 48), 1))[(rows * seed + row) % 40]
+            for row in range(rows)
+        ]
         observed = bench.workers["under test"].engine.observe(prompts, 12, OBSERVED_LOGITS)
         scores = bench.workers["eager"].engine.score(
             prompts, [one.tokens for one in observed], [one.candidates for one in observed]

@@ -18,7 +18,9 @@ def load(spec: EngineSpec) -> Engine:
     from pytest_llmperf.backends.base import NotEngagedError, OnToken
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine, decoder_layers
 
-    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+    apart: dict[str, Any] = (
+        {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+    )
 
     class Compile(TransformersEngine):
         attention = "sdpa"

@@ -83,7 +83,7 @@ def table(results: Iterable[Result]) -> list[str]:
                 f"{result.speedup:.2f}x" if result.speedup else "-",
                 f"{roof.name} {roof.fraction:.0%}" if roof else "-",
                 change(result.verdict),
-                "accepted" if result.updated else str(result.verdict.outcome),
+                "accepted" if result.accepted else str(result.verdict.outcome),
             )
         )
     widths = [max(len(row[column]) for row in (HEADER, *rows)) for column in range(len(HEADER))]
@@ -105,6 +105,13 @@ def notes(results: Iterable[Result]) -> list[str]:
         f"{reason} ({cases[0]}{f' and {len(cases) - 1} more' if len(cases) > 1 else ''})"
         for reason, cases in said.items()
     ]
+
+
+def disturbed(results: Iterable[Result]) -> list[str]:
+    """The cases some of whose samples others disturbed, and how many of them, worst first."""
+    found = sorted((result for result in results if result.contamination), key=lambda result: -result.contamination)
+    cases = {f"{result.case.backend} {result.case.workload} {result.contamination:.0%}": None for result in found}
+    return list(cases)
 
 
 def cold_starts(results: Iterable[Result]) -> list[str]:

