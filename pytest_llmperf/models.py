@@ -158,7 +158,7 @@ def _config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         Architecture.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file}: not the configuration of a causal language model ({error})") from None
     return config  # type: ignore[no-any-return]
 
@@ -211,7 +211,7 @@ def _intact(folder: Path, source: str) -> bool:
         return bool(manifest["source"] == source and manifest["files"]) and all(
             _sha256(folder / name) == digest for name, digest in manifest["files"].items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

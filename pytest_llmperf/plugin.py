@@ -345,8 +345,9 @@ def _say_written(terminalreporter: Any, run: Run, written: list[str] | str) -> N
         return
     for result in run.results.values():
         if result.case.key in written:
+            change = terminal.change(result.verdict)
             terminalreporter.write_line(
-                f"accepted {result.case.key}: {terminal.spread(result)}, {terminal.change(result.verdict)} against the old"
+                f"accepted {result.case.key}: {terminal.spread(result)}, {change} against the old"
             )
     left = len(run.results) - sum(result.case.key in written for result in run.results.values())
     held = f"; {left} cases, disturbed, impossible or out of parity, were not accepted" if left else ""

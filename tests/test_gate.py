@@ -93,7 +93,7 @@ def test_an_update_does_not_accept_a_backend_out_of_parity(recorded: Suite) -> N
     assert result.ret == 1
     assert recorded.stored()["entries"][f"{SIM}/tpot"] == before
     assert f"{REF}/cold-start" in recorded.stored()["entries"]
-    result.stdout.fnmatch_lines("*written to *1 cases, impossible or of backends out of parity, were not accepted")
+    result.stdout.fnmatch_lines("*written to *1 cases, disturbed, impossible or out of parity, were not accepted")
 
 
 def test_an_interrupted_run_writes_no_baseline(suite: Suite) -> None:

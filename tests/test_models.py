@@ -273,11 +273,15 @@ def test_a_damaged_model_is_converted_again(embedded: Model, file: str, damage: 
     assert (embedded.folder / file).read_bytes() == whole
 
 
-@pytest.mark.parametrize("manifest", ["[]", "null", "3", '{"source": "x"}', '{"source": "x", "files": []}'])
+@pytest.mark.parametrize(
+    "manifest",
+    ["[]", "null", "3", "{", '{"source": "S"}', '{"source": "S", "files": {}}', '{"source": "S", "files": ["a"]}'],
+)
 def test_a_manifest_that_is_no_manifest_is_damage(embedded: Model, manifest: str) -> None:
     models.ready(embedded, Converter())
     assert embedded.folder is not None
-    (embedded.folder / models.MANIFEST).write_text(manifest)
+    file = embedded.folder / models.MANIFEST
+    file.write_text(manifest.replace("S", json.loads(file.read_text())["source"]))
     convert = Converter()
     models.ready(embedded, convert)
     assert convert.calls == 1
@@ -381,9 +385,10 @@ def test_unequal_lengths_fall_to_one(either: Prompts, batch: int, length: int) -
         assert len(set(lengths)) == batch
 
 
-def test_unequal_rows_are_not_the_timed_ones(either: Prompts) -> None:
-    workload = Workload(4, 96, 8)
-    assert either.unequal_batch(workload)[0] not in either.batch(workload)
+def test_unequal_rows_are_other_text_than_the_timed_ones(prompts: Prompts) -> None:
+    timed = prompts.batch(Workload(16, 96, 8))
+    for row in prompts.unequal_batch(Workload(16, 96, 8))[:10]:
+        assert row not in [other[: len(row)] for other in timed]
 
 
 def test_prompts_are_the_same_every_time(either: Prompts, bundled_model: Model) -> None:

@@ -1,0 +1,239 @@
+"""The built-in backends, loaded in process: what they generate, and whether they notice that they did not engage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import GenerationConfig
+
+from pytest_llmperf.backends import eager
+from pytest_llmperf.backends.base import EngineSpec, NotEngagedError
+from pytest_llmperf.backends.registry import BUILT_IN
+from pytest_llmperf.backends.transformers_engine import TokenStreamer, TransformersEngine
+from pytest_llmperf.devices.table import DEVICES
+from pytest_llmperf.models import Model
+from pytest_llmperf.worker.recorder import Recorder
+
+#: A model small enough to compile in seconds; its weights are spread so widely that its tokens vary.
+TINY: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 512, "max_position_embeddings": 256,
+    "initializer_range": 0.2, "eos_token_id": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+BACKENDS = {backend.name: backend for backend in BUILT_IN}
+NEW = 6
+EQUAL = [[(7 * row + 13 * index) % 500 + 1 for index in range(16)] for row in range(2)]
+UNEQUAL = [EQUAL[0], EQUAL[1][:5]]
+
+
+def spec(**changes: Any) -> EngineSpec:
+    return EngineSpec("tiny", TINY | changes, "float32", "cpu")
+
+
+def generate(engine: Any, prompts: list[list[int]], new: int = NEW) -> list[list[int]]:
+    recorder = Recorder(len(prompts))
+    engine.generate(prompts, new, recorder)
+    assert [len(times) for times in recorder.times] == [len(row) for row in recorder.tokens]
+    return recorder.tokens
+
+
+@pytest.fixture(scope="module")
+def limits() -> Iterator[Any]:
+    """Dynamo's settings, which loading a compiling backend changes; put back, and what was compiled forgotten."""
+    names = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
+        yield torch._dynamo.config
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def engine(request: pytest.FixtureRequest, limits: Any) -> Any:
+    backend = BACKENDS[request.param]
+    if (reason := backend.requires(DEVICES["cpu"])) is not None:
+        pytest.skip(reason)
+    torch._dynamo.reset()
+    return backend.load(spec())
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return eager.BACKEND.load(spec())
+
+
+# Generation
+
+
+@pytest.mark.parametrize("prompts", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
+def test_a_backend_generates_exactly_what_is_asked_and_the_references_tokens(
+    engine: Any, reference: Any, prompts: list[list[int]]
+) -> None:
+    tokens = generate(engine, prompts)
+    assert [len(row) for row in tokens] == [NEW] * len(prompts)
+    assert tokens == generate(reference, prompts)
+    assert len({token for row in tokens for token in row}) > 3  # or the comparison would show nothing
+
+
+def test_a_backend_shows_that_it_engaged(engine: Any) -> None:
+    generate(engine, EQUAL)
+    found = engine.evidence()
+    assert found.engaged, found
+    found.require()
+    assert found.seen["attn_implementation"] == engine.attention
+
+
+def test_what_is_observed_is_what_is_generated(engine: Any) -> None:
+    observed = engine.observe(EQUAL, NEW, 3)
+    assert [list(one.tokens) for one in observed] == generate(engine, EQUAL)
+    for one in observed:
+        assert [candidates[0] for candidates in one.candidates] == one.tokens
+        assert all(list(logits) == sorted(logits, reverse=True) for logits in one.logits)
+        assert {len(row) for row in (*one.candidates, *one.logits)} == {3}
+
+
+def test_a_padded_prompt_yields_what_it_yields_alone(reference: Any) -> None:
+    assert generate(reference, UNEQUAL) == [generate(reference, [prompt])[0] for prompt in UNEQUAL]
+
+
+def test_one_token_is_a_generation(reference: Any) -> None:
+    assert generate(reference, UNEQUAL, new=1) == [row[:1] for row in generate(reference, UNEQUAL)]
+
+
+def test_the_reference_scores_its_own_tokens_without_regret(reference: Any) -> None:
+    tokens = generate(reference, UNEQUAL)
+    for row, score in zip(tokens, reference.score(UNEQUAL, tokens, None), strict=True):
+        assert max(score.regret) == 0
+        assert [candidates[0] for candidates in score.candidates] == row
+        for logits, exact in zip(score.logits, score.exact, strict=True):
+            assert logits == pytest.approx(exact, abs=1e-4)
+            assert logits != exact  # float64 is another computation
+
+
+def test_a_wrong_token_is_regretted_and_only_it(reference: Any) -> None:
+    tokens = generate(reference, EQUAL[:1])[0]
+    wrong = [*tokens[:-1], (tokens[-1] + 1) % 512]
+    (score,) = reference.score(EQUAL[:1], [wrong], None)
+    assert score.regret[:-1] == [0.0] * (NEW - 1)
+    assert score.regret[-1] > 0.01
+
+
+# End of sequence, and the model's own generation config
+
+
+def test_end_of_sequence_is_neither_suppressed_nor_an_end(reference: Any) -> None:
+    tokens = generate(reference, EQUAL)
+    ending = eager.BACKEND.load(spec(eos_token_id=tokens[0][2]))  # the same weights, by the same seed
+    assert generate(ending, EQUAL) == tokens
+
+
+def test_a_models_own_generation_config_changes_nothing(reference: Any, tmp_path: Path) -> None:
+    tokens = generate(reference, UNEQUAL)
+    reference.model.save_pretrained(tmp_path)
+    own = GenerationConfig(
+        do_sample=True,
+        temperature=5.0,
+        top_k=50,
+        repetition_penalty=9.0,
+        min_new_tokens=4,
+        eos_token_id=tokens[0][1],
+        suppress_tokens=tokens[0][:1],
+    )
+    own.save_pretrained(tmp_path)
+    loaded = eager.BACKEND.load(EngineSpec(str(tmp_path), None, "float32", "cpu"))
+    assert generate(loaded, UNEQUAL) == tokens
+
+
+def test_a_real_model_goes_on_after_it_has_ended(bundled_model: Model) -> None:
+    """Asked for nothing but the end of its turn, the bundled model says so, and is made to go on."""
+    assert bundled_model.folder is not None
+    loaded = BACKENDS["sdpa"].load(EngineSpec(str(bundled_model.folder), None, "bfloat16", "cpu"))
+    tokenizer_file = bundled_model.tokenizer_file
+    assert tokenizer_file is not None
+    chat = "<|im_start|>user\nSay only the word yes.<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+    prompt = Tokenizer.from_file(str(tokenizer_file)).encode(chat + chat + chat.removesuffix("<|im_end|>\n")).ids
+    (tokens,) = generate(loaded, [prompt], 8)
+    assert tokens[0] in bundled_model.end_of_sequence
+    assert len(tokens) == 8
+
+
+# The streamer
+
+
+def test_the_end_of_a_stream_is_no_token() -> None:
+    recorder = Recorder(2)
+    streamer = TokenStreamer(recorder)
+    streamer.put(torch.tensor([[5, 6, 7], [0, 6, 7]]))  # the prompt
+    assert recorder.tokens == [[], []]
+    streamer.put(torch.tensor([8, 9]))
+    streamer.end()
+    assert recorder.tokens == [[8], [9]]
+    assert [len(times) for times in recorder.times] == [1, 1]
+
+
+# Engagement
+
+
+LAYERS = 12
+
+
+@pytest.fixture
+def limited(limits: Any) -> Iterator[Any]:
+    """The compile backend on as many layers as dynamo's own limit does not allow."""
+    if (reason := BACKENDS["compile"].requires(DEVICES["cpu"])) is not None:
+        pytest.skip(reason)
+    torch._dynamo.reset()
+    engine = BACKENDS["compile"].load(spec(num_hidden_layers=LAYERS))
+    # Layers compiled apart each count by themselves against the first, and together against the second.
+    limits.recompile_limit = limits.accumulated_recompile_limit = 8
+    yield engine
+    torch._dynamo.reset()
+
+
+def test_hitting_the_recompile_limit_is_an_error(limited: Any) -> None:
+    with pytest.raises(NotEngagedError) as caught:
+        generate(limited, EQUAL, 2)
+    message = str(caught.value)
+    assert "fell back to eager" in message
+    assert "limit of 8" in message
+    assert str(LAYERS) in message
+
+
+def test_a_silent_fallback_is_seen_in_the_evidence(limited: Any, limits: Any, reference: Any) -> None:
+    limits.fail_on_recompile_limit_hit = False
+    assert [len(row) for row in generate(limited, EQUAL, 2)] == [2, 2]  # it does generate: most of it uncompiled
+    with pytest.raises(NotEngagedError, match=r"a compiled region in every layer .*compiled regions=\d+"):
+        limited.evidence().require()
+
+
+class Resolved(TransformersEngine):
+    attention = "sdpa"
+
+
+@pytest.mark.parametrize(("resolved", "engaged"), [("sdpa", True), ("eager", False)])
+def test_another_attention_than_asked_is_not_engaged(resolved: str, engaged: bool) -> None:
+    engine = Resolved(spec())
+    engine.model.set_attn_implementation(resolved)
+    generate(engine, EQUAL)
+    found = engine.evidence()
+    assert found.engaged == engaged
+    if not engaged:
+        with pytest.raises(NotEngagedError, match=r"expected attn_implementation sdpa.*attn_implementation=eager"):
+            found.require()
+
+
+@pytest.mark.parametrize(("name", "other"), [("eager", "sdpa"), ("sdpa", "eager")])
+def test_another_kernel_under_the_right_name_is_not_engaged(name: str, other: str) -> None:
+    engine = BACKENDS[name].load(spec())
+    for module in engine.model.modules():
+        if hasattr(module, "q_proj"):
+            module.config = type(module.config)(**module.config.to_dict())
+            module.config._attn_implementation = other
+    generate(engine, EQUAL)
+    assert engine.model.config._attn_implementation == name
+    assert not engine.evidence().engaged

@@ -1,0 +1,41 @@
+"""What the documentation shows works, and what it links to is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_llmperf.settings import OPTIONS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_resolves(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_every_option_is_in_the_reference() -> None:
+    text = (ROOT / "docs/reference/options.md").read_text()
+    assert [option.flag for option in OPTIONS if f"`{option.flag}" not in text or option.ini not in text] == []
+
+
+def test_the_example_backend_is_short_and_runs(pytester: pytest.Pytester) -> None:
+    text = (ROOT / "docs/how-to/add-a-backend.md").read_text()
+    example = re.search(r"```python\n(# conftest.py\n.*?)```", text, re.DOTALL)
+    assert example is not None
+    assert len(example[1].strip().splitlines()) < 30
+    pytester.makeconftest(example[1])
+    pytester.makepyfile("def test_it(llm_parity):\n    llm_parity.check()\n")
+    done = pytester.runpytest_subprocess(
+        "--llm-backends=mine",
+        "--llm-dtype=float32",
+        "--llm-batch-sizes=2",
+        "--llm-prompt-lengths=48",
+        "--llm-max-new-tokens=16",
+    )
+    done.assert_outcomes(passed=1)
