@@ -346,9 +346,8 @@ def _say_written(terminalreporter: Any, run: Run, written: list[str] | str) -> N
     for result in run.results.values():
         if result.case.key in written:
             change = terminal.change(result.verdict)
-            terminalreporter.write_line(
-                f"accepted {result.case.key}: {terminal.spread(result)}, {change} against the old"
-            )
+            against = f"{change} against the old" if change != "-" else "new"
+            terminalreporter.write_line(f"accepted {result.case.key}: {terminal.spread(result)}, {against}")
     left = len(run.results) - sum(result.case.key in written for result in run.results.values())
     held = f"; {left} cases, disturbed, impossible or out of parity, were not accepted" if left else ""
     terminalreporter.write_line(f"{len(written)} entries written to {run.gate.path}{held}", bold=True)

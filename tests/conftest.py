@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from inner import Suite
 from platformdirs import user_cache_path
@@ -31,3 +33,14 @@ def bundled_model() -> Model:
     model = models.resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))
     models.ready(model, convert)
     return model
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread: several wait for one another, for ever as it seems, where a core is busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

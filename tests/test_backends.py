@@ -19,6 +19,8 @@ from pytest_llmperf.devices.table import DEVICES
 from pytest_llmperf.models import Model
 from pytest_llmperf.worker.recorder import Recorder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 #: A model small enough to compile in seconds; its weights are spread so widely that its tokens vary.
 TINY: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -183,14 +185,15 @@ LAYERS = 12
 
 
 @pytest.fixture
-def limited(limits: Any) -> Iterator[Any]:
+def limited(limits: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The compile backend on as many layers as dynamo's own limit does not allow."""
     if (reason := BACKENDS["compile"].requires(DEVICES["cpu"])) is not None:
         pytest.skip(reason)
     torch._dynamo.reset()
     engine = BACKENDS["compile"].load(spec(num_hidden_layers=LAYERS))
     # Layers compiled apart each count by themselves against the first, and together against the second.
-    limits.recompile_limit = limits.accumulated_recompile_limit = 8
+    monkeypatch.setattr(limits, "recompile_limit", 8)
+    monkeypatch.setattr(limits, "accumulated_recompile_limit", 8)
     yield engine
     torch._dynamo.reset()
 
@@ -204,8 +207,8 @@ def test_hitting_the_recompile_limit_is_an_error(limited: Any) -> None:
     assert str(LAYERS) in message
 
 
-def test_a_silent_fallback_is_seen_in_the_evidence(limited: Any, limits: Any, reference: Any) -> None:
-    limits.fail_on_recompile_limit_hit = False
+def test_a_silent_fallback_is_seen_in_the_evidence(limited: Any, limits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "fail_on_recompile_limit_hit", False)
     assert [len(row) for row in generate(limited, EQUAL, 2)] == [2, 2]  # it does generate: most of it uncompiled
     with pytest.raises(NotEngagedError, match=r"a compiled region in every layer .*compiled regions=\d+"):
         limited.evidence().require()

@@ -57,7 +57,7 @@ def test_an_update_records_fresh_processes_and_the_cold_start_apart(suite: Suite
     assert [len(samples) for samples in entries[f"{SIM}/tpot"]["invocations"]] == [10, 10, 10]
     assert [len(samples) for samples in entries[f"{SIM}/cold-start"]["invocations"]] == [1, 1, 1]
     assert entries[f"{SIM}/cold-start"]["median"] > 1.0, "the cold second of the first generation is in it"
-    result.stdout.fnmatch_lines(["accepted *sim*tpot: 5.000 ms*, was -", "2 entries written to *tiny.json"])
+    result.stdout.fnmatch_lines(["accepted *sim*tpot: 5.000 ms*, new", "2 entries written to *tiny.json"])
 
 
 def test_what_was_recorded_passes_the_next_run(suite: Suite) -> None:
@@ -76,7 +76,7 @@ def test_an_update_accepts_a_slowdown_and_says_by_how_much(recorded: Suite) -> N
     recorded.backends(sim=SLOWER)
     result = recorded.decode("--llm-update-baselines")
     assert result.ret == 0
-    result.stdout.fnmatch_lines("accepted *sim*tpot: 5.750 ms*was +15.0%*")
+    result.stdout.fnmatch_lines("accepted *sim*tpot: 5.750 ms*, +15.0%*against the old")
     assert recorded.stored()["entries"][f"{SIM}/tpot"]["median"] == pytest.approx(TPOT * 1.15)
 
 

@@ -23,9 +23,9 @@ from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
 from pytest_llmperf.worker.server import OBSERVED_LOGITS, Worker
 
-WORKLOAD = Workload(batch_size=4, prompt_length=96, max_new_tokens=24)
-#: The slot of the key-value cache that a stale kernel never writes.
-STALE = 5
+WORKLOAD = Workload(batch_size=4, prompt_length=48, max_new_tokens=16)
+#: The slot of the key-value cache that a stale kernel never writes: of the last prompt token but one.
+STALE = WORKLOAD.prompt_length - 2
 MUTATIONS = [
     "causal mask shifted by one",
     "padding ignored",
@@ -148,7 +148,7 @@ class Bench:
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def bench(request: pytest.FixtureRequest, bundled_model: Model) -> Bench:
+def bench(request: pytest.FixtureRequest, bundled_model: Model, one_thread: None) -> Bench:
     return Bench(bundled_model, request.param)
 
 
