@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Version of the file's layout. A file of another version is refused, never guessed at.
-SCHEMA = 1
+SCHEMA = 2
 
 _REMEDY = "restore it from version control, or delete it and record again with --llm-update-baselines"
 
@@ -71,12 +71,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Baseline:
-    """All entries of one model on one device, by `Case.key`, and their environments, by id."""
+    """All entries of one model on one device, and their environments, by id.
+
+    A device is a product, and machines of one device differ: a runner's CPU is now of one kind, now of another. So a
+    case, named by `Case.key`, has an entry for every machine that recorded one.
+    """
 
     device: str
     model: str
     environments: Mapping[str, Environment]
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, tuple[Entry, ...]]
+
+    def machine(self, entry: Entry) -> Mapping[str, Any]:
+        """The fingerprint of the machine that recorded an entry."""
+        return self.environments[entry.environment].fingerprint
 
 
 def path_for(folder: Path, device: str, model: str) -> Path:
@@ -133,7 +141,10 @@ def dumps(baseline: Baseline) -> str:
     """
     try:
         document: dict[str, Any] = {"schema": SCHEMA, "device": baseline.device, "model": baseline.model}
-        document["entries"] = {key: _stored(baseline.entries[key]) for key in _sorted(baseline.entries)}
+        document["entries"] = {
+            key: [_stored(entry) for entry in _by_machine(baseline, baseline.entries[key])]
+            for key in _sorted(baseline.entries)
+        }
         document["environments"] = _canonical({key: vars(value) for key, value in baseline.environments.items()})
         text = json.dumps(document, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -143,7 +154,9 @@ def dumps(baseline: Baseline) -> str:
 
 
 def merge(old: Baseline | None, new: Baseline) -> Baseline:
-    """The old baseline with the entries of the new one in place of its own; environments that none needs are dropped.
+    """The old baseline with the entries of the new one in place of its own of the same case and machine.
+
+    Other machines' entries stay; environments that none needs are dropped.
 
     Raises:
         BaselineError: the two are of different devices or models.
@@ -151,10 +164,14 @@ def merge(old: Baseline | None, new: Baseline) -> Baseline:
     old = old or Baseline(new.device, new.model, {}, {})
     if (old.device, old.model) != (new.device, new.model):
         raise BaselineError(f"{new.model!r} on {new.device!r} cannot be merged into {old.model!r} on {old.device!r}")
-    entries = {**old.entries, **new.entries}
-    held = {**old.environments, **new.environments}
-    used = {entry.environment for entry in entries.values()}
-    return Baseline(new.device, new.model, {key: held[key] for key in held.keys() & used}, entries)
+    held = Baseline(new.device, new.model, {**old.environments, **new.environments}, {})
+    entries = dict(old.entries)
+    for key, theirs in new.entries.items():
+        replaced = [held.machine(entry) for entry in theirs]
+        kept = [entry for entry in entries.get(key, ()) if held.machine(entry) not in replaced]
+        entries[key] = _by_machine(held, [*kept, *theirs])
+    used = {entry.environment for row in entries.values() for entry in row}
+    return replace(held, environments={key: held.environments[key] for key in used}, entries=entries)
 
 
 def unused(baseline: Baseline, keys_run: Iterable[str]) -> list[str]:
@@ -222,10 +239,16 @@ def _parse(text: str) -> Baseline:
     _need(data["schema"] == SCHEMA, f"has schema {data['schema']}, older than this version's {SCHEMA}")
     _fields(data, "the file", schema=int, device=str, model=str, entries=dict, environments=dict)
     environments = {key: _environment(key, value) for key, value in data["environments"].items()}
-    entries = {key: _entry(f"entry {key!r}", value) for key, value in data["entries"].items()}
-    for key, entry in entries.items():
-        _need(entry.environment in environments, f"entry {key!r} names the unknown environment {entry.environment!r}")
-    return Baseline(data["device"], data["model"], environments, entries)
+    entries = {key: _entries(f"entry {key!r}", value) for key, value in data["entries"].items()}
+    baseline = Baseline(data["device"], data["model"], environments, entries)
+    for key, row in entries.items():
+        for entry in row:
+            known = entry.environment in environments
+            _need(known, f"entry {key!r} names the unknown environment {entry.environment!r}")
+        machines = [baseline.machine(entry) for entry in row]
+        twice = any(machine in machines[:index] for index, machine in enumerate(machines))
+        _need(not twice, f"entry {key!r} has one machine twice")
+    return baseline
 
 
 def _environment(key: str, data: Any) -> Environment:
@@ -233,6 +256,11 @@ def _environment(key: str, data: Any) -> Environment:
     environment = Environment(**data)
     _need(environment.id == key, f"environment {key!r} was edited: its content has the id {environment.id!r}")
     return environment
+
+
+def _entries(name: str, data: Any) -> tuple[Entry, ...]:
+    _need(isinstance(data, list) and data, f"{name} is not a list of records, one per machine")
+    return tuple(_entry(name, record) for record in data)
 
 
 def _entry(name: str, data: Any) -> Entry:
@@ -279,6 +307,11 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_canonical(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _by_machine(baseline: Baseline, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """In an order that new versions of a library do not change."""
+    return tuple(sorted(entries, key=lambda entry: json.dumps(_canonical(baseline.machine(entry)))))
 
 
 def _sorted(keys: Iterable[str]) -> list[str]:

@@ -43,6 +43,13 @@ def _new_tokens(text: str) -> int:
     return value
 
 
+def _invocations(text: str) -> int:
+    value = _size(text)
+    if value < 3:
+        raise ValueError("the spread between processes takes at least 3 of them to be seen")
+    return value
+
+
 def _fraction(text: str) -> float:
     number = re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", text)
     try:
@@ -134,8 +141,8 @@ OPTIONS = (
            False),
     Option("max-regression", _fraction, "FRACTION", "Slowdown against the baseline above which a test fails, if confirmed in "
            "fresh processes. Default: 5%% on an accelerator, 10%% on the CPU. Example: --llm-max-regression=8%%"),
-    Option("invocations", _size, "N", "Fresh processes that a new baseline is made of. Default: 3. Example: "
-           "--llm-invocations=5", 3),
+    Option("invocations", _invocations, "N", "Fresh processes that a new baseline is made of, at least 3. Default: 5. "
+           "Example: --llm-invocations=9", 5),
     Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive or missing baselines, backends that "
            "cannot run here. Default: off. Example: pytest suites/ --llm-strict", False),
     Option("timeout", _seconds, "SECONDS", "Longest time for one request to a worker (a load, a generation with its "

@@ -186,9 +186,7 @@ def screen(
     return verdict
 
 
-def confirm(
-    baseline: Invocations, head_fresh: Invocations, tolerance: float, floor: float, basis: Basis = "latency"
-) -> Verdict:
+def confirm(baseline: Invocations, head_fresh: Invocations, tolerance: float, floor: float) -> Verdict:
     """Judge a flagged case by its fresh invocations: regression, ok or inconclusive.
 
     A regression needs all of: a ratio above 1 + threshold, as in `screen`; the interval's low end and every single
@@ -196,11 +194,11 @@ def confirm(
     the fresh ones: it was selected for being slow, so it is biased.
 
     Raises:
-        ValueError: there are fewer than 2 fresh invocations; else as `screen`, whose arguments these are.
+        ValueError: there are fewer than 2 fresh invocations; else as `screen`, which explains the arguments.
     """
     if len(head_fresh) < 2:
         raise ValueError(f"a confirmation takes at least 2 fresh invocations of head, not {len(head_fresh)}")
-    verdict = _compare(baseline, head_fresh, tolerance, floor, basis)
+    verdict = _compare(baseline, head_fresh, tolerance, floor, "latency")
     if verdict.ratio <= 1 + verdict.threshold:
         return replace(verdict, reason=f"not confirmed in {len(head_fresh)} fresh processes")
     needed, least = verdict.threshold * CONSISTENT, min(_statistics(head_fresh)) / _centre(baseline)

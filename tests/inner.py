@@ -164,7 +164,7 @@ class Suite:
             backend, _, metric = name.partition("/")
             rows = ((seconds,) * 10,) * processes
             key = f"bfloat16/{backend}/b1-p16-n8/{metric}"
-            entries[key] = store.Entry(environment.id, "2026-01-31", METRICS[metric][1], rows)
+            entries[key] = (store.Entry(environment.id, "2026-01-31", METRICS[metric][1], rows),)
         new = store.Baseline("cpu", "tiny", {environment.id: environment}, entries)
         store.write(self.baseline, store.merge(store.load(self.baseline), new))
 

@@ -28,7 +28,7 @@ def case(metric: str = "ttft", batch: int = 1, backend: str = "eager", dtype: st
 
 def of(*keys: str, machine: Environment = MACHINE, seconds: float = 0.5) -> Baseline:
     entry = Entry(machine.id, "2026-01-31", "s", ((seconds, 1.5 * seconds, 2 * seconds), (2 * seconds, 3 * seconds)))
-    return Baseline("h200", "org/Model-1", {machine.id: machine}, dict.fromkeys(keys, entry))
+    return Baseline("h200", "org/Model-1", {machine.id: machine}, dict.fromkeys(keys, (entry,)))
 
 
 keys = st.builds(case, st.sampled_from(sorted(METRICS)), st.integers(1, 64), st.sampled_from(["eager", "tp2", "a/b"]))
@@ -36,12 +36,26 @@ samples = st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=6).map(tuple)
 json_values = st.none() | st.booleans() | st.integers() | st.text() | st.floats(-1e9, 1e9) | st.lists(st.integers())
 tables = st.dictionaries(st.text(), json_values, max_size=3)
 invocations = st.lists(samples, min_size=1, max_size=3).map(tuple)
-entries = st.builds(Entry, st.sampled_from([MACHINE.id, OTHER.id]), st.dates().map(str), st.text(), invocations)
+UPGRADED = replace(MACHINE, versions={"torch": "2.14"})  # the same machine
+ENVIRONMENTS = {one.id: one for one in (MACHINE, OTHER, UPGRADED)}
+
+
+def entry(environment: Environment) -> st.SearchStrategy[Entry]:
+    return st.builds(Entry, st.just(environment.id), st.dates().map(str), st.text(), invocations)
+
+
+here = st.sampled_from([MACHINE, UPGRADED]).flatmap(entry)
+entries = st.one_of(
+    here.map(lambda one: (one,)),
+    entry(OTHER).map(lambda one: (one,)),
+    st.tuples(here, entry(OTHER)),
+    st.tuples(entry(OTHER), here),
+)
 
 
 few = settings(max_examples=40)  # each example is a whole store
 baselines = st.dictionaries(keys, entries, max_size=3).map(
-    lambda named: store.merge(None, Baseline("h200", "m", {MACHINE.id: MACHINE, OTHER.id: OTHER}, named))
+    lambda named: store.merge(None, Baseline("h200", "m", ENVIRONMENTS, named))
 )
 
 
@@ -52,10 +66,10 @@ def test_what_is_read_back_is_what_was_stored_to_six_digits(baseline: Baseline) 
     assert (again.device, again.model) == (baseline.device, baseline.model)
     assert again.environments == baseline.environments
     assert again.entries.keys() == baseline.entries.keys()
-    for key, entry in baseline.entries.items():
-        rounded = [pytest.approx(one, rel=5e-6) for one in entry.invocations]
-        assert list(again.entries[key].invocations) == rounded
-        assert replace(again.entries[key], invocations=()) == replace(entry, invocations=())
+    for key, row in baseline.entries.items():
+        for read, entry in zip(again.entries[key], row, strict=True):
+            assert list(read.invocations) == [pytest.approx(one, rel=5e-6) for one in entry.invocations]
+            assert replace(read, invocations=()) == replace(entry, invocations=())
 
 
 @few
@@ -68,7 +82,7 @@ def test_a_second_round_trip_changes_nothing(baseline: Baseline) -> None:
 @few
 @given(baselines)
 def test_the_order_of_insertion_does_not_show(baseline: Baseline) -> None:
-    other = replace(baseline, entries=dict(reversed(list(baseline.entries.items()))))
+    other = replace(baseline, entries={key: row[::-1] for key, row in reversed(list(baseline.entries.items()))})
     assert store.dumps(other) == store.dumps(baseline)
 
 
@@ -81,16 +95,17 @@ def test_entries_are_ordered_as_a_reader_counts() -> None:
 def test_the_text_is_made_to_be_reviewed() -> None:
     text = store.dumps(of(case(), seconds=0.01))
     assert text.endswith("}\n")
-    assert text.splitlines()[5:14] == [
-        '    "bfloat16/eager/b1-p128-n32/ttft": {',
-        '      "median": 0.02,',
-        f'      "environment": "{MACHINE.id}",',
-        '      "recorded": "2026-01-31",',
-        '      "unit": "s",',
-        '      "invocations": [',
-        "        [0.01, 0.015, 0.02],",
-        "        [0.02, 0.03]",
-        "      ]",
+    assert text.splitlines()[5:15] == [
+        '    "bfloat16/eager/b1-p128-n32/ttft": [',
+        "      {",
+        '        "median": 0.02,',
+        f'        "environment": "{MACHINE.id}",',
+        '        "recorded": "2026-01-31",',
+        '        "unit": "s",',
+        '        "invocations": [',
+        "          [0.01, 0.015, 0.02],",
+        "          [0.02, 0.03]",
+        "        ]",
     ]
 
 
@@ -110,9 +125,13 @@ def test_an_environment_is_named_by_its_content(fingerprint: dict[str, Any], pea
 @few
 @given(baselines, baselines)
 def test_merging_replaces_what_is_new_and_keeps_the_rest(old: Baseline, new: Baseline) -> None:
+    def by_machine(baseline: Baseline) -> dict[tuple[str, str], Entry]:
+        rows = baseline.entries.items()
+        return {(key, str(baseline.machine(entry))): entry for key, row in rows for entry in row}
+
     merged = store.merge(old, new)
-    assert merged.entries == {**old.entries, **new.entries}
-    assert set(merged.environments) == {entry.environment for entry in merged.entries.values()}
+    assert by_machine(merged) == {**by_machine(old), **by_machine(new)}
+    assert set(merged.environments) == {entry.environment for row in merged.entries.values() for entry in row}
 
 
 @few
@@ -130,9 +149,18 @@ def test_merging_is_associative(a: Baseline, b: Baseline, c: Baseline) -> None:
 
 
 def test_an_environment_leaves_with_its_last_entry() -> None:
-    both = store.merge(of(case("ttft"), case("tpot")), of(case("ttft"), machine=OTHER))
-    assert set(both.environments) == {MACHINE.id, OTHER.id}
-    assert set(store.merge(both, of(case("tpot"), machine=OTHER)).environments) == {OTHER.id}
+    both = store.merge(of(case("ttft"), case("tpot")), of(case("ttft"), machine=UPGRADED))
+    assert set(both.environments) == {MACHINE.id, UPGRADED.id}
+    assert set(store.merge(both, of(case("tpot"), machine=UPGRADED)).environments) == {UPGRADED.id}
+
+
+def test_a_machine_replaces_its_own_entry_and_no_other_machines() -> None:
+    both = store.merge(of(case()), of(case(), machine=OTHER))
+    again = store.merge(both, of(case(), machine=UPGRADED, seconds=0.25))
+    assert {entry.environment for entry in again.entries[case()]} == {OTHER.id, UPGRADED.id}
+    assert [again.machine(entry) for entry in again.entries[case()]] == [
+        both.machine(entry) for entry in both.entries[case()]
+    ], "the order in the file stays"
 
 
 def test_baselines_of_two_models_do_not_merge() -> None:
@@ -176,9 +204,9 @@ def test_a_failed_write_leaves_the_old_bytes_and_nothing_else(
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, bad: tuple[tuple[float, ...], ...]) -> None:
     path = tmp_path / "m.json"
     path.write_bytes(b"old")
-    entry = replace(of(case()).entries[case()], invocations=bad)
+    (good,) = of(case()).entries[case()]
     with pytest.raises(BaselineError):
-        store.write(path, replace(of(case()), entries={case(): entry}))
+        store.write(path, replace(of(case()), entries={case(): (replace(good, invocations=bad),)}))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -227,7 +255,8 @@ def edited(*where: str | int, to: Any) -> str:
     return json.dumps(document)
 
 
-ENTRY = ("entries", case())
+RECORDS = ("entries", case())
+ENTRY = (*RECORDS, 0)
 FIRST = (*ENTRY, "invocations", 0)
 VALID = store.dumps(of(case()))
 RECORD_AGAIN = "record again with --llm-update-baselines"
@@ -239,10 +268,13 @@ BAD = [
     ("[" * 100_000, "is not JSON", RECORD_AGAIN),
     ("[]", "is not a JSON object with a schema number", RECORD_AGAIN),
     (VALID.replace('"unit"', '"recorded": "2026-01-01", "unit"'), "twice: ['recorded']", RECORD_AGAIN),
-    (edited("schema", to=2), "schema 2, newer than this version's 1", "upgrade pytest-llmperf"),
-    (edited("schema", to=0), "schema 0, older than this version's 1", RECORD_AGAIN),
+    (edited("schema", to=3), "schema 3, newer than this version's 2", "upgrade pytest-llmperf"),
+    (edited("schema", to=1), "schema 1, older than this version's 2", RECORD_AGAIN),
     (edited("note", to="hi"), "['note']", RECORD_AGAIN),
     (edited("entries", to=[]), "'entries' has the wrong type", RECORD_AGAIN),
+    (edited(*RECORDS, to=1.5), f"{case()!r} is not a list of records", RECORD_AGAIN),
+    (edited(*RECORDS, to=[]), f"{case()!r} is not a list of records", RECORD_AGAIN),
+    (edited(*RECORDS, to=2 * json.loads(VALID)["entries"][case()]), "has one machine twice", RECORD_AGAIN),
     (edited(*ENTRY, to=1.5), f"{case()!r} is not an object", RECORD_AGAIN),
     (edited(*ENTRY, to={"median": 1}), f"{case()!r} has fields too many or too few", RECORD_AGAIN),
     (edited(*ENTRY, "recorded", to="31.1.2026"), "'31.1.2026', not a date", RECORD_AGAIN),
@@ -289,7 +321,9 @@ json_documents = st.recursive(json_values, lambda inner: st.lists(inner) | st.di
 
 
 @given(
-    where=st.sampled_from([("schema",), ("device",), ("entries",), ENTRY, FIRST, (*FIRST, 0), ("environments",)]),
+    where=st.sampled_from(
+        [("schema",), ("device",), ("entries",), RECORDS, ENTRY, FIRST, (*FIRST, 0), ("environments",)]
+    ),
     to=json_documents,
 )
 def test_whatever_a_value_is_replaced_by_the_file_loads_or_says_what_is_wrong(where: tuple[Any, ...], to: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from inner import BACKENDS, Suite, usage_error
 
+from pytest_llmperf.baseline import SCHEMA
 from pytest_llmperf.devices import detect
 
 
@@ -54,6 +55,7 @@ BAD = [
     ("max-new-tokens", "1", "TPOT is a gap between tokens, so at least 2 new tokens are needed"),
     ("max-new-tokens", "0", "0 is not a positive whole number"),
     ("invocations", "0", "0 is not a positive whole number"),
+    ("invocations", "2", "the spread between processes takes at least 3 of them to be seen"),
     ("max-regression", "-5%", "'-5%' is not a fraction above 0, as in '0.05' or '5%'"),
     ("max-regression", "nan", "'nan' is not a fraction above 0, as in '0.05' or '5%'"),
     ("max-regression", "5", "'5' would allow a slowdown of 500%; write '5%' for per cent, or 0.05 for 5 %"),
@@ -141,7 +143,7 @@ def truncated(text: str) -> str:
 
 
 def newer(text: str) -> str:
-    return text.replace('"schema": 1', '"schema": 2')
+    return text.replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}')
 
 
 def other_device(text: str) -> str:
@@ -154,7 +156,7 @@ def other_device(text: str) -> str:
         (truncated, "*tiny.json: is not JSON (*); restore it from version control*"),
         (lambda text: "", "*tiny.json: is not JSON (*); restore it from version control*"),
         (lambda text: "[]", "*tiny.json: is not a JSON object with a schema number; *"),
-        (newer, "*tiny.json: has schema 2, newer than this version's 1; upgrade pytest-llmperf"),
+        (newer, "*tiny.json: has schema [0-9]*, newer than this version's [0-9]*; upgrade pytest-llmperf"),
         (other_device, "*tiny.json: holds device 'h100', not 'cpu'; *"),
         (lambda text: text.replace("0.005", "-0.005"), "*tiny.json: *samples are positive and finite*"),
     ],
@@ -201,4 +203,4 @@ def test_an_update_that_fails_leaves_the_old_file(suite: Suite, monkeypatch: pyt
 
 def test_a_good_baseline_is_json_that_others_can_read(suite: Suite) -> None:
     suite.record({"sim/tpot": 0.005})
-    assert json.loads(suite.baseline.read_text())["schema"] == 1
+    assert json.loads(suite.baseline.read_text())["schema"] == SCHEMA

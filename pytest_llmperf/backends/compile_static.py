@@ -18,7 +18,6 @@ def load(spec: EngineSpec) -> Engine:
     class CompileStatic(TransformersEngine):
         attention = "sdpa"
         expected = "one compiled region in every decode step"
-        profiled_tokens = None  # the static cache is as long as prompt and new tokens together
 
         def prepare(self) -> None:
             torch._dynamo.config.fail_on_recompile_limit_hit = True

@@ -15,11 +15,22 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from pytest_llmperf.backends.base import Engagement, EngineSpec, Observation, OnToken, Score
 
+#: Forward passes that `evidence` profiles: the prefill, the first decode step (whose cache has other strides), and
+#: two as they go on.
+PROFILED = 4
 #: Logits kept per position where the caller does not say which: a token further down is never chosen by rounding.
 LEADING = 8
 
@@ -66,8 +77,6 @@ class TransformersEngine:
 
     attention = "sdpa"
     expected = "nothing in particular"
-    #: New tokens that `evidence` profiles, or None for as many as were generated last (where the shape decides).
-    profiled_tokens: int | None = 4
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
@@ -104,10 +113,15 @@ class TransformersEngine:
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
         """See `Engine.generate`. Prompts of unequal length are padded on the left and masked."""
-        self._generate(prompts, max_new_tokens, on_token, [])
+        self._generate(prompts, max_new_tokens, on_token)
 
     def _generate(
-        self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken, processors: list[LogitsProcessor]
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        on_token: OnToken,
+        processors: Sequence[LogitsProcessor] = (),
+        stopping: Sequence[StoppingCriteria] = (),
     ) -> None:
         self._last, self._last_new_tokens = prompts, max_new_tokens
         longest = max(len(prompt) for prompt in prompts)
@@ -129,6 +143,7 @@ class TransformersEngine:
                 generation_config=config,
                 streamer=TokenStreamer(on_token),
                 logits_processor=LogitsProcessorList(processors),
+                stopping_criteria=StoppingCriteriaList(stopping),
             )
 
     def observe(self, prompts: list[list[int]], max_new_tokens: int, leading: int) -> list[Observation]:
@@ -176,13 +191,21 @@ class TransformersEngine:
         )
 
     def evidence(self) -> Engagement:
-        """See `Engine.evidence`: a profile of one short generation of the last prompts."""
-        steps = min(self.profiled_tokens or self._last_new_tokens, self._last_new_tokens)
+        """See `Engine.evidence`: a profile of how the last prompts' generation begins.
+
+        It is the same generation, stopped early: where a cache is static, fewer tokens would be another shape.
+        """
+        steps = min(PROFILED, self._last_new_tokens)
+        enough = max(len(prompt) for prompt in self._last) + steps
+
+        def stop(ids: torch.Tensor, scores: Any) -> torch.Tensor:
+            return torch.full((ids.shape[0],), ids.shape[1] >= enough, device=ids.device)
+
         activities = [ProfilerActivity.CPU]
         if self.spec.device != "cpu":
             activities.append(ProfilerActivity.CUDA)
         with profile(activities=activities, acc_events=True) as profiler:
-            self.generate(self._last, steps, lambda request, token: None)
+            self._generate(self._last, self._last_new_tokens, lambda request, token: None, stopping=[stop])
         seen = Profile(Counter({event.key: event.count for event in profiler.key_averages()}), steps)
         resolved = str(self.model.config._attn_implementation)
         attention = {
