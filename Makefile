@@ -1,4 +1,4 @@
-# make bench: measure the bundled model on this machine and gate it; make test: the project's own tests; make lint: checks.
+# make bench: measure the bundled model on this machine's CPU (.venv has a CPU torch) and gate it; make test: the project's own tests; make lint: checks.
 # ARGS passes options on: make bench ARGS="--llm-backends=eager,sdpa". PYTHON chooses the interpreter of a new .venv.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ RUN = HF_HUB_OFFLINE=1 .venv/bin/python -m
 .DELETE_ON_ERROR:
 
 bench: .venv/installed
-	$(RUN) pytest suites $(ARGS)
+	$(RUN) pytest suites --llm-device=cpu $(ARGS)
 
 test: .venv/installed
 	$(RUN) pytest tests $(ARGS)

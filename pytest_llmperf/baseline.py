@@ -13,10 +13,12 @@ import re
 import secrets
 from collections import Counter
 from dataclasses import dataclass, replace
-from statistics import median
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS
+from pytest_llmperf.devices.fingerprint import Fingerprint
+from pytest_llmperf.verdict import centre
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,8 +67,8 @@ class Entry:
 
     @property
     def median(self) -> float:
-        """Median of the invocations' medians, in `unit`."""
-        return median(median(samples) for samples in self.invocations)
+        """The figure that the gate compares with, `verdict.centre`, in `unit`."""
+        return centre(self.invocations)
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ class Baseline:
     environments: Mapping[str, Environment]
     entries: Mapping[str, tuple[Entry, ...]]
 
-    def machine(self, entry: Entry) -> Mapping[str, Any]:
-        """The fingerprint of the machine that recorded an entry."""
-        return self.environments[entry.environment].fingerprint
+    def machine(self, entry: Entry) -> Fingerprint:
+        """The machine that recorded an entry."""
+        return Fingerprint.from_dict(self.environments[entry.environment].fingerprint)
 
 
 def path_for(folder: Path, device: str, model: str) -> Path:
@@ -129,7 +131,7 @@ def loads(text: str, source: str = "baseline") -> Baseline:
         return _parse(text)
     except BaselineError as error:
         raise BaselineError(f"{source}: {error}") from None
-    except (ValueError, OverflowError) as error:  # JSON allows integers that no float can hold
+    except (TypeError, ValueError, OverflowError) as error:  # JSON allows integers that no float can hold
         raise BaselineError(f"{source}: {error}; {_REMEDY}") from None
 
 
@@ -168,7 +170,7 @@ def merge(old: Baseline | None, new: Baseline) -> Baseline:
     entries = dict(old.entries)
     for key, theirs in new.entries.items():
         replaced = [held.machine(entry) for entry in theirs]
-        kept = [entry for entry in entries.get(key, ()) if held.machine(entry) not in replaced]
+        kept = [entry for entry in entries.get(key, ()) if all(held.machine(entry).difference(one) for one in replaced)]
         entries[key] = _by_machine(held, [*kept, *theirs])
     used = {entry.environment for row in entries.values() for entry in row}
     return replace(held, environments={key: held.environments[key] for key in used}, entries=entries)
@@ -246,8 +248,8 @@ def _parse(text: str) -> Baseline:
             known = entry.environment in environments
             _need(known, f"entry {key!r} names the unknown environment {entry.environment!r}")
         machines = [baseline.machine(entry) for entry in row]
-        twice = any(machine in machines[:index] for index, machine in enumerate(machines))
-        _need(not twice, f"entry {key!r} has one machine twice")
+        alone = all(one.difference(other) for one, other in combinations(machines, 2))
+        _need(alone, f"entry {key!r} has one machine twice")
     return baseline
 
 
@@ -311,7 +313,7 @@ def _canonical(value: Any) -> Any:
 
 def _by_machine(baseline: Baseline, entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """In an order that new versions of a library do not change."""
-    return tuple(sorted(entries, key=lambda entry: json.dumps(_canonical(baseline.machine(entry)))))
+    return tuple(sorted(entries, key=lambda entry: json.dumps(baseline.machine(entry).as_dict())))
 
 
 def _sorted(keys: Iterable[str]) -> list[str]:

@@ -31,7 +31,7 @@ class Engines:
         arm: where the workers run.
         cache: folder for compile caches that outlive the process.
         timeout: seconds for one request.
-        roomy: whether the device's memory holds two engines, so that one may stay, idle, beside another.
+        roomy: whether the device's memory holds the reference, idle, beside another engine.
         reference: its name.
         progress: told what is being done.
     """
@@ -127,9 +127,13 @@ class Engines:
     @contextlib.contextmanager
     def any_worker(self) -> Iterator[Callable[..., Any]]:
         """Any worker, loaded or new, for work that needs torch but no engine: conversions, the machine's peaks."""
+        for name, loaded in list(self._loaded.items()):
+            if not loaded.host.alive:  # an idle one may have been killed for its memory
+                self.close(name)
         if self._loaded:
-            idle = next(iter(self._loaded.values())).host
-            yield lambda operation, **arguments: idle.call(operation, self._timeout, **arguments)
+            name, idle = next(iter(self._loaded.items()))
+            with self._dropping(name):
+                yield lambda operation, **arguments: idle.host.call(operation, self._timeout, **arguments)
             return
         host = Host(self._arm, self._environment)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from pytest_llmperf import trace
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.host import WorkerError
-from pytest_llmperf.report.terminal import figure, verdict_line
-from pytest_llmperf.run import Run
+from pytest_llmperf.report.terminal import verdict_line
+from pytest_llmperf.run import ImpossibleError, ParityError, Run
 from pytest_llmperf.scope import UnusableError
 from pytest_llmperf.verdict import Outcome
 
@@ -43,7 +44,7 @@ def failing_plainly(work: Callable[[], T]) -> T:
     """Run something on a worker; what goes wrong there fails this test with its message, not with our traceback."""
     try:
         return work()
-    except (WorkerError, trace.TraceError) as error:
+    except (WorkerError, trace.TraceError, ImpossibleError, ParityError) as error:
         message = str(error)
     pytest.fail(message, pytrace=False)
 
@@ -96,10 +97,11 @@ class Perf:
         self._benchmark = benchmark
         self._clock = clock
         self._stated = stated
+        self._used = False
         self.workload = workload
 
     def gate(self, metric: str) -> Result | None:
-        """Measure ``ttft``, ``tpot`` or ``latency`` and compare it with the baseline.
+        """Measure ``ttft``, ``tpot`` or ``latency`` and compare it with the baseline; once a test.
 
         The test fails on a confirmed regression, an impossible figure, an engine that failed or did not engage; with
         ``--llm-strict`` also where the comparison is inconclusive or missing. Figures go to pytest-benchmark.
@@ -109,6 +111,9 @@ class Perf:
         """
         if metric not in METRICS or metric == "cold-start":
             raise ValueError(f"unknown metric {metric!r}; known: ttft, tpot, latency")
+        if self._used:
+            pytest.fail("llm_perf gates one metric a test, since pytest-benchmark has one row a test", pytrace=False)
+        self._used = True
         run, name = self._run, self._backend.name
         if not self._benchmark.enabled:
             self._benchmark.pedantic(lambda: None)
@@ -116,10 +121,6 @@ class Perf:
             return None
         result = failing_plainly(lambda: run.judge(name, self.workload, metric, self._stated))
         self._hand_over(result)
-        if reason := run.impossible(result):
-            pytest.fail(
-                f"{result.case}: impossible figure {figure(result.spread.median, metric)}: {reason}", pytrace=False
-            )
         outcome = result.verdict.outcome
         if run.settings.update_baselines:
             return result
@@ -128,7 +129,8 @@ class Perf:
         return result
 
     def _hand_over(self, result: Result) -> None:
-        durations = iter(result.samples)
+        # One more generation may be asked for, by --benchmark-cprofile.
+        durations = chain(result.samples, repeat(result.spread.median))
 
         def setup() -> None:
             self._clock.now = 0.0

@@ -20,6 +20,8 @@ CONFIRMATIONS = 2
 ABSOLUTE_FLOOR = 50e-6
 #: A machine whose own peaks are this fraction below those recorded with a baseline is not in the same state.
 SAME_STATE = 0.85
+#: How often they are measured before that is said.
+PROBES = 3
 #: A process most of whose samples were disturbed by others proves nothing about the code.
 MOSTLY = 0.5
 
@@ -41,7 +43,7 @@ class Gate:
     machine: Callable[[], Fingerprint]
     reference: str
     measure_peaks: Callable[[], Mapping[str, float]] | None
-    _accepted: dict[str, store.Entry] = field(default_factory=dict)
+    _accepted: dict[Case, store.Entry] = field(default_factory=dict)
 
     def judge(
         self,
@@ -64,7 +66,7 @@ class Gate:
         if not recorded:
             why = "this case is new to it" if self.stored else f"{self.path} does not exist"
             return _no_baseline(f"{why}; accept the figures with --llm-update-baselines")
-        entry = max((one for one in recorded if not self._differs(one)), key=_day, default=None)
+        entry = self._own(recorded)
         if entry is None:
             return self._elsewhere(case, recorded, first, reference, tolerance)
         found = verdict.screen(entry.invocations, [first.figures(case.metric)], tolerance, ABSOLUTE_FLOOR)
@@ -78,11 +80,14 @@ class Gate:
         doubt = self._disturbed(confirmations) or self._weaker(entry)
         return verdict.contaminated(found, doubt) if doubt else found
 
+    def _own(self, recorded: Sequence[store.Entry]) -> store.Entry | None:
+        """The entry of this machine, if it has one."""
+        return next((entry for entry in recorded if not self._differs(entry)), None)
+
     def _differs(self, entry: store.Entry) -> str | None:
         """What is different about the machine of an entry, or None: absolute latencies may be compared."""
         assert self.stored is not None
-        recorded = Fingerprint.from_dict(dict(self.stored.machine(entry)))
-        difference = self.machine().difference(recorded)
+        difference = self.machine().difference(self.stored.machine(entry))
         return difference[0] if difference else None
 
     def _elsewhere(
@@ -97,35 +102,40 @@ class Gate:
 
         A speedup depends on the machine too, so one that is missing here is a question, never a regression.
         """
-        entry = max(recorded, key=_day)
+        pairs = [(entry, self._relative_baseline(case, entry)) for entry in sorted(recorded, key=_day)]
+        entry, relative = next((pair for pair in reversed(pairs) if pair[1] is not None), (recorded[-1], None))
         difference = self._differs(entry)
-        relative = self._relative_baseline(case, entry)
         if relative is None or reference is None or case.backend == self.reference:
             return _no_baseline(
                 f"none of this machine, only of another ({difference}), and there is no speedup over {self.reference} "
                 "to compare instead"
             )
         mine = verdict.speedup_invocations([reference.figures(case.metric)], [first.figures(case.metric)])
-        found = verdict.screen(relative, mine, tolerance, 0.0, "speedup over eager")
-        if found.flagged:
+        found = verdict.screen(relative, mine, tolerance, 0.0, "speedup")
+        if found.outcome is Outcome.INCONCLUSIVE:
             reason = (
                 f"less speedup over {self.reference} than on another machine ({difference}), which may be the "
                 "machine's doing; record a baseline here with --llm-update-baselines"
             )
-            return replace(found, reason=reason)
+            return replace(found, outcome=Outcome.INCONCLUSIVE, reason=reason)
         return replace(found, outcome=Outcome.OK, reason=f"by the speedup on another machine ({difference})")
 
     def _relative_baseline(self, case: Case, entry: store.Entry) -> list[list[float]] | None:
-        """The entry's latencies relative to the reference's of the same recording."""
+        """The entry's latencies relative to the reference's, recorded on the same machine with the same versions."""
         assert self.stored is not None
+        environments = self.stored.environments
         for then in self.stored.entries.get(replace(case, backend=self.reference).key, ()):
-            if then.environment == entry.environment:
+            there = not self.stored.machine(then).difference(self.stored.machine(entry))
+            if there and environments[then.environment].versions == environments[entry.environment].versions:
                 return verdict.speedup_invocations(then.invocations, entry.invocations)
         return None
 
     @staticmethod
     def _disturbed(confirmations: Sequence[Measurement]) -> str | None:
-        """Whether others' work may be the reason for a slowdown."""
+        """Whether others' work may be the reason for a slowdown, or figures that were still changing."""
+        unsettled = sum(not one.settled for one in confirmations)
+        if unsettled:
+            return f"the figures of {unsettled} of {len(confirmations)} processes never settled"
         disturbed = sum(one.contamination > MOSTLY for one in confirmations)
         if not disturbed:
             return None
@@ -137,7 +147,9 @@ class Gate:
             return None
         assert self.stored is not None
         recorded = self.stored.environments[entry.environment].peaks
-        now = self.measure_peaks()
+        # A probe of half a second may itself be disturbed: the best of a few says what the machine can do now.
+        probes = [self.measure_peaks() for _ in range(PROBES)]
+        now = {name: max(probe[name] for probe in probes) for name in probes[0]}
         for name, title in (("flops", "GEMM rate"), ("bandwidth", "memory bandwidth")):
             before = float(recorded.get(name, 0.0))
             if now[name] < SAME_STATE * before:
@@ -145,28 +157,37 @@ class Gate:
         return None
 
     def accept(self, case: Case, environment: store.Environment, figures: Iterable[Sequence[float]]) -> None:
-        """Queue a case's figures, a row per fresh process, as its new baseline."""
-        self._accepted[case.key] = store.Entry(
+        """Queue a case's figures, a row per process, as its new baseline."""
+        self._accepted[case] = store.Entry(
             environment=environment.id,
             recorded=datetime.date.today().isoformat(),
             unit=METRICS[case.metric][1],
             invocations=tuple(tuple(row) for row in figures),
         )
 
-    def write(self, device: str, model: str, environment: store.Environment, wrong: Collection[str]) -> list[str]:
-        """Merge what was accepted into the file, once. Returns the keys written.
+    def write(
+        self, device: str, model: str, environment: store.Environment, wrong: Collection[str]
+    ) -> dict[Case, store.Entry]:
+        """Merge what was accepted into the file, once. Returns what was written.
 
-        Figures of the backends in ``wrong``, whose tokens were not right, are left out: a latency counts only if it is
-        the right computation.
+        Figures of the backends in ``wrong``, whose tokens were not shown to be right, are left out: a latency counts
+        only if it is the right computation. The file is read again first, since others may have written to it.
 
         Raises:
-            BaselineError: the file cannot be written; the old one is untouched.
+            BaselineError: the file cannot be read or written; the old one is untouched.
         """
-        entries = {key: (entry,) for key, entry in self._accepted.items() if key.split("/")[1] not in wrong}
-        if entries:
+        accepted = {case: entry for case, entry in self._accepted.items() if case.backend not in wrong}
+        if accepted:
+            entries = {case.key: (entry,) for case, entry in accepted.items()}
             new = store.Baseline(device, model, {environment.id: environment}, entries)
-            store.write(self.path, store.merge(self.stored, new))
-        return sorted(entries)
+            store.write(self.path, store.merge(store.load(self.path, device, model), new))
+        return accepted
+
+    def stored_median(self, case: Case) -> float | None:
+        """What this machine's baseline said before this run, in the metric's unit."""
+        recorded = self.stored.entries.get(case.key, ()) if self.stored else ()
+        entry = self._own(recorded)
+        return entry.median if entry else None
 
 
 def _day(entry: store.Entry) -> str:

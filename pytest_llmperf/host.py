@@ -20,6 +20,8 @@ from pytest_llmperf.worker import protocol
 
 #: Lines of a worker's own output that an error shows.
 LAST_LINES = 8
+#: What a backend raises on purpose, in words that need no traceback.
+PLAIN = {"NotEngagedError", "MemoryError", "OutOfMemoryError"}
 
 
 class WorkerError(RuntimeError):
@@ -36,6 +38,10 @@ class WorkerFailedError(WorkerError):
 
 class WorkerLostError(WorkerError):
     """The worker died, hung or sent garbage; its process group has been killed."""
+
+
+class WorkerHungError(WorkerLostError):
+    """It did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +139,11 @@ class Host:
         self._busy = False
         if "error" in message:
             error = message["error"]
-            self._log.seek(0, os.SEEK_END)
-            self._log.write(str(error.get("traceback", "")).encode())
-            raise WorkerFailedError(f"{error['kind']}: {error['message']}", str(error["kind"]))
+            said = f"{error['kind']}: {error['message']}"
+            if error["kind"] not in PLAIN:
+                frames = str(error.get("traceback", "")).splitlines()[-LAST_LINES:]
+                said += "\nlast lines of the worker's traceback:\n" + "\n".join("  " + line for line in frames)
+            raise WorkerFailedError(said, str(error["kind"]))
         return message["result"]
 
     def _reply(self, operation: str, deadline: float, timeout: float) -> dict[str, Any]:
@@ -144,10 +152,11 @@ class Host:
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
-                raise self._lost(
+                lost = self._lost(
                     f"worker hung: no answer to {operation} within {timeout:g} s, so it was killed; "
                     "a slower machine may need a larger --llm-timeout"
                 )
+                raise WorkerHungError(*lost.args)
             chunk = os.read(self._replies, 2**20)
             if not chunk:
                 raise self._lost(f"worker died during {operation}")

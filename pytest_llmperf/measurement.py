@@ -11,23 +11,24 @@ from pytest_llmperf import sampling, trace
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.trace import Trace
 
-#: Other processes and the hypervisor taking more than this share of one core during a sample contaminate it: a worker
-#: uses every core, and one that waits at a barrier makes the others wait.
+#: Other processes and the hypervisor taking more than this share of one core during a sample contaminate it where not
+#: one core was idle: a worker on a CPU uses every core, and one that waits at a barrier makes the others wait.
 CONTAMINATED = 0.25
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed generation: its trace, and what else used the machine meanwhile (cores, 1.0 = one whole core)."""
+    """One timed generation: its trace, and who used the machine's cores meanwhile (1.0 = one whole core)."""
 
     trace: Trace
     others: float
     steal: float
+    idle: float
     peak_memory: int
 
     @property
     def contaminated(self) -> bool:
-        return self.others + self.steal > CONTAMINATED
+        return self.others + self.steal > CONTAMINATED and self.idle < 1.0
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ def measure(
                 requests=workload.batch_size,
                 max_new_tokens=workload.max_new_tokens,
             ),
-            others=answer["contention"]["others"],
-            steal=answer["contention"]["steal"],
+            **answer["contention"],
             peak_memory=answer["peak_memory"],
         )
 

@@ -129,6 +129,7 @@ def decide(rows: Sequence[Row], end_of_sequence: Iterable[int] = ()) -> Parity:
     regrets = [regret for row in rows for regret in row.score.regret]
     tolerance = REGRET_FACTOR * max(spread for row in rows for spread in rounding_spread(row.score))
     largest = max(regrets)
+    finite = all(map(math.isfinite, (*regrets, tolerance)))
     divergences = [
         index
         for row in rows
@@ -138,11 +139,13 @@ def decide(rows: Sequence[Row], end_of_sequence: Iterable[int] = ()) -> Parity:
     ratios = error_log_ratios(rows)
     mean = fmean(ratios) if ratios else 0.0
     slack = ERROR_SIGNIFICANCE * stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.inf
-    if not largest <= tolerance:
+    if not finite:
+        reason = "the reference's own logits are not finite numbers, so nothing can be judged by them"
+    elif not largest <= tolerance:
         where = max(range(len(regrets)), key=regrets.__getitem__)
         reason = (
             f"a token is {largest:.3g} logits worse than the reference's choice; rounding explains {tolerance:.3g} "
-            f"(token {where % len(rows[0].tokens)} of request {where // len(rows[0].tokens)})"
+            f"(token {where % len(rows[0].tokens)} of row {where // len(rows[0].tokens)} of {len(rows)} judged)"
         )
     elif not mean - slack <= math.log(ERROR_MARGIN):
         reason = f"its logits are {math.exp(mean):.2f} times as far from the exact ones as the reference's"

@@ -12,7 +12,8 @@ from pytest_llmperf import settings as options
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_llmperf.cases import Workload
+    from pytest_llmperf.baseline import Entry
+    from pytest_llmperf.cases import Case, Workload
     from pytest_llmperf.devices.table import Device
     from pytest_llmperf.fixtures import Engine, ParityCheck, Perf, VirtualClock
     from pytest_llmperf.models import Model
@@ -43,7 +44,7 @@ MARKER_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prompt_lengths": (_list(_size), "a list of positive whole numbers"),
     "max_new_tokens": (lambda value: _size(value) and value > 1, "a whole number above 1"),
     "devices": (_list(lambda name: isinstance(name, str)), "a list of names"),
-    "max_regression": (lambda value: isinstance(value, float) and 0 < value < 10, "a fraction such as 0.05"),
+    "max_regression": (lambda value: isinstance(value, float) and 0 < value < 1, "a fraction such as 0.05"),
 }
 FIXTURES = {"llm_device", "llm_model", "llm_backend", "llm_workload", "llm_engine", "llm_perf", "llm_parity"}
 
@@ -55,8 +56,10 @@ class Session:
         self.settings = options.read(config)
         self.config = config
         self.unusable: str | None = None
-        #: Keys of the baselines written, or why there are none.
-        self.written: list[str] | str = []
+        #: The baselines written, or why there are none.
+        self.written: dict[Case, Entry] | str = {}
+        #: Tests that were to gate a case, and how many of them were skipped at collection.
+        self.gating = self.skipped = 0
         self._run: Run | None = None
         self._clock: VirtualClock | None = None
         self._progress: Progress | None = None
@@ -168,28 +171,52 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         session.unusable = str(error.args[0] if error.args else error)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Last, so that a test that was deselected cannot stop the others."""
     session = config.stash[KEY]
-    if session.unusable is not None:
+    ours = [item for item in items if FIXTURES.intersection(getattr(item, "fixturenames", ()))]
+    if ours and session.unusable is not None:
         raise pytest.UsageError(f"llmperf: {session.unusable}")
     run = session.started
     if run is None:
         return
-    for item in items:
-        if not FIXTURES.intersection(getattr(item, "fixturenames", ())):
-            continue
-        if "llm_perf" in getattr(item, "fixturenames", ()):
+    for item in ours:
+        gates = "llm_perf" in item.fixturenames  # type: ignore[attr-defined]
+        if gates:
             item.add_marker(pytest.mark.benchmark(timer=session.clock))
-        stated = _marker_arguments(item)
-        devices = stated.get("devices")
-        if devices and not {run.device.name, run.device.kind}.intersection(devices):
-            item.add_marker(pytest.mark.skip(reason=f"needs {' or '.join(devices)}, and this is {run.device.name}"))
-        backend = getattr(item, "callspec", None) and item.callspec.params.get("llm_backend")  # type: ignore[attr-defined]
-        if backend and (reason := run.scope.missing(backend)):
-            if session.settings.strict:
-                raise pytest.UsageError(f"llmperf: backend {backend} cannot run here (--llm-strict): {reason}")
-            item.add_marker(pytest.mark.skip(reason=f"{backend}: {reason}"))
+        reason = _reason_to_skip(item, session, run)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+        session.gating += gates
+        session.skipped += gates and reason is not None
+
+
+def _reason_to_skip(item: pytest.Item, session: Session, run: Run) -> str | None:
+    """Why a test cannot run here, or None.
+
+    Raises:
+        pytest.UsageError: its marker is wrong, or it was asked for with --llm-strict.
+    """
+    from pytest_llmperf.devices.table import DEVICES
+
+    try:
+        devices = _marker_arguments(item).get("devices")
+    except ValueError as error:
+        raise pytest.UsageError(f"llmperf: {error}") from None
+    known = {*DEVICES, *(device.kind for device in DEVICES.values())}
+    if unknown := set(devices or ()) - known:
+        raise pytest.UsageError(
+            f"llmperf: {item.nodeid}: the llm marker's devices name {', '.join(sorted(unknown))}; "
+            f"known: {', '.join(sorted(known))}"
+        )
+    if devices and not {run.device.name, run.device.kind}.intersection(devices):
+        return f"needs {' or '.join(devices)}, and this is {run.device.name}"
+    backend = getattr(item, "callspec", None) and item.callspec.params.get("llm_backend")  # type: ignore[attr-defined]
+    missing = backend and run.scope.missing(backend)
+    if missing and session.settings.strict:
+        raise pytest.UsageError(f"llmperf: backend {backend} cannot run here (--llm-strict): {missing}")
+    return f"{backend}: {missing}" if missing else None
 
 
 # Fixtures
@@ -250,6 +277,11 @@ def llm_perf(
     run = session.run
     yield Perf(run, run.scope.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
     session.progress.finish()
+    _write_results(session, run)
+
+
+def _write_results(session: Session, run: Run) -> None:
+    """After everything that measures: what was measured survives whatever happens to the next test."""
     if session.settings.results is not None:
         from pytest_llmperf.report import results
 
@@ -265,6 +297,7 @@ def llm_parity(request: pytest.FixtureRequest, llm_backend: str, llm_workload: W
     run = session.run
     yield ParityCheck(run, run.scope.registry[llm_backend], llm_workload)
     session.progress.finish()
+    _write_results(session, run)
 
 
 # The end of a run
@@ -280,13 +313,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state.progress.finish()
     if run.settings.update_baselines and run.results:
         state.written = _write_baselines(run, exitstatus)
-    unwritten = isinstance(state.written, str)
-    if exitstatus == pytest.ExitCode.OK and (unwritten or _gated_nothing(run)):
+    unwritten = run.settings.update_baselines and run.results and (not state.written or isinstance(state.written, str))
+    if exitstatus == pytest.ExitCode.OK and (unwritten or _gated_nothing(state, run)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _write_baselines(run: Run, exitstatus: int) -> list[str] | str:
-    """The keys written, or why none were."""
+def _write_baselines(run: Run, exitstatus: int) -> dict[Case, Entry] | str:
+    """The baselines written, or why none were."""
     from pytest_llmperf.baseline import BaselineError
 
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
@@ -297,18 +330,23 @@ def _write_baselines(run: Run, exitstatus: int) -> list[str] | str:
         return f"ERROR: {error}"
 
 
-def _gated_nothing(run: Run) -> bool:
+def _gated_nothing(session: Session, run: Run) -> bool:
     """A gate that compared nothing is not a pass: in CI, or where a tolerance or strictness was asked for."""
     from pytest_llmperf.verdict import Outcome
 
     asked = os.environ.get("CI") or run.settings.strict or "max_regression" in run.settings.stated
+    config = session.config
+    measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
     compared = any(result.verdict.outcome is not Outcome.NO_BASELINE for result in run.results.values())
-    return bool(asked and run.results and not compared and not run.settings.update_baselines)
+    collects = config.getoption("collectonly", False)
+    gates = session.gating and measures and not collects and not run.settings.update_baselines
+    return bool(asked and gates and not compared)
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
-    run = config.stash[KEY].started
-    if run is None or not (run.results or run.parities):
+    session = config.stash[KEY]
+    run = session.started
+    if run is None or not (run.results or run.parities or _gated_nothing(session, run)):
         return
     from pytest_llmperf.report import terminal
 
@@ -317,7 +355,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     results = list(run.results.values())
     write(f"{run.model.name}, {run.dtype}, {run.device.name}; in process; speedup over {run.settings.reference}")
     if results:
-        for line in terminal.table(results):
+        for line in terminal.table(results, session.written if isinstance(session.written, dict) else ()):
             write(line)
         write("cold start: " + ", ".join(terminal.cold_starts(results)))
     if disturbed := terminal.disturbed(results):
@@ -327,29 +365,28 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     for line in terminal.notes(results):
         write(line)
     if run.settings.update_baselines:
-        _say_written(terminalreporter, run, config.stash[KEY].written)
-    elif results:
-        write(terminal.counts(results), bold=True)
-        if _gated_nothing(run):
+        _say_written(terminalreporter, run, session.written)
+    else:
+        write(terminal.counts(results, session.skipped), bold=True)
+        if _gated_nothing(session, run):
             write("ERROR: nothing was compared with a baseline, so this gate has passed nothing", red=True, bold=True)
         unused = run.unused_baselines()
         if unused and config.get_verbosity() > 0:
             write(f"baselines that this run did not use: {', '.join(unused)}")
 
 
-def _say_written(terminalreporter: Any, run: Run, written: list[str] | str) -> None:
+def _say_written(terminalreporter: Any, run: Run, written: dict[Case, Entry] | str) -> None:
     from pytest_llmperf.report import terminal
 
     if isinstance(written, str):
         terminalreporter.write_line(written, red=True, bold=True)
         return
-    for result in run.results.values():
-        if result.case.key in written:
-            change = terminal.change(result.verdict)
-            against = f"{change} against the old" if change != "-" else "new"
-            terminalreporter.write_line(f"accepted {result.case.key}: {terminal.spread(result)}, {against}")
-    left = len(run.results) - sum(result.case.key in written for result in run.results.values())
-    held = f"; {left} cases, disturbed, impossible or out of parity, were not accepted" if left else ""
+    for case, entry in written.items():
+        old = run.gate.stored_median(case)
+        against = "new" if old is None else f"{entry.median / old - 1:+.1%} against the old"
+        terminalreporter.write_line(f"accepted {case.key}: {terminal.figure(entry.median, case.metric)}, {against}")
+    left = sum(case not in written for case in run.results)
+    held = f"; {left} cases, disturbed or not in parity, were not accepted" if left else ""
     terminalreporter.write_line(f"{len(written)} entries written to {run.gate.path}{held}", bold=True)
 
 

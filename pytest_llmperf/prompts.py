@@ -47,9 +47,12 @@ class Prompts:
         return self._cut([workload.prompt_length] * workload.batch_size)
 
     def unequal_batch(self, workload: Workload) -> list[list[int]]:
-        """The same batch with lengths falling geometrically from ``prompt_length`` to 1, so that rows are padded."""
-        last = workload.batch_size - 1
-        lengths = [round(workload.prompt_length ** (1 - index / last)) if last else 1 for index in range(last + 1)]
+        """As many prompts of other passages, their lengths falling geometrically from ``prompt_length`` to 1.
+
+        A batch of one has nothing to be unequal to: it is another prompt of the full length.
+        """
+        last = max(1, workload.batch_size - 1)
+        lengths = [round(workload.prompt_length ** (1 - index / last)) for index in range(workload.batch_size)]
         return self._cut(lengths, offset=len(self._passages) // 2)
 
     def _cut(self, lengths: Sequence[int], offset: int = 0) -> list[list[int]]:

@@ -20,7 +20,7 @@ class Result:
         case: which.
         spread: median and spread of the samples, in the metric's unit.
         samples: the samples of the first process.
-        invocations: samples of every process of this run, the first one's included.
+        invocations: samples of every process of this run, the first one's included; or those accepted.
         speedup: the reference's median over this one's, both measured in this run; None without a reference.
         utilization: None where it has no meaning (end-to-end latency, cold start).
         verdict: against the stored baseline.
@@ -31,7 +31,6 @@ class Result:
         peak_memory: bytes.
         engagement: what was seen of the optimization.
         throughput: output tokens per second, median over the samples.
-        accepted: whether the figures are to be the new baseline.
     """
 
     case: Case
@@ -48,7 +47,6 @@ class Result:
     peak_memory: int
     engagement: Mapping[str, Any]
     throughput: float
-    accepted: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -21,7 +21,7 @@ from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.engines import Engines
 from pytest_llmperf.gate import MOSTLY, Gate
-from pytest_llmperf.host import Arm, WorkerError
+from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
 from pytest_llmperf.measurement import Measurement, measure
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
@@ -29,6 +29,14 @@ from pytest_llmperf.result import ParityResult, Result
 from pytest_llmperf.scope import Scope, UnusableError
 from pytest_llmperf.settings import Settings
 from pytest_llmperf.trace import Trace, checked
+
+
+class ParityError(ValueError):
+    """Parity cannot be shown; one line says why."""
+
+
+class ImpossibleError(ValueError):
+    """A figure that cannot be true; one line says why."""
 
 
 class Run:
@@ -58,6 +66,9 @@ class Run:
         self.parities: list[ParityResult] = []
         self._unready: WorkerError | None = None
         self._first: dict[tuple[str, Workload], Measurement] = {}
+        self._hung: dict[tuple[str, Workload], WorkerHungError] = {}
+        #: Whose parity was asked for and not shown.
+        self._unproven: set[tuple[str, Workload]] = set()
         self._fresh: dict[tuple[str, Workload], list[Measurement]] = {}
 
     # Engines
@@ -118,7 +129,7 @@ class Run:
     @cached_property
     def environment(self) -> store.Environment:
         """The machine, the versions and the peaks that this run's figures belong to."""
-        return store.Environment(fingerprint.take().as_dict(), fingerprint.versions(), self.peaks)
+        return store.Environment(fingerprint.take().as_dict(), fingerprint.versions(), dict(self.peaks))
 
     @cached_property
     def peaks(self) -> dict[str, float]:
@@ -144,19 +155,28 @@ class Run:
     def first(self, backend: str, workload: Workload) -> Measurement:
         """The measurement by the backend's running engine; made once."""
         key = (backend, workload)
+        if key in self._hung:  # it costs its time-out once, not once a metric
+            raise self._hung[key]
         if key not in self._first:
-            registered = self.scope.registry[backend]
-            loaded = self.engines.get(registered)
-            self._first[key] = measure(
-                lambda operation, **arguments: self.engines.ask(registered, operation, **arguments),
-                backend=backend,
-                workload=workload,
-                prompts=self.prompts.batch(workload),
-                load=loaded.load_seconds,
-                plan=self.scope.defaults.plan,
-                progress=self.progress,
-            )
+            try:
+                self._first[key] = self._measure_first(backend, workload)
+            except WorkerHungError as error:
+                self._hung[key] = error
+                raise
         return self._first[key]
+
+    def _measure_first(self, backend: str, workload: Workload) -> Measurement:
+        registered = self.scope.registry[backend]
+        loaded = self.engines.get(registered)
+        return measure(
+            lambda operation, **arguments: self.engines.ask(registered, operation, **arguments),
+            backend=backend,
+            workload=workload,
+            prompts=self.prompts.batch(workload),
+            load=loaded.load_seconds,
+            plan=self.scope.defaults.plan,
+            progress=self.progress,
+        )
 
     def fresh(self, backend: str, workload: Workload, count: int) -> list[Measurement]:
         """``count`` measurements, each by a process of its own; shared by the metrics of the workload."""
@@ -178,7 +198,7 @@ class Run:
         return made[:count]
 
     def quiet(self, backend: str, workload: Workload) -> list[Measurement]:
-        """As many undisturbed measurements as a baseline is made of, each by a process of its own; else none.
+        """As many undisturbed measurements as a baseline is made of, each by another process; else none.
 
         What others disturbed would be a slow baseline, under which a regression passes, so it is measured again; but
         no more than twice as many processes are started as are wanted.
@@ -187,7 +207,7 @@ class Run:
         first, fresh = self.first(backend, workload), wanted - 1
         while True:
             made = [first, *self.fresh(backend, workload, fresh)]
-            undisturbed = [one for one in made if one.contamination <= MOSTLY]
+            undisturbed = [one for one in made if one.settled and one.contamination <= MOSTLY]
             if len(undisturbed) == wanted:
                 return undisturbed
             if len(undisturbed) + 2 * wanted - len(made) < wanted:
@@ -209,7 +229,12 @@ class Run:
     # Verdicts
 
     def judge(self, backend: str, workload: Workload, metric: str, stated_tolerance: float | None = None) -> Result:
-        """Measure a case and compare it with its baseline; or accept it, with ``--llm-update-baselines``."""
+        """Measure a case and compare it with its baseline; or accept it, with ``--llm-update-baselines``.
+
+        Raises:
+            WorkerError, TraceError: it could not be measured.
+            ImpossibleError: the figure cannot be true.
+        """
         case = Case(self.model.name, self.dtype, backend, workload, metric)
         update = self.settings.update_baselines
         first = self.first(backend, workload)
@@ -221,19 +246,21 @@ class Run:
             invocations.extend(self.fresh(backend, workload, count))
             return invocations[1:]
 
+        figures = first.figures(metric)
+        spread = verdict.summarize(figures)
+        utilization = self._utilization(case, spread.median)
         found = self.gate.judge(case, first, reference, tolerance, None if update else fresh)
         quiet = self.quiet(backend, workload) if update else []
-        figures = [one.figures(metric) for one in invocations]
-        spread = verdict.summarize(figures[0])
+        if quiet:
+            for accepted in (case, replace(case, metric="cold-start")):
+                self.gate.accept(accepted, self.environment, [one.figures(accepted.metric) for one in quiet])
         result = Result(
             case=case,
             spread=spread,
-            samples=tuple(figures[0]),
-            invocations=tuple(tuple(row) for row in figures),
+            samples=tuple(figures),
+            invocations=tuple(tuple(one.figures(metric)) for one in quiet or invocations),
             speedup=median(reference.figures(metric)) / spread.median if reference else None,
-            utilization=roofline.utilization(
-                self.model.architecture, workload, metric, spread.median, self.dtype, self.peaks
-            ),
+            utilization=utilization,
             verdict=found,
             tolerance=tolerance,
             tolerance_source=source,
@@ -243,18 +270,28 @@ class Run:
             engagement=first.engagement,
             throughput=median(sample.trace.throughput for sample in first.samples),
         )
-        if quiet and not self.impossible(result):
-            result = replace(result, accepted=True)
-            for accepted in (case, replace(case, metric="cold-start")):
-                self.gate.accept(accepted, self.environment, [one.figures(accepted.metric) for one in quiet])
         self.results[case] = result
         return result
 
-    def impossible(self, result: Result) -> str | None:
-        """Why a figure cannot be true, or None: faster than the device's roofs allow."""
-        if result.utilization is None:
-            return None
-        return roofline.impossible(result.utilization, result.spread.median, self.device.peak_flops is None)
+    def _utilization(self, case: Case, seconds: float) -> roofline.Utilization | None:
+        """What the latency means on the device's roofs.
+
+        Raises:
+            ImpossibleError: it is faster than they allow. A roof that was measured is measured again before that is
+                said, since a probe of half a second may have been disturbed.
+        """
+        measured = self.device.peak_flops is None
+        for attempt in range(2 if measured else 1):
+            if attempt:
+                again = self.measure_peaks()
+                self.peaks.update({name: max(rate, again[name]) for name, rate in self.peaks.items()})
+            found = roofline.utilization(
+                self.model.architecture, case.workload, case.metric, seconds, self.dtype, self.peaks
+            )
+            reason = found and roofline.impossible(found, seconds, measured)
+            if not reason:
+                return found
+        raise ImpossibleError(f"{case}: impossible figure {seconds * 1e3:.4g} ms: {reason}")
 
     # Parity
 
@@ -272,20 +309,27 @@ class Run:
 
         Raises:
             UnusableError: the weights are random, which proves nothing.
+            ParityError: there is no real text.
+            WorkerError, TraceError: as in a measurement.
         """
-        if self.model.random_weights or not self.prompts.real_text:
+        if self.model.random_weights:
             raise UnusableError("random weights emit one token over and over: they show speed, never parity")
+        self._unproven.add((backend, workload))
+        if not self.prompts.real_text:
+            raise ParityError(f"{self.model.name} has no tokenizer.json, so there is no real text to show parity on")
         equal = self.prompts.batch(workload)
         parity = self.referee.judge(
             backend,
             workload,
             equal=equal,
-            unequal=self.prompts.unequal_batch(workload) if workload.batch_size > 1 else equal,
+            unequal=self.prompts.unequal_batch(workload),
             timed=self._timed_rows(backend, workload),
             reference_timed=self._timed_rows(self.settings.reference, workload),
         )
         found = ParityResult(backend, str(workload), parity)
         self.parities.append(found)
+        if parity.passed:
+            self._unproven.discard((backend, workload))
         return found
 
     def _timed_rows(self, backend: str, workload: Workload) -> list[tuple[int, tuple[int, ...]]]:
@@ -297,14 +341,15 @@ class Run:
 
     # The end
 
-    def write_baselines(self) -> list[str]:
-        """Write the accepted figures, but not those of a backend out of parity. Returns the keys written.
+    def write_baselines(self) -> dict[Case, store.Entry]:
+        """Write the accepted figures, but not those of a backend not in parity. Returns what was written.
 
         Raises:
             BaselineError: the file cannot be written; the old one is untouched.
         """
-        wrong = {found.backend for found in self.parities if not found.parity.passed}
-        return self.gate.write(self.device.name, self.model.name, self.environment, wrong)
+        return self.gate.write(
+            self.device.name, self.model.name, self.environment, {backend for backend, _ in self._unproven}
+        )
 
     def unused_baselines(self) -> list[str]:
         """Baseline entries that no test of this run compared with."""
@@ -320,7 +365,11 @@ class Run:
             "device": self.device.name,
             "model": self.model.name,
             "dtype": self.dtype,
-            "environment": asdict(self.environment) if self._first else None,
+            "environment": {
+                "fingerprint": fingerprint.take().as_dict(),
+                "versions": fingerprint.versions(),
+                "peaks": self.__dict__.get("peaks"),  # those known: writing results measures nothing
+            },
             "command_ci": bool(os.environ.get("CI")),
             "measurements": [
                 asdict(one) for one in [*self._first.values(), *chain.from_iterable(self._fresh.values())]

@@ -19,7 +19,7 @@ from typing import Literal
 Invocations = Sequence[Sequence[float]]
 
 #: What was compared: latencies of one machine, or relative latencies, which may come from two.
-Basis = Literal["latency", "speedup over eager"]
+Basis = Literal["latency", "speedup"]
 
 #: Confidence level of a verdict's interval.
 LEVEL = 0.99
@@ -59,6 +59,7 @@ class Verdict:
         basis: what was compared.
         reason: one readable clause; empty for a plain ok.
         flagged: the screen saw a slowdown; the case is inconclusive until `confirm` has judged fresh processes.
+        head, baseline: the two centres, in the samples' unit. NaN without a baseline.
     """
 
     outcome: Outcome
@@ -72,6 +73,8 @@ class Verdict:
     basis: Basis = "latency"
     reason: str = ""
     flagged: bool = False
+    head: float = math.nan
+    baseline: float = math.nan
 
     @property
     def change(self) -> float:
@@ -118,10 +121,16 @@ def blocks(samples: Sequence[float], k: int = 2) -> list[float]:
     return [min(samples[start : start + k if start != starts[-1] else None]) for start in starts]
 
 
+def centre(invocations: Invocations) -> float:
+    """The median, over invocations, of the median of their blocks: the figure that is compared."""
+    return median(_statistics(invocations))
+
+
 def noise_floor(baseline: Invocations) -> float:
     """How far above the median an invocation of unchanged code may lie, as a fraction; 0 for fewer than 2 invocations.
 
-    Tukey's outer fence (Exploratory Data Analysis, 1977), Q3 + 3 IQR of the statistics, over their median, minus 1.
+    Tukey's outer fence (Exploratory Data Analysis, 1977), Q3 + 3 IQR of the statistics, or the slowest of them where
+    that lies beyond, over their median, minus 1.
 
     Raises:
         ValueError: data that `Invocations` excludes.
@@ -129,7 +138,7 @@ def noise_floor(baseline: Invocations) -> float:
     _check(baseline=baseline)
     statistics = _statistics(baseline)
     q1, q3 = _quantile(statistics, 1 / 4), _quantile(statistics, 3 / 4)
-    return max(0.0, (q3 + 3 * (q3 - q1)) / median(statistics) - 1)
+    return max(q3 + 3 * (q3 - q1), *statistics) / median(statistics) - 1
 
 
 def bootstrap_interval(
@@ -150,17 +159,18 @@ def bootstrap_interval(
     rng = random.Random(seed)
     centres = [_resampled_centres(arm, resamples, rng) for arm in (baseline, head)]
     ratios = [above / below for below, above in zip(*centres, strict=True)]
-    ratio, tail = _centre(head) / _centre(baseline), (1 - level) / 2
+    ratio, tail = centre(head) / centre(baseline), (1 - level) / 2
     return min(ratio, _quantile(ratios, tail)), max(ratio, _quantile(ratios, 1 - tail))
 
 
 def screen(
     baseline: Invocations, head: Invocations, tolerance: float, floor: float, basis: Basis = "latency"
 ) -> Verdict:
-    """Judge the one invocation of head that every case gets: ok, faster, or inconclusive because `flagged`.
+    """Judge the one invocation of head that every case gets: ok, faster, or inconclusive.
 
     Flagged is what is slower by more than the threshold, ``max(tolerance, noise_floor(baseline))``, and by more than
-    the floor. It needs `confirm`: one process is never enough to call a regression.
+    the floor. It needs `confirm`: one process is never enough to call a regression. What is slower by more than the
+    tolerance, but not by more than the baseline's own processes differ, is inconclusive: nobody can tell.
 
     Args:
         baseline: the stored invocations.
@@ -177,10 +187,12 @@ def screen(
     verdict = _compare(baseline, head, tolerance, floor, basis)
     change, threshold = _change(verdict.ratio), verdict.threshold
     if verdict.ratio > 1 + threshold:
-        if _centre(head) - _centre(baseline) <= floor:
+        if centre(head) - centre(baseline) <= floor:
             return replace(verdict, reason=f"{change}, but within the floor of {1e3 * floor:.3g} ms")
         reason = f"flagged: {change} in one process, above the threshold of {threshold:.1%}"
         return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason, flagged=True)
+    if verdict.ratio > 1 + tolerance:
+        return _unresolved(verdict, tolerance, floor)
     if verdict.ratio < 1 / (1 + threshold) and verdict.high < 1:
         return replace(verdict, outcome=Outcome.FASTER, reason=change)
     return verdict
@@ -200,19 +212,31 @@ def confirm(baseline: Invocations, head_fresh: Invocations, tolerance: float, fl
         raise ValueError(f"a confirmation takes at least 2 fresh invocations of head, not {len(head_fresh)}")
     verdict = _compare(baseline, head_fresh, tolerance, floor, "latency")
     if verdict.ratio <= 1 + verdict.threshold:
-        return replace(verdict, reason=f"not confirmed in {len(head_fresh)} fresh processes")
-    needed, least = verdict.threshold * CONSISTENT, min(_statistics(head_fresh)) / _centre(baseline)
+        calm = replace(verdict, reason=f"not confirmed in {len(head_fresh)} fresh processes")
+        return calm if verdict.ratio <= 1 + tolerance else _unresolved(calm, tolerance, floor)
+    needed, least = verdict.threshold * CONSISTENT, min(_statistics(head_fresh)) / centre(baseline)
     doubts = []
     if verdict.low <= 1 + needed:
         doubts.append(f"the {LEVEL:.0%} interval reaches down to {_change(verdict.low)}, not above {needed:.1%}")
     if least <= 1 + needed:
         doubts.append(f"one process was {_change(least)}, not above {needed:.1%}")
-    if _centre(head_fresh) - _centre(baseline) <= floor:
+    if centre(head_fresh) - centre(baseline) <= floor:
         doubts.append(f"the difference is within the floor of {1e3 * floor:.3g} ms")
     reason = f"{_change(verdict.ratio)} in {len(head_fresh)} fresh processes"
     if doubts:
         return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=f"{reason}, but {' and '.join(doubts)}")
     return replace(verdict, outcome=Outcome.REGRESSION, reason=reason)
+
+
+def _unresolved(verdict: Verdict, tolerance: float, floor: float) -> Verdict:
+    """Slower than the tolerance allows, by less than the baseline's own processes differ."""
+    if verdict.head - verdict.baseline <= floor:
+        return verdict
+    reason = (
+        f"{_change(verdict.ratio)}, more than the {tolerance:.0%} allowed, but this baseline's own processes differ by "
+        f"up to {verdict.threshold:.1%}; record it on a quieter machine"
+    )
+    return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason)
 
 
 def contaminated(verdict: Verdict, reason: str) -> Verdict:
@@ -232,8 +256,8 @@ def speedup_invocations(eager: Invocations, backend: Invocations) -> list[list[f
         ValueError: data that `Invocations` excludes.
     """
     _check(eager=eager, backend=backend)
-    centre = _centre(eager)
-    return [[sample / centre for sample in samples] for samples in backend]
+    scale = centre(eager)
+    return [[sample / scale for sample in samples] for samples in backend]
 
 
 def _compare(baseline: Invocations, head: Invocations, tolerance: float, floor: float, basis: Basis) -> Verdict:
@@ -242,23 +266,31 @@ def _compare(baseline: Invocations, head: Invocations, tolerance: float, floor: 
         raise ValueError(f"the tolerance and the floor must be finite and at least 0, not {tolerance} and {floor}")
     low, high = bootstrap_interval(baseline, head)
     threshold = max(tolerance, noise_floor(baseline))
-    ratio = _centre(head) / _centre(baseline)
+    ratio = centre(head) / centre(baseline)
     resolution = max(
         threshold,
         (1 + threshold) * (ratio / low) - 1,
-        (1 + threshold * CONSISTENT) * (_centre(head) / min(_statistics(head))) - 1,
-        floor / _centre(baseline),
+        (1 + threshold * CONSISTENT) * (centre(head) / min(_statistics(head))) - 1,
+        floor / centre(baseline),
     )
     count = sum(len(blocks(samples)) for samples in head)
-    return Verdict(Outcome.OK, ratio, low, high, threshold, resolution, len(head), count, basis)
+    return Verdict(
+        Outcome.OK,
+        ratio,
+        low,
+        high,
+        threshold,
+        resolution,
+        len(head),
+        count,
+        basis,
+        head=centre(head),
+        baseline=centre(baseline),
+    )
 
 
 def _statistics(invocations: Invocations) -> list[float]:
     return [median(blocks(samples)) for samples in invocations]
-
-
-def _centre(invocations: Invocations) -> float:
-    return median(_statistics(invocations))
 
 
 def _resampled_centres(invocations: Invocations, resamples: int, rng: random.Random) -> list[float]:

@@ -230,6 +230,15 @@ def test_another_attention_than_asked_is_not_engaged(resolved: str, engaged: boo
             found.require()
 
 
+def test_pytorchs_own_fallback_is_not_engaged() -> None:
+    engine = BACKENDS["sdpa"].load(spec())
+    generate(engine, EQUAL)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        found = engine.evidence()
+    assert not found.engaged
+    assert any("math" in name for name in found.seen)
+
+
 @pytest.mark.parametrize(("name", "other"), [("eager", "sdpa"), ("sdpa", "eager")])
 def test_another_kernel_under_the_right_name_is_not_engaged(name: str, other: str) -> None:
     engine = BACKENDS[name].load(spec())

@@ -252,16 +252,25 @@ def test_versions_are_known_without_importing_what_they_are_of() -> None:
 
 seconds = st.floats(0, 1e6)
 snapshots = st.builds(health.Snapshot, seconds, seconds, seconds, seconds)
-STAT = "cpu  1000 100 500 9000 50 20 30 40 200 10\ncpu0 500 50 250 4500 25 10 15 20 100 5\nintr 1\n"
+STAT = (
+    "cpu  1000 100 500 9000 50 20 30 40 200 10\n"
+    "cpu0 500 50 250 4500 25 10 15 20 100 5\n"
+    "cpu1 500 50 250 4500 25 10 15 20 100 5\n"
+    "intr 1\n"
+)
 
 
 def test_stat_counts_guests_once_and_steal_apart() -> None:
-    assert health.parse_stat(STAT, 100) == (16.5, 0.4)
+    assert health.parse_stat(STAT, 100, [0, 1]) == (16.5, 0.4)
 
 
-@pytest.mark.parametrize("text", ["", "intr 1\n", "cpu 1 2 3\n"])
+def test_only_the_cpus_that_a_process_may_use_count() -> None:
+    assert health.parse_stat(STAT, 100, [1]) == (8.25, 0.2)
+
+
+@pytest.mark.parametrize("text", ["", "intr 1\n", "cpu0 1 2 3\n"])
 def test_a_system_without_stat_shows_no_contention(text: str) -> None:
-    assert health.parse_stat(text, 100) == (0.0, 0.0)
+    assert health.parse_stat(text, 100, [0]) == (0.0, 0.0)
 
 
 @given(st.floats(0.01, 1e3), st.floats(0, 64), st.floats(0, 64), st.floats(0, 64))

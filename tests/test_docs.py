@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from inner import Suite
 
 from pytest_llmperf.settings import OPTIONS
 
@@ -22,6 +23,14 @@ def test_every_relative_link_resolves(page: Path) -> None:
 def test_every_option_is_in_the_reference() -> None:
     text = (ROOT / "docs/reference/options.md").read_text()
     assert [option.flag for option in OPTIONS if f"`{option.flag}" not in text or option.ini not in text] == []
+
+
+@pytest.mark.parametrize(("page", "tests"), [("README.md", 8), ("docs/how-to/write-a-suite.md", 10)])
+def test_the_example_suite_runs(suite: Suite, page: str, tests: int) -> None:
+    (example,) = re.findall(r"```python\n((?:# .*\n)?import pytest\n.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    suite.model(max_position_embeddings=1024)
+    suite.test(example.replace('"sdpa"', '"sim"').replace('"eager"', '"ref"'))
+    suite.run("test_it.py").assert_outcomes(passed=tests)
 
 
 def test_the_example_backend_is_short_and_runs(pytester: pytest.Pytester) -> None:

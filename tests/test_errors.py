@@ -125,6 +125,8 @@ def test_a_backend_that_cannot_be_registered(suite: Suite, backends: str, said: 
         ("max_new_tokens=1", "*test_it*max_new_tokens*"),
         ("max_regression='5%'", "*test_it*max_regression*"),
         ("max_regression=-0.1", "*test_it*max_regression*"),
+        ("max_regression=8.0", "*test_it*max_regression*a fraction such as 0.05"),
+        ("devices=['mi21O']", "*test_it*devices name mi21O; known: *mi210*"),
         ("devices='cpu'", "*test_it*devices*"),
     ],
 )
@@ -204,3 +206,10 @@ def test_an_update_that_fails_leaves_the_old_file(suite: Suite, monkeypatch: pyt
 def test_a_good_baseline_is_json_that_others_can_read(suite: Suite) -> None:
     suite.record({"sim/tpot": 0.005})
     assert json.loads(suite.baseline.read_text())["schema"] == SCHEMA
+
+
+def test_what_was_deselected_cannot_stop_the_others(suite: Suite) -> None:
+    suite.test("def test_plain():\n    pass\n\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')")
+    result = suite.run("test_it.py", "-k", "plain", "--llm-device=mi9000")
+    assert result.ret == 0
+    result.assert_outcomes(passed=1, deselected=1)

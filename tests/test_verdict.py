@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -113,7 +114,9 @@ def test_the_order_of_processes_does_not_matter(base: Arm, head: Arm, rng: rando
 def test_the_unit_of_time_does_not_matter(base: Arm, head: Arm, power: int) -> None:
     unit = 2.0**power  # exact in binary
     plain = gate.confirm(base, head, TOLERANCE, 0)
-    assert gate.confirm(scaled(base, unit), scaled(head, unit), TOLERANCE, 0) == plain
+    other = gate.confirm(scaled(base, unit), scaled(head, unit), TOLERANCE, 0)
+    assert (other.head, other.baseline) == (plain.head * unit, plain.baseline * unit)
+    assert replace(other, head=plain.head, baseline=plain.baseline) == plain
 
 
 @few
@@ -152,7 +155,7 @@ def test_more_processes_narrow_the_interval() -> None:
 
 def test_an_unchanged_latency_is_plainly_ok() -> None:
     verdict = gate.screen(steady(1, 1, 1), steady(1), TOLERANCE, FLOOR)
-    assert verdict == Verdict(Outcome.OK, 1, 1, 1, TOLERANCE, verdict.resolution, 1, 3)
+    assert verdict == Verdict(Outcome.OK, 1, 1, 1, TOLERANCE, verdict.resolution, 1, 3, head=1, baseline=1)
     assert verdict.resolution == pytest.approx(TOLERANCE)
     assert verdict.change == 0
 
@@ -168,6 +171,24 @@ def test_a_slow_process_is_flagged_and_not_yet_a_regression() -> None:
 def test_a_baseline_that_varied_asks_for_more() -> None:
     assert gate.noise_floor(steady(0.98, 1.00, 1.02)) == pytest.approx(0.01 + 3 * 0.02)
     assert not gate.screen(steady(0.96, 1, 1.04), steady(1.12), TOLERANCE, FLOOR).flagged
+
+
+def test_the_slowest_process_of_a_baseline_is_one_of_unchanged_code() -> None:
+    assert gate.noise_floor(steady(1, 1, 1, 1, 1.2)) == pytest.approx(0.2)
+
+
+def test_what_the_baselines_own_processes_hide_is_inconclusive() -> None:
+    noisy = steady(1, 1, 1, 1, 1.2)
+    for found in (
+        gate.screen(noisy, steady(1.15), TOLERANCE, FLOOR),
+        gate.confirm(noisy, steady(1.15, 1.15), TOLERANCE, FLOOR),
+    ):
+        assert found.outcome is Outcome.INCONCLUSIVE
+        assert not found.flagged
+        assert found.reason.startswith(
+            "15.0% slower, more than the 10% allowed, but this baseline's own processes differ"
+        )
+    assert gate.screen(noisy, steady(1.09), TOLERANCE, FLOOR).outcome is Outcome.OK
 
 
 def test_one_process_says_nothing_of_the_noise_between_processes() -> None:

@@ -68,6 +68,42 @@ def test_what_goes_wrong_in_a_worker_fails_its_own_test_and_is_said(suite: Suite
     assert not any(map(running, suite.pids("sim")))
 
 
+def test_a_hang_costs_its_time_out_once(suite: Suite) -> None:
+    suite_with(suite, "import time; time.sleep(3600)")
+    start = time.monotonic()
+    result = suite.run("suites", "-k", "not parity", "--llm-backends=sim", "--llm-timeout=2")
+    result.assert_outcomes(failed=3)
+    assert suite.loads["sim"] == 1
+    assert time.monotonic() - start < 6
+
+
+def test_what_a_backend_raises_is_said_with_where(suite: Suite) -> None:
+    suite_with(suite, "return None.shape")
+    result = suite.run("suites/test_decode.py", "--llm-backends=sim")
+    result.stdout.fnmatch_lines(
+        ["*AttributeError: 'NoneType' object has no attribute 'shape'", "*traceback:", "*conftest.py*"]
+    )
+
+
+def test_an_idle_engine_that_was_killed_is_replaced(suite: Suite) -> None:
+    """Peaks are measured by any worker that is there; the kernel may have taken it for its memory meanwhile."""
+    suite.test(
+        "import os, signal\n"
+        "def test_it(llm_perf, request):\n"
+        "    from pytest_llmperf.plugin import KEY\n"
+        "    engines = request.config.stash[KEY].run.engines\n"
+        "    with engines.any_worker() as ask:\n"
+        "        assert engines._loaded == {}\n"
+        "    llm_perf.gate('tpot')\n"
+        "    (loaded,) = engines._loaded.values()\n"
+        "    os.kill(loaded.host.pid, signal.SIGKILL)\n"
+        "    loaded.host._process.wait()\n"
+        "    with engines.any_worker() as ask:\n"
+        "        assert engines._loaded == {}\n"
+    )
+    suite.run("test_it.py", "--llm-backends=sim").assert_outcomes(passed=1)
+
+
 def test_the_last_lines_of_a_lost_worker_are_shown(suite: Suite) -> None:
     suite_with(suite, KILLED)
     result = suite.run("suites/test_decode.py")
@@ -240,7 +276,7 @@ def test_a_worker_answers_with_tokens_and_rising_times(host: Host, tmp_path: Pat
     answer = host.call("generate", 30, prompts=[[1], [2]], max_new_tokens=3)
     assert answer["tokens"] == [[0, 1, 2], [0, 1, 2]]
     assert all(row == sorted(row) and row[0] > 0 for row in answer["times"])
-    assert answer["contention"].keys() == {"others", "steal"}
+    assert answer["contention"].keys() == {"others", "steal", "idle"}
     assert answer["peak_memory"] > 2**20
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import metadata
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.devices import detect
+from pytest_llmperf.devices.health import usable_cpus
 
 #: Instruction sets that change the speed of matrix products; models of one name differ in them from host to host.
 ISA = (
@@ -73,7 +74,7 @@ class Fingerprint:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Fingerprint:
+    def from_dict(cls, data: Mapping[str, Any]) -> Fingerprint:
         """The inverse of `as_dict`; what an older version did not record is empty."""
         return cls(
             cpu=str(data.get("cpu", "")),
@@ -121,11 +122,10 @@ def take() -> Fingerprint:
         cpu, isa = parse_cpuinfo(Path("/proc/cpuinfo").read_text(errors="replace"))
     except OSError:
         cpu, isa = platform.processor() or platform.machine(), ()
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Fingerprint(
         cpu=cpu,
         isa=isa,
-        cpus=cpus,
+        cpus=usable_cpus(),
         memory_gib=round(psutil.virtual_memory().total / 2**30),
         architecture=platform.machine(),
         system=platform.system(),

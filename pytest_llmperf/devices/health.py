@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -14,49 +20,54 @@ class Snapshot:
 
     Attributes:
         wall: a monotonic clock.
-        busy: CPU time of the whole machine that was not idle, over all CPUs, steal excepted.
+        busy: CPU time that was not idle, over the CPUs that this process may use, steal excepted.
         steal: CPU time that the hypervisor gave to others.
         own: CPU time of this process and of its children that have ended.
+        cpus: how many CPUs this process may use; not a counter.
     """
 
     wall: float
     busy: float
     steal: float
     own: float
+    cpus: int = 1
 
 
 @dataclass(frozen=True)
 class Contention:
-    """CPU time used meanwhile by others and by the hypervisor, in cores (1.0 = one whole core all the time)."""
+    """CPU time used meanwhile by others and by the hypervisor, and by nobody, in cores (1.0 = one whole core)."""
 
     others: float
     steal: float
+    idle: float = 0.0
 
 
-def parse_stat(text: str, ticks: int) -> tuple[float, float]:
-    """(busy, steal) in seconds from the first line of ``/proc/stat``; (0, 0) if it is not there.
+def parse_stat(text: str, ticks: int, cpus: Collection[int]) -> tuple[float, float]:
+    """(busy, steal) of those CPUs, in seconds, from ``/proc/stat``; (0, 0) if they are not there.
 
-    The fields are user, nice, system, idle, iowait, irq, softirq, steal, guest and guest_nice, and the guests' time is
-    in the first two already (proc(5)).
+    Only CPUs that this process may use count: a container sees the whole host's. The fields are user, nice, system,
+    idle, iowait, irq, softirq, steal, guest and guest_nice, and the guests' time is in the first two (proc(5)).
     """
-    first = text.partition("\n")[0].split()
-    if len(first) < 9 or first[0] != "cpu":
-        return 0.0, 0.0
-    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(value) / ticks for value in first[1:9])
-    return user + nice + system + irq + softirq, steal
+    names = {f"cpu{number}" for number in cpus}
+    busy = stolen = 0.0
+    for fields in map(str.split, text.splitlines()):
+        if len(fields) >= 9 and fields[0] in names:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = (int(value) / ticks for value in fields[1:9])
+            busy += user + nice + system + irq + softirq
+            stolen += steal
+    return busy, stolen
 
 
 def snapshot() -> Snapshot:
     """Now. The kernel counts in ticks, of 10 ms mostly, so that differences are good to about that."""
     try:
         text = Path("/proc/stat").read_text()
-        busy, steal = parse_stat(text, os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError):
+        busy, steal = parse_stat(text, os.sysconf("SC_CLK_TCK"), os.sched_getaffinity(0))
+    except (AttributeError, OSError, ValueError):  # not Linux
         busy = steal = 0.0
     used = os.times()
-    return Snapshot(
-        time.perf_counter(), busy, steal, used.user + used.system + used.children_user + used.children_system
-    )
+    own = used.user + used.system + used.children_user + used.children_system
+    return Snapshot(time.perf_counter(), busy, steal, own, usable_cpus())
 
 
 def contention(before: Snapshot, after: Snapshot) -> Contention:
@@ -64,5 +75,7 @@ def contention(before: Snapshot, after: Snapshot) -> Contention:
     wall = after.wall - before.wall
     if wall <= 0:
         return Contention(0.0, 0.0)
-    others = (after.busy - before.busy) - (after.own - before.own)
-    return Contention(max(0.0, others / wall), max(0.0, (after.steal - before.steal) / wall))
+    busy, steal = after.busy - before.busy, after.steal - before.steal
+    others = busy - (after.own - before.own)
+    idle = after.cpus - (busy + steal) / wall
+    return Contention(max(0.0, others / wall), max(0.0, steal / wall), max(0.0, idle))

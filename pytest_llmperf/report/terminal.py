@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS
@@ -13,6 +13,7 @@ from pytest_llmperf.verdict import Outcome
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_llmperf.cases import Case
     from pytest_llmperf.result import ParityResult, Result
     from pytest_llmperf.verdict import Verdict
 
@@ -45,31 +46,26 @@ def verdict_line(result: Result) -> str:
     case, found = result.case, result.verdict
     if found.outcome is Outcome.NO_BASELINE:
         return f"{case}: no baseline: {found.reason}"
-    head = verdict_median(result)
-    before = head / found.ratio
     what = METRICS[case.metric][0]
+    if found.basis == "speedup":
+        compared = f"{what} {found.head:.3g} of the reference's, baseline {found.baseline:.3g}"
+    else:
+        compared = f"{what} {figure(found.head, case.metric)}, baseline {figure(found.baseline, case.metric)}"
+    processes = "1 process" if found.processes == 1 else f"{found.processes} fresh processes"
+    source = result.tolerance_source
+    if found.threshold > result.tolerance:
+        source = "what the baseline's own processes differ by"
     reason = f"; {found.reason}" if found.reason else ""
-    basis = "" if found.basis == "latency" else f" ({found.basis})"
     return (
-        f"{case}: {found.outcome}: {what} {figure(head, case.metric)}, baseline {figure(before, case.metric)}, "
-        f"{change(found)} at 99 %{basis}, {found.processes} fresh processes; "
-        f"allowed {found.threshold:.0%} ({result.tolerance_source}){reason}. "
-        "Accept with --llm-update-baselines if it is intended"
+        f"{case}: {found.outcome}: {compared}, {change(found)} at 99 %, {processes}; "
+        f"allowed {found.threshold:.0%} ({source}){reason}. Accept with --llm-update-baselines if it is intended"
     )
-
-
-def verdict_median(result: Result) -> float:
-    """The head's median that the verdict was reached on: of the fresh processes, where there are any."""
-    from statistics import median
-
-    rows = result.invocations[1:] or result.invocations
-    return median(value for row in rows for value in row)
 
 
 HEADER = ("case", "median [q1, q3]", "speedup", "roof", "vs baseline [99 %]", "verdict")
 
 
-def table(results: Iterable[Result]) -> list[str]:
+def table(results: Iterable[Result], accepted: Container[Case] = ()) -> list[str]:
     """The summary, a line per case, grouped by metric and workload so that backends stand under each other."""
     order = list(METRICS)
     ranked = sorted(results, key=lambda result: (order.index(result.case.metric), result.case.workload))
@@ -83,7 +79,7 @@ def table(results: Iterable[Result]) -> list[str]:
                 f"{result.speedup:.2f}x" if result.speedup else "-",
                 f"{roof.name} {roof.fraction:.0%}" if roof else "-",
                 change(result.verdict),
-                "accepted" if result.accepted else str(result.verdict.outcome),
+                "accepted" if result.case in accepted else str(result.verdict.outcome),
             )
         )
     widths = [max(len(row[column]) for row in (HEADER, *rows)) for column in range(len(HEADER))]
@@ -139,11 +135,12 @@ def parity_lines(found: Iterable[ParityResult]) -> list[str]:
     return lines
 
 
-def counts(results: Iterable[Result]) -> str:
-    """How many cases were gated, and how they ended."""
+def counts(results: Iterable[Result], skipped: int) -> str:
+    """How many cases were gated, how they ended, and how many were skipped."""
     found = Counter(str(result.verdict.outcome) for result in results)
     gated = sum(found.values()) - found[str(Outcome.NO_BASELINE)]
     parts = [f"{found[str(outcome)]} {outcome}" for outcome in Outcome if found[str(outcome)]]
+    parts += [f"{skipped} skipped"] if skipped else []
     return f"{gated} cases gated: " + (", ".join(parts) if parts else "nothing was measured")
 
 

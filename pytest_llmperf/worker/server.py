@@ -37,14 +37,24 @@ def die_with_parent(lifeline: int) -> int:
     return watcher
 
 
+def _importable(name: str, file: Path) -> bool:
+    """Whether a module of that name, installed or in the checkout, is the one in the file."""
+    if name.partition(".")[0] == "pytest_llmperf":
+        return True  # of whichever arm this is
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file.resolve()
+
+
 def find(reference: dict[str, str]) -> Any:
     """The object that a parent named by module, qualified name and file."""
-    module = None
-    if reference["module"].partition(".")[0] == "pytest_llmperf":
+    file = Path(reference["file"])
+    if _importable(reference["module"], file):
         module = importlib.import_module(reference["module"])
     else:
         # A conftest.py or a module beside it: import it from its file, with its folder importable, as pytest does.
-        file = Path(reference["file"])
         sys.path.insert(0, str(file.parent))
         spec = importlib.util.spec_from_file_location(file.stem, file)
         if spec is None or spec.loader is None:

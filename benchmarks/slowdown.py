@@ -1,0 +1,130 @@
+"""Does the gate catch a backend that sleeps 15 % longer than sdpa takes, and let it pass when it does not sleep?
+
+    python -m benchmarks.slowdown [--runs 10] [--output benchmarks/data/slowdown.json]
+
+A suite of its own, with a backend from its conftest.py: sdpa, and a sleep before every token but the first. Its
+baseline is what sdpa itself was recorded with. The criterion is that every run with the sleep fails in the decode test
+(exit code 1, a failure in the JUnit file) and every run without it passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.devices import fingerprint
+
+ROOT = Path(__file__).parent.parent
+CASE = Case("smollm2-135m", "bfloat16", "sdpa", Workload(1, 256, 32), "tpot")
+SLOWDOWN = 0.15
+
+CONFTEST = """\
+import os
+import time
+
+from pytest_llmperf import Backend
+from pytest_llmperf.backends import sdpa
+
+SLEEP = float(os.environ["SLEEP"])
+
+
+class Sleeper:
+    def __init__(self, spec):
+        self.engine = sdpa.load(spec)
+        self.evidence, self.close = self.engine.evidence, self.engine.close
+
+    def generate(self, prompts, max_new_tokens, on_token):
+        first = True
+
+        def late(request, token):
+            nonlocal first
+            if not first:
+                time.sleep(SLEEP)
+            first = False
+            on_token(request, token)
+
+        self.engine.generate(prompts, max_new_tokens, late)
+
+
+def pytest_llmperf_backends():
+    return [Backend("sleeper", Sleeper)]
+"""
+
+
+def pytest(folder: Path, sleep: float, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One run of the suite in the folder."""
+    options = ["--llm-batch-sizes=1", f"--llm-baseline-dir={folder / 'baselines'}", "--junitxml=junit.xml", "-q"]
+    command = [sys.executable, "-m", "pytest", "test_decode.py", *options, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "SLEEP": str(sleep)}, capture_output=True, text=True, check=False
+    )
+
+
+def record(folder: Path) -> float:
+    """Record sdpa, rename its entries to the sleeper's, and return the median TPOT (s)."""
+    done = pytest(folder, 0.0, "--llm-backends=sdpa", "--llm-update-baselines")
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    path = folder / "baselines" / "cpu" / f"{CASE.model}.json"
+    stored = json.loads(path.read_text())
+    median = stored["entries"][CASE.key][0]["median"]
+    path.write_text(path.read_text().replace("/sdpa/", "/sleeper/"))
+    return float(median)
+
+
+def run(folder: Path, sleep: float) -> dict[str, Any]:
+    """One gated run: exit code, failures in the JUnit file, and the line that says the verdict."""
+    done = pytest(folder, sleep, "--llm-backends=sleeper")
+    suite = next(ElementTree.parse(folder / "junit.xml").iter("testsuite"))
+    lines = [line for line in done.stdout.splitlines() if line.startswith((f"{CASE.model}/", "tpot "))]
+    return {"exit": done.returncode, "junit failures": int(suite.get("failures", "-1")), "said": lines}
+
+
+def main() -> int:
+    """Record, run, print, write the data; 1 if the criterion does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10, help="runs of each kind (default: 10)")
+    parser.add_argument("--output", type=Path, help="write the data as JSON")
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    made: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pytest.ini").write_text("[pytest]\n")
+        (folder / "conftest.py").write_text(CONFTEST)
+        shutil.copy(ROOT / "suites" / "test_decode.py", folder)
+        tpot = record(folder)
+        for _ in range(options.runs):
+            for kind, sleep in (("without", 0.0), ("with", SLOWDOWN * tpot)):
+                made[kind].append(run(folder, sleep))
+                print(f"{kind} the sleep: exit {made[kind][-1]['exit']}; {made[kind][-1]['said'][0]}", flush=True)
+    passed = sum(one["exit"] == 0 for one in made["without"])
+    caught = sum(one["exit"] == 1 and one["junit failures"] == 1 for one in made["with"])
+    print(f"sdpa {tpot * 1e3:.1f} ms per token; without a sleep {passed} of {options.runs} runs passed,")
+    print(f"with one of {SLOWDOWN:.0%} of that {caught} of {options.runs} failed")
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        data = {
+            "command": f"python -m benchmarks.slowdown --runs {options.runs}",
+            "case": str(CASE),
+            "machine": fingerprint.take().as_dict(),
+            "versions": fingerprint.versions(),
+            "tpot": tpot,
+            "slowdown": SLOWDOWN,
+            "runs": made,
+        }
+        options.output.write_text(json.dumps(data, indent=1) + "\n")
+    return 0 if passed == caught == options.runs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
