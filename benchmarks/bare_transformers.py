@@ -1,8 +1,8 @@
 """What `fidelity.py` compares with: transformers and torch alone, no line of this project.
 
-Usage: python bare_transformers.py generate|forward REQUEST.json, where the request has the model's folder, token ids,
-the number of new tokens and of generations.
-Prints one JSON object: TTFT and TPOT (s) of every generation but the first.
+Usage: python bare_transformers.py REQUEST.json, where the request has the model's folder, its dtype, token ids and the
+number of new tokens. For each line on standard input, ``generate`` or ``forward``, it makes one generation that way and
+prints a JSON object with its TTFT and TPOT (s).
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ def by_forward(model: Any, prompts: list[list[int]], new: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure in this process."""
-    loop = {"generate": by_generate, "forward": by_forward}[sys.argv[1]]
-    request = json.loads(Path(sys.argv[2]).read_text())
+    """Load, then generate as often as asked."""
+    request = json.loads(Path(sys.argv[1]).read_text())
     model = AutoModelForCausalLM.from_pretrained(
         request["folder"], dtype=getattr(torch, request["dtype"]), attn_implementation="sdpa"
     ).eval()
     model.generation_config = GenerationConfig(pad_token_id=0)
-    runs = [loop(model, request["prompts"], request["new"]) for _ in range(request["generations"] + 1)][1:]
-    tpot = [(times[-1] - times[0]) / (len(times) - 1) for times in runs]
-    print(json.dumps({"ttft": [times[0] for times in runs], "tpot": tpot}))
+    for line in sys.stdin:
+        times = {"generate": by_generate, "forward": by_forward}[line.strip()](
+            model, request["prompts"], request["new"]
+        )
+        print(json.dumps({"ttft": times[0], "tpot": (times[-1] - times[0]) / (len(times) - 1)}), flush=True)
 
 
 if __name__ == "__main__":
