@@ -12,7 +12,6 @@ median pair; medians over all pairs are shown too, but where a machine has two s
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,10 +26,10 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
+from benchmarks import script
 from pytest_llmperf.backends import sdpa
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.host import Arm, Host
 from pytest_llmperf.models import ready, resolve
 from pytest_llmperf.prompts import Prompts
@@ -111,10 +110,7 @@ def agreement(made: list[dict[str, list[Figures]]]) -> dict[str, dict[str, Any]]
 
 def main() -> int:
     """Measure, print the table, write the data; 1 if the criterion does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=40, help="pairs of fresh processes (default: 40)")
-    parser.add_argument("--output", type=Path, help="write the data as JSON")
-    options = parser.parse_args()
+    options = script.options(__doc__, "pairs", 40, "pairs of fresh processes")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     model = resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))
     ready(model, convert)
@@ -140,17 +136,8 @@ def main() -> int:
             f"{high:+.1%}], limit {LIMIT:.0%}, of medians {one['of medians']:+.1%}; generate / forward "
             f"{one['generate over forward']:+.1%}"
         )
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        report = {
-            "command": f"python -m benchmarks.fidelity --pairs {options.pairs}",
-            "workload": str(WORKLOAD),
-            "machine": fingerprint.take().as_dict(),
-            "versions": fingerprint.versions(),
-            "agreement": found,
-            "pairs": made,
-        }
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    command = f"benchmarks.fidelity --pairs {options.pairs}"
+    script.write(options.output, command, workload=str(WORKLOAD), agreement=found, pairs=made)
     return 0 if all(abs(one["by pair"]) <= LIMIT for one in found.values()) else 1
 
 

@@ -8,17 +8,14 @@ difference under 30 ms. `Recorder.__call__` in a loop; the criterion is under 10
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 
-from pytest_llmperf.devices import fingerprint
+from benchmarks import script
 from pytest_llmperf.worker.recorder import Recorder
 
 COLLECT_LIMIT = 0.030
@@ -45,10 +42,7 @@ def stamp(tokens: int = 100_000) -> float:
 
 def main() -> int:
     """Measure, print, write the data; 1 if a criterion does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20, help="pairs of collections (default: 20)")
-    parser.add_argument("--output", type=Path, help="write the data as JSON")
-    options = parser.parse_args()
+    options = script.options(__doc__, "pairs", 20, "pairs of collections")
     without, including = [], []
     with tempfile.TemporaryDirectory() as folder:
         collect(folder)
@@ -64,17 +58,8 @@ def main() -> int:
     print(f"collect-only: {median(including) * 1e3:.0f} ms with, {median(without) * 1e3:.0f} ms without the plugin")
     print(f"  median difference {difference * 1e3:+.1f} ms, limit {COLLECT_LIMIT * 1e3:.0f} ms")
     print(f"stamping a token: {median(stamps) * 1e6:.2f} us, limit {STAMP_LIMIT * 1e6:.0f} us")
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        data = {
-            "command": f"python -m benchmarks.overhead --pairs {options.pairs}",
-            "machine": fingerprint.take().as_dict(),
-            "versions": fingerprint.versions(),
-            "with": including,
-            "without": without,
-            "stamp": stamps,
-        }
-        options.output.write_text(json.dumps(data, indent=1) + "\n")
+    samples = {"with": including, "without": without, "stamp": stamps}
+    script.write(options.output, f"benchmarks.overhead --pairs {options.pairs}", **samples)
     return 0 if difference < COLLECT_LIMIT and median(stamps) < STAMP_LIMIT else 1
 
 

@@ -10,7 +10,6 @@ for one another wherever a shared host takes a core away, and 15 % drown in that
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from benchmarks import script
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.devices import fingerprint
 
 ROOT = Path(__file__).parent.parent
 CASE = Case("smollm2-135m", "bfloat16", "sdpa", Workload(1, 64, 16), "tpot")
@@ -100,10 +99,7 @@ def run(folder: Path, sleep: float) -> dict[str, Any]:
 
 def main() -> int:
     """Record, run, print, write the data; 1 if the criterion does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=10, help="runs of each kind (default: 10)")
-    parser.add_argument("--output", type=Path, help="write the data as JSON")
-    options = parser.parse_args()
+    options = script.options(__doc__, "runs", 10, "runs of each kind")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     made: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
     with tempfile.TemporaryDirectory() as name:
@@ -120,18 +116,8 @@ def main() -> int:
     caught = sum(one["exit"] == 1 and one["junit failures"] == 1 for one in made["with"])
     print(f"sdpa {tpot * 1e3:.1f} ms per token; without a sleep {passed} of {options.runs} runs passed,")
     print(f"with one of {SLOWDOWN:.0%} of that {caught} of {options.runs} failed")
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        data = {
-            "command": f"python -m benchmarks.slowdown --runs {options.runs}",
-            "case": str(CASE),
-            "machine": fingerprint.take().as_dict(),
-            "versions": fingerprint.versions(),
-            "tpot": tpot,
-            "slowdown": SLOWDOWN,
-            "runs": made,
-        }
-        options.output.write_text(json.dumps(data, indent=1) + "\n")
+    command = f"benchmarks.slowdown --runs {options.runs}"
+    script.write(options.output, command, case=str(CASE), tpot=tpot, slowdown=SLOWDOWN, runs=made)
     return 0 if passed == caught == options.runs else 1
 
 

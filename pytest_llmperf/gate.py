@@ -62,7 +62,7 @@ class Gate:
             tolerance: the slowdown allowed, as a fraction.
             fresh: makes that many measurements in fresh processes; None to screen only.
         """
-        recorded = self.stored.entries.get(case.key, ()) if self.stored else ()
+        recorded = self._recorded(case)
         if not recorded:
             why = "this case is new to it" if self.stored else f"{self.path} does not exist"
             return _no_baseline(f"{why}; accept the figures with --llm-update-baselines")
@@ -79,6 +79,10 @@ class Gate:
             return found
         doubt = self._disturbed(confirmations) or self._weaker(entry)
         return verdict.contaminated(found, doubt) if doubt else found
+
+    def _recorded(self, case: Case) -> Sequence[store.Entry]:
+        """The case's entries, one for each machine that recorded it."""
+        return self.stored.entries.get(case.key, ()) if self.stored else ()
 
     def _own(self, recorded: Sequence[store.Entry]) -> store.Entry | None:
         """The entry of this machine, if it has one."""
@@ -117,14 +121,14 @@ class Gate:
                 f"less speedup over {self.reference} than on another machine ({difference}), which may be the "
                 "machine's doing; record a baseline here with --llm-update-baselines"
             )
-            return replace(found, outcome=Outcome.INCONCLUSIVE, reason=reason)
+            return replace(found, reason=reason)
         return replace(found, outcome=Outcome.OK, reason=f"by the speedup on another machine ({difference})")
 
     def _relative_baseline(self, case: Case, entry: store.Entry) -> list[list[float]] | None:
         """The entry's latencies relative to the reference's, recorded on the same machine with the same versions."""
         assert self.stored is not None
         environments = self.stored.environments
-        for then in self.stored.entries.get(replace(case, backend=self.reference).key, ()):
+        for then in self._recorded(replace(case, backend=self.reference)):
             there = not self.stored.machine(then).difference(self.stored.machine(entry))
             if there and environments[then.environment].versions == environments[entry.environment].versions:
                 return verdict.speedup_invocations(then.invocations, entry.invocations)
@@ -185,8 +189,7 @@ class Gate:
 
     def stored_median(self, case: Case) -> float | None:
         """What this machine's baseline said before this run, in the metric's unit."""
-        recorded = self.stored.entries.get(case.key, ()) if self.stored else ()
-        entry = self._own(recorded)
+        entry = self._own(self._recorded(case))
         return entry.median if entry else None
 
 

@@ -152,11 +152,11 @@ class Host:
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
-                lost = self._lost(
+                raise self._lost(
                     f"worker hung: no answer to {operation} within {timeout:g} s, so it was killed; "
-                    "a slower machine may need a larger --llm-timeout"
+                    "a slower machine may need a larger --llm-timeout",
+                    WorkerHungError,
                 )
-                raise WorkerHungError(*lost.args)
             chunk = os.read(self._replies, 2**20)
             if not chunk:
                 raise self._lost(f"worker died during {operation}")
@@ -170,7 +170,7 @@ class Host:
                 return message
         raise self._lost(f"worker sent garbage instead of an answer to {operation} ({line[:60]!r}), so it was killed")
 
-    def _lost(self, what: str) -> WorkerLostError:
+    def _lost(self, what: str, kind: type[WorkerLostError] = WorkerLostError) -> WorkerLostError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5 if "died" in what else 0)
         code = self._process.returncode
@@ -182,7 +182,7 @@ class Host:
             what += f": it exited with status {code}"
         tail = self.output()
         self.kill()
-        return WorkerLostError(f"{what}\nlast output of the worker:\n{tail}" if tail else what)
+        return kind(f"{what}\nlast output of the worker:\n{tail}" if tail else what)
 
     def output(self) -> str:
         """The last lines that the worker printed."""

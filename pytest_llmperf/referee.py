@@ -8,7 +8,7 @@ from typing import Any
 from pytest_llmperf.backends.base import Observation, Score
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.parity import Parity, Row, decide
-from pytest_llmperf.trace import TraceError
+from pytest_llmperf.trace import TraceError, check_tokens
 
 #: Asks a backend's engine: name, operation, arguments.
 Ask = Callable[..., Any]
@@ -76,16 +76,12 @@ class Referee:
             self._progress(f"{backend} {workload}: generating for parity")
             answer = self._ask(backend, "observe", prompts=prompts, max_new_tokens=workload.max_new_tokens)
             found = [Observation(**one) for one in answer]
-            for index, one in enumerate(found):
-                if len(one.tokens) != workload.max_new_tokens:
-                    raise TraceError(
-                        f"{backend} {workload}, generating for parity: request {index}: {len(one.tokens)} tokens came "
-                        f"back, {workload.max_new_tokens} were asked for"
-                    )
-            if len(found) != len(prompts):
-                raise TraceError(
-                    f"{backend} {workload}: {len(prompts)} requests were submitted, {len(found)} came back"
+            try:
+                check_tokens(
+                    [one.tokens for one in found], requests=len(prompts), max_new_tokens=workload.max_new_tokens
                 )
+            except TraceError as error:
+                raise TraceError(f"{backend} {workload}, generating for parity: {error}") from None
             self._observed[key] = found
         return self._observed[key]
 

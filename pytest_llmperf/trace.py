@@ -63,6 +63,15 @@ class Trace:
         return float(getattr(self, name))
 
 
+def check_tokens(tokens: Sequence[Sequence[int]], *, requests: int, max_new_tokens: int) -> None:
+    """Raise TraceError unless there is a row for every request, of exactly the tokens asked for."""
+    if len(tokens) != requests:
+        raise TraceError(f"{requests} requests were submitted, {len(tokens)} came back")
+    for index, row in enumerate(tokens):
+        if len(row) != max_new_tokens:
+            raise TraceError(f"request {index}: {len(row)} tokens came back, {max_new_tokens} were asked for")
+
+
 def checked(
     tokens: Sequence[Sequence[int]], times: Sequence[Sequence[float]], *, requests: int, max_new_tokens: int
 ) -> Trace:
@@ -72,11 +81,10 @@ def checked(
         TraceError: a request is missing, has fewer or more tokens than asked, has a token without a time, or a time
             that is not after the submission or runs backwards. Each would make some latency too good.
     """
-    if len(tokens) != requests or len(times) != requests:
-        raise TraceError(f"{requests} requests were submitted, {len(tokens)} came back")
+    check_tokens(tokens, requests=requests, max_new_tokens=max_new_tokens)
+    if len(times) != requests:
+        raise TraceError(f"{requests} requests were submitted, {len(times)} came back with times")
     for index, (row, stamps) in enumerate(zip(tokens, times, strict=True)):
-        if len(row) != max_new_tokens:
-            raise TraceError(f"request {index}: {len(row)} tokens came back, {max_new_tokens} were asked for")
         if len(stamps) != len(row):
             raise TraceError(f"request {index}: {len(row)} tokens have {len(stamps)} times")
         if not stamps[0] > 0 or any(not later >= earlier for earlier, later in pairwise(stamps)):

@@ -187,7 +187,7 @@ def screen(
     verdict = _compare(baseline, head, tolerance, floor, basis)
     change, threshold = _change(verdict.ratio), verdict.threshold
     if verdict.ratio > 1 + threshold:
-        if centre(head) - centre(baseline) <= floor:
+        if verdict.head - verdict.baseline <= floor:
             return replace(verdict, reason=f"{change}, but within the floor of {1e3 * floor:.3g} ms")
         reason = f"flagged: {change} in one process, above the threshold of {threshold:.1%}"
         return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason, flagged=True)
@@ -214,13 +214,13 @@ def confirm(baseline: Invocations, head_fresh: Invocations, tolerance: float, fl
     if verdict.ratio <= 1 + verdict.threshold:
         calm = replace(verdict, reason=f"not confirmed in {len(head_fresh)} fresh processes")
         return calm if verdict.ratio <= 1 + tolerance else _unresolved(calm, tolerance, floor)
-    needed, least = verdict.threshold * CONSISTENT, min(_statistics(head_fresh)) / centre(baseline)
+    needed, least = verdict.threshold * CONSISTENT, min(_statistics(head_fresh)) / verdict.baseline
     doubts = []
     if verdict.low <= 1 + needed:
         doubts.append(f"the {LEVEL:.0%} interval reaches down to {_change(verdict.low)}, not above {needed:.1%}")
     if least <= 1 + needed:
         doubts.append(f"one process was {_change(least)}, not above {needed:.1%}")
-    if centre(head_fresh) - centre(baseline) <= floor:
+    if verdict.head - verdict.baseline <= floor:
         doubts.append(f"the difference is within the floor of {1e3 * floor:.3g} ms")
     reason = f"{_change(verdict.ratio)} in {len(head_fresh)} fresh processes"
     if doubts:
@@ -266,12 +266,13 @@ def _compare(baseline: Invocations, head: Invocations, tolerance: float, floor: 
         raise ValueError(f"the tolerance and the floor must be finite and at least 0, not {tolerance} and {floor}")
     low, high = bootstrap_interval(baseline, head)
     threshold = max(tolerance, noise_floor(baseline))
-    ratio = centre(head) / centre(baseline)
+    now, before = centre(head), centre(baseline)
+    ratio = now / before
     resolution = max(
         threshold,
         (1 + threshold) * (ratio / low) - 1,
-        (1 + threshold * CONSISTENT) * (centre(head) / min(_statistics(head))) - 1,
-        floor / centre(baseline),
+        (1 + threshold * CONSISTENT) * (now / min(_statistics(head))) - 1,
+        floor / before,
     )
     count = sum(len(blocks(samples)) for samples in head)
     return Verdict(
@@ -284,8 +285,8 @@ def _compare(baseline: Invocations, head: Invocations, tolerance: float, floor: 
         len(head),
         count,
         basis,
-        head=centre(head),
-        baseline=centre(baseline),
+        head=now,
+        baseline=before,
     )
 
 

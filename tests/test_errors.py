@@ -158,7 +158,7 @@ def other_device(text: str) -> str:
         (truncated, "*tiny.json: is not JSON (*); restore it from version control*"),
         (lambda text: "", "*tiny.json: is not JSON (*); restore it from version control*"),
         (lambda text: "[]", "*tiny.json: is not a JSON object with a schema number; *"),
-        (newer, "*tiny.json: has schema [0-9]*, newer than this version's [0-9]*; upgrade pytest-llmperf"),
+        (newer, f"*tiny.json: has schema {SCHEMA + 1}, newer than this version's {SCHEMA}; upgrade pytest-llmperf"),
         (other_device, "*tiny.json: holds device 'h100', not 'cpu'; *"),
         (lambda text: text.replace("0.005", "-0.005"), "*tiny.json: *samples are positive and finite*"),
     ],

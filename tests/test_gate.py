@@ -250,7 +250,7 @@ def test_a_baseline_of_another_machine_is_compared_by_speedup(suite: Suite) -> N
 
 @pytest.mark.parametrize("strict", [(), ("--llm-strict",)], ids=["", "strict"])
 def test_a_speedup_that_is_less_than_on_another_machine_is_a_question(suite: Suite, strict: tuple[str, ...]) -> None:
-    suite.record({**ELSEWHERE, "ref/tpot": 0.010 / 3}, cpu="a faster one")
+    suite.record(ELSEWHERE, cpu="a faster one")
     suite.backends(sim=SLOWER)
     result = suite.run("suites/test_decode.py", *strict)
     assert result.ret == bool(strict)

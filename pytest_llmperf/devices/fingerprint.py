@@ -125,7 +125,7 @@ def take() -> Fingerprint:
     return Fingerprint(
         cpu=cpu,
         isa=isa,
-        cpus=usable_cpus(),
+        cpus=len(usable_cpus()),
         memory_gib=round(psutil.virtual_memory().total / 2**30),
         architecture=platform.machine(),
         system=platform.system(),

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-def usable_cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cpus() -> set[int]:
+    """The CPUs that this process may use, by number."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,15 @@ def parse_stat(text: str, ticks: int, cpus: Collection[int]) -> tuple[float, flo
 
 def snapshot() -> Snapshot:
     """Now. The kernel counts in ticks, of 10 ms mostly, so that differences are good to about that."""
+    cpus = usable_cpus()
     try:
         text = Path("/proc/stat").read_text()
-        busy, steal = parse_stat(text, os.sysconf("SC_CLK_TCK"), os.sched_getaffinity(0))
-    except (AttributeError, OSError, ValueError):  # not Linux
+        busy, steal = parse_stat(text, os.sysconf("SC_CLK_TCK"), cpus)
+    except (OSError, ValueError):
         busy = steal = 0.0
     used = os.times()
     own = used.user + used.system + used.children_user + used.children_system
-    return Snapshot(time.perf_counter(), busy, steal, own, usable_cpus())
+    return Snapshot(time.perf_counter(), busy, steal, own, len(cpus))
 
 
 def contention(before: Snapshot, after: Snapshot) -> Contention:

@@ -1,0 +1,27 @@
+"""What every script here shares: its command line, and the file that its data go to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.devices import fingerprint
+
+
+def options(description: str | None, count: str, default: int, what: str) -> argparse.Namespace:
+    """The command line: ``--<count>`` (how many measurements) and ``--output``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(f"--{count}", type=int, default=default, help=f"{what} (default: {default})")
+    parser.add_argument("--output", type=Path, help="write the data as JSON")
+    return parser.parse_args()
+
+
+def write(output: Path | None, command: str, **data: Any) -> None:
+    """Write the data, with the command, the machine and the versions that they belong to; nothing without an output."""
+    if output is None:
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    where = {"machine": fingerprint.take().as_dict(), "versions": fingerprint.versions()}
+    output.write_text(json.dumps({"command": f"python -m {command}", **where, **data}, indent=1) + "\n")
