@@ -47,7 +47,12 @@ def generate(engine: Any, prompts: list[list[int]], new: int = NEW) -> list[list
 @pytest.fixture(scope="module")
 def limits() -> Iterator[Any]:
     """Dynamo's settings, which loading a compiling backend changes; put back, and what was compiled forgotten."""
-    names = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+    names = (
+        "recompile_limit",
+        "accumulated_recompile_limit",
+        "fail_on_recompile_limit_hit",
+        "fake_tensor_cache_enabled",
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))

@@ -29,8 +29,8 @@ from transformers.generation.streamers import BaseStreamer
 from pytest_llmperf.backends.base import Engagement, EngineSpec, Observation, OnToken, Score
 
 #: Forward passes that `evidence` profiles: the prefill, the first decode step (whose cache has other strides), and
-#: two as they go on.
-PROFILED = 4
+#: one as they go on.
+PROFILED = 3
 #: Logits kept per position where the caller does not say which: a token further down is never chosen by rounding.
 LEADING = 8
 
