@@ -32,14 +32,15 @@ import os
 import time
 
 from pytest_llmperf import Backend
-from pytest_llmperf.backends import sdpa
 
 SLEEP = float(os.environ["SLEEP"])
 
 
 class Sleeper:
     def __init__(self, spec):
-        self.engine = sdpa.load(spec)
+        from pytest_llmperf.backends.transformers_engine import TransformersEngine
+
+        self.engine = TransformersEngine(spec)  # whose attention is sdpa
         self.evidence, self.close = self.engine.evidence, self.engine.close
 
     def generate(self, prompts, max_new_tokens, on_token):

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pytest_llmperf.backends.base import Backend, EngineSpec
+from pytest_llmperf.backends.base import EngineSpec
+from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.host import Arm, Host, WorkerError, WorkerFailedError, WorkerLostError
 
 #: After one of these an engine's state cannot be relied on, though its process still answers.
@@ -20,6 +21,7 @@ class Loaded:
     """A worker with its engine."""
 
     host: Host
+    arm: Arm
     load_seconds: float
 
 
@@ -28,7 +30,7 @@ class Engines:
 
     Args:
         spec: what every engine is asked to load.
-        arm: where the workers run.
+        arm: where a backend's worker runs; where work runs that is no backend's, for None.
         cache: folder for compile caches that outlive the process.
         timeout: seconds for one request.
         roomy: whether the device's memory holds the reference, idle, beside another engine.
@@ -39,7 +41,7 @@ class Engines:
     def __init__(
         self,
         spec: EngineSpec,
-        arm: Arm,
+        arm: Callable[[Combination | None], Arm],
         *,
         cache: str,
         timeout: float,
@@ -63,17 +65,17 @@ class Engines:
             "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache),
         }
 
-    def _load(self, backend: Backend) -> Loaded:
+    def _load(self, backend: Combination) -> Loaded:
         self._progress(f"{backend.name}: loading {self._spec.model} ({self._spec.dtype})")
-        host = Host(self._arm, {**self._environment, **backend.environment})
+        host = Host(self._arm(backend), {**self._environment, **backend.environment})
         try:
             answer = host.call("load", self._timeout, backend=backend.reference(), spec=asdict(self._spec))
         except BaseException:
             host.close()
             raise
-        return Loaded(host, float(answer["seconds"]))
+        return Loaded(host, self._arm(backend), float(answer["seconds"]))
 
-    def get(self, backend: Backend) -> Loaded:
+    def get(self, backend: Combination) -> Loaded:
         """The backend's engine, loaded now if it is not. A backend that failed to load is not tried again."""
         if backend.name in self._unloadable:
             raise self._unloadable[backend.name]
@@ -91,7 +93,7 @@ class Engines:
             if other != name and not (self._roomy and self._reference in (other, name)):
                 self.close(other)
 
-    def ask(self, backend: Backend, operation: str, **arguments: Any) -> Any:
+    def ask(self, backend: Combination, operation: str, **arguments: Any) -> Any:
         """Call an operation of the backend's engine. After a loss the next call starts a new one."""
         loaded = self.get(backend)
         with self._dropping(backend.name):
@@ -110,7 +112,7 @@ class Engines:
             raise
 
     @contextlib.contextmanager
-    def fresh(self, backend: Backend) -> Iterator[tuple[Callable[..., Any], float]]:
+    def fresh(self, backend: Combination) -> Iterator[tuple[Callable[..., Any], float]]:
         """A new process of the backend, gone afterwards: how to ask it, and the seconds it took to load."""
         if not self._roomy:
             self.close(backend.name)
@@ -130,12 +132,13 @@ class Engines:
         for name, loaded in list(self._loaded.items()):
             if not loaded.host.alive:  # an idle one may have been killed for its memory
                 self.close(name)
-        if self._loaded:
-            name, idle = next(iter(self._loaded.items()))
-            with self._dropping(name):
-                yield lambda operation, **arguments: idle.host.call(operation, self._timeout, **arguments)
+        own = self._arm(None)
+        if (at_hand := next((name for name, loaded in self._loaded.items() if loaded.arm == own), None)) is not None:
+            idle = self._loaded[at_hand].host
+            with self._dropping(at_hand):
+                yield lambda operation, **arguments: idle.call(operation, self._timeout, **arguments)
             return
-        host = Host(self._arm, self._environment)
+        host = Host(own, self._environment)
         try:
             yield lambda operation, **arguments: host.call(operation, self._timeout, **arguments)
         finally:

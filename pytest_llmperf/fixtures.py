@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from pytest_llmperf.backends.base import Backend
+    from pytest_llmperf.backends.registry import Combination
     from pytest_llmperf.cases import Workload
     from pytest_llmperf.result import ParityResult, Result
     from pytest_llmperf.trace import Trace
@@ -90,7 +90,13 @@ class Perf:
     """
 
     def __init__(
-        self, run: Run, backend: Backend, workload: Workload, benchmark: Any, clock: VirtualClock, stated: float | None
+        self,
+        run: Run,
+        backend: Combination,
+        workload: Workload,
+        benchmark: Any,
+        clock: VirtualClock,
+        stated: float | None,
     ) -> None:
         self._run = run
         self._backend = backend
@@ -158,7 +164,7 @@ STRICT_FAILURES = (Outcome.INCONCLUSIVE, Outcome.NO_BASELINE)
 class ParityCheck:
     """``llm_parity``: checks the tokens of the test's backend against the reference's judgement."""
 
-    def __init__(self, run: Run, backend: Backend, workload: Workload) -> None:
+    def __init__(self, run: Run, backend: Combination, workload: Workload) -> None:
         self._run = run
         self._backend = backend
         self.workload = workload

@@ -44,6 +44,7 @@ class Gate:
     reference: str
     measure_peaks: Callable[[], Mapping[str, float]] | None
     _accepted: dict[Case, store.Entry] = field(default_factory=dict)
+    _environments: dict[str, store.Environment] = field(default_factory=dict)
 
     def judge(
         self,
@@ -162,6 +163,7 @@ class Gate:
 
     def accept(self, case: Case, environment: store.Environment, figures: Iterable[Sequence[float]]) -> None:
         """Queue a case's figures, a row per process, as its new baseline."""
+        self._environments[environment.id] = environment
         self._accepted[case] = store.Entry(
             environment=environment.id,
             recorded=datetime.date.today().isoformat(),
@@ -169,9 +171,7 @@ class Gate:
             invocations=tuple(tuple(row) for row in figures),
         )
 
-    def write(
-        self, device: str, model: str, environment: store.Environment, wrong: Collection[str]
-    ) -> dict[Case, store.Entry]:
+    def write(self, device: str, model: str, wrong: Collection[str]) -> dict[Case, store.Entry]:
         """Merge what was accepted into the file, once. Returns what was written.
 
         Figures of the backends in ``wrong``, whose tokens were not shown to be right, are left out: a latency counts
@@ -183,7 +183,7 @@ class Gate:
         accepted = {case: entry for case, entry in self._accepted.items() if case.backend not in wrong}
         if accepted:
             entries = {case.key: (entry,) for case, entry in accepted.items()}
-            new = store.Baseline(device, model, {environment.id: environment}, entries)
+            new = store.Baseline(device, model, self._environments, entries)
             store.write(self.path, store.merge(store.load(self.path, device, model), new))
         return accepted
 

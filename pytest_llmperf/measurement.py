@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from pytest_llmperf import sampling, trace
+from pytest_llmperf.backends.base import RequestStatistics
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.trace import Trace
 
@@ -18,13 +19,17 @@ CONTAMINATED = 0.25
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed generation: its trace, and who used the machine's cores meanwhile (1.0 = one whole core)."""
+    """One timed generation: its trace, and who used the machine's cores meanwhile (1.0 = one whole core).
+
+    ``statistics`` is what the engine says of each request itself; empty where it keeps none.
+    """
 
     trace: Trace
     others: float
     steal: float
     idle: float
     peak_memory: int
+    statistics: tuple[RequestStatistics, ...] = ()
 
     @property
     def contaminated(self) -> bool:
@@ -100,7 +105,7 @@ def measure(
 
     Raises:
         WorkerError: the worker failed, or the optimization did not engage.
-        TraceError: a generation came back that is not what was asked for.
+        TraceError: a generation came back that is not what was asked for, or that the engine's own statistics deny.
     """
     made = 0
 
@@ -109,16 +114,15 @@ def measure(
         progress(f"{backend} {workload}: generation {made + 1}" + (" (warm-up)" if not made else ""))
         made += 1
         answer = ask("generate", prompts=prompts, max_new_tokens=workload.max_new_tokens)
-        return Sample(
-            trace.checked(
-                answer["tokens"],
-                answer["times"],
-                requests=workload.batch_size,
-                max_new_tokens=workload.max_new_tokens,
-            ),
-            **answer["contention"],
-            peak_memory=answer["peak_memory"],
+        found = trace.checked(
+            answer["tokens"],
+            answer["times"],
+            requests=workload.batch_size,
+            max_new_tokens=workload.max_new_tokens,
         )
+        statistics = tuple(RequestStatistics(**one) for one in answer["statistics"])
+        trace.check_statistics(found, statistics)
+        return Sample(found, **answer["contention"], peak_memory=answer["peak_memory"], statistics=statistics)
 
     collected = sampling.collect(generate, lambda sample: sample.trace.latency, plan)
     progress(f"{backend} {workload}: proving that the optimization ran")

@@ -26,6 +26,11 @@ ENOUGH = 24
 REGRET_FACTOR = 2.0
 #: The error may be this much larger than the reference's before its significance is asked.
 ERROR_MARGIN = 1.15
+#: How much coarser 8-bit weights are than bfloat16's: a channel is cut into 255 steps up to its largest weight, some
+#: five standard deviations, so a step is 1/25 of a typical weight, where bfloat16's is at most 1/128 of it.
+INT8_STEP = 12.0
+#: Bits of a type's significand, the implied one included.
+SIGNIFICAND = {"bfloat16": 8, "float16": 11, "float32": 24}
 #: Standard errors that the logarithm of the error ratio must be above the margin: one false alarm in about 700.
 ERROR_SIGNIFICANCE = 3.0
 
@@ -45,7 +50,7 @@ class Parity:
     """The decision, with what it rests on.
 
     Attributes:
-        passed: in parity.
+        passed: in parity; or, where ``bounded``, no further away than other weights explain.
         reason: why not, in one line; empty if passed.
         tokens: tokens judged.
         informative: those that are no repetition.
@@ -54,6 +59,7 @@ class Parity:
         largest_regret: in logits.
         tolerance: what a regret may be, in logits.
         error_ratio: geometric mean of the backend's logit error over the reference's, or None if not observable.
+        bounded: it computes with other weights, so that it is never equal, and what is shown is how far away it is.
     """
 
     passed: bool
@@ -65,6 +71,7 @@ class Parity:
     largest_regret: float
     tolerance: float
     error_ratio: float | None
+    bounded: bool = False
 
 
 def informative(tokens: Sequence[int], end_of_sequence: Iterable[int] = ()) -> int:
@@ -116,18 +123,24 @@ def error_log_ratios(rows: Iterable[Row]) -> list[float]:
     return ratios
 
 
-def decide(rows: Sequence[Row], end_of_sequence: Iterable[int] = ()) -> Parity:
+def coarseness(dtype: str) -> float:
+    """How many times coarser the steps of 8-bit weights are than those of a type."""
+    return float(INT8_STEP * 2 ** (SIGNIFICAND[dtype] - SIGNIFICAND["bfloat16"]))
+
+
+def decide(rows: Sequence[Row], end_of_sequence: Iterable[int] = (), coarser: float = 1.0) -> Parity:
     """Whether a backend's tokens are right.
 
     Args:
         rows: every request judged, at least one.
         end_of_sequence: the model's end-of-sequence ids.
+        coarser: how many times coarser its weights are than the reference's; 1 for the same weights.
     """
     ends = set(end_of_sequence)
     total = sum(len(row.tokens) for row in rows)
     carrying = sum(informative(row.tokens, ends) for row in rows)
     regrets = [regret for row in rows for regret in row.score.regret]
-    tolerance = REGRET_FACTOR * max(spread for row in rows for spread in rounding_spread(row.score))
+    tolerance = coarser * REGRET_FACTOR * max(spread for row in rows for spread in rounding_spread(row.score))
     largest = max(regrets)
     finite = all(map(math.isfinite, (*regrets, tolerance)))
     divergences = [
@@ -147,7 +160,7 @@ def decide(rows: Sequence[Row], end_of_sequence: Iterable[int] = ()) -> Parity:
             f"a token is {largest:.3g} logits worse than the reference's choice; rounding explains {tolerance:.3g} "
             f"(token {where % len(rows[0].tokens)} of row {where // len(rows[0].tokens)} of {len(rows)} judged)"
         )
-    elif not mean - slack <= math.log(ERROR_MARGIN):
+    elif not mean - slack <= math.log(coarser * ERROR_MARGIN):
         reason = f"its logits are {math.exp(mean):.2f} times as far from the exact ones as the reference's"
     elif carrying < min(ENOUGH, total / 4):
         reason = f"only {carrying} of {total} tokens carry information (the rest repeat), which proves nothing"
@@ -163,4 +176,5 @@ def decide(rows: Sequence[Row], end_of_sequence: Iterable[int] = ()) -> Parity:
         largest_regret=largest,
         tolerance=tolerance,
         error_ratio=math.exp(mean) if ratios else None,
+        bounded=coarser > 1,
     )

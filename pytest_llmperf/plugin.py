@@ -12,6 +12,7 @@ from pytest_llmperf import settings as options
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pytest_llmperf.backends.registry import Registry
     from pytest_llmperf.baseline import Entry
     from pytest_llmperf.cases import Case, Workload
     from pytest_llmperf.devices.table import Device
@@ -61,6 +62,7 @@ class Session:
         #: Tests that were to gate a case, and how many of them were skipped at collection.
         self.gating = self.skipped = 0
         self._run: Run | None = None
+        self._registry: Registry | None = None
         self._clock: VirtualClock | None = None
         self._progress: Progress | None = None
 
@@ -86,6 +88,23 @@ class Session:
         return self._clock
 
     @property
+    def registry(self) -> Registry:
+        """The built-in backends, and those that conftest.py files register.
+
+        Raises:
+            ValueError: one of them cannot be registered.
+        """
+        if self._registry is None:
+            from pytest_llmperf.backends.registry import BUILT_IN, Registry
+
+            registry = Registry(BUILT_IN)
+            for backends in self.config.hook.pytest_llmperf_backends():
+                for backend in backends:
+                    registry.add(backend)
+            self._registry = registry
+        return self._registry
+
+    @property
     def run(self) -> Run:
         """The run, made when the first test that needs one is collected.
 
@@ -93,14 +112,9 @@ class Session:
             ValueError: the settings rule it out.
         """
         if self._run is None:
-            from pytest_llmperf.backends.registry import BUILT_IN, Registry
             from pytest_llmperf.run import begin
 
-            registry = Registry(BUILT_IN)
-            for backends in self.config.hook.pytest_llmperf_backends():
-                for backend in backends:
-                    registry.add(backend)
-            self._run = begin(self.settings, registry, self.progress)
+            self._run = begin(self.settings, self.registry, self.progress)
         return self._run
 
 
@@ -115,6 +129,25 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     from pytest_llmperf import hookspec
 
     pluginmanager.add_hookspecs(hookspec)
+
+
+@pytest.hookimpl
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """With ``--llm-list``, say what there is and what can run here, and stop."""
+    if not config.getoption("--llm-list"):
+        return None
+    from pytest_llmperf.report.listing import listing
+
+    config._do_configure()
+    try:
+        session = config.stash[KEY]
+        for line in listing(session.settings, session.registry):
+            print(line)
+    except (KeyError, ValueError) as error:
+        raise pytest.UsageError(f"llmperf: {error.args[0]}") from None
+    finally:
+        config._ensure_unconfigure()
+    return 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -157,9 +190,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         run = session.run
         stated = _marker_arguments(metafunc.definition)
         if "llm_backend" in names:
-            backends = stated.get("backends") or run.scope.backends
-            for name in backends:
-                _ = run.scope.registry[name]
+            backends = run.scope.backends
+            if stated.get("backends"):
+                backends = tuple(dict.fromkeys(run.scope.registry[name].name for name in stated["backends"]))
             # Session scope makes pytest itself group the tests by backend, so that an engine is loaded once.
             metafunc.parametrize("llm_backend", backends, indirect=True, scope="session")
         if "llm_workload" in names:

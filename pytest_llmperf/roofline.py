@@ -40,20 +40,25 @@ def decode_flops(arch: Architecture, batch: int, context: float) -> float:
     return float(batch * (2 * arch.matrix_parameters + 4 * arch.layers * arch.heads * arch.head_dim * context))
 
 
-def prefill_bytes(arch: Architecture, batch: int, prompt_length: int, dtype: str) -> float:
+def prefill_bytes(
+    arch: Architecture, batch: int, prompt_length: int, dtype: str, weight_bytes: float | None = None
+) -> float:
     """Bytes that a prefill must move at least: the weights read, the keys and values written."""
-    return float(_weights_read(arch, dtype) + batch * prompt_length * arch.kv_bytes_per_token(dtype))
+    return float(_weights_read(arch, dtype, weight_bytes) + batch * prompt_length * arch.kv_bytes_per_token(dtype))
 
 
-def decode_bytes(arch: Architecture, batch: int, context: float, dtype: str) -> float:
+def decode_bytes(
+    arch: Architecture, batch: int, context: float, dtype: str, weight_bytes: float | None = None
+) -> float:
     """Bytes that a decode step must move at least: the weights, and each request's keys and values."""
-    return float(_weights_read(arch, dtype) + batch * context * arch.kv_bytes_per_token(dtype))
+    return float(_weights_read(arch, dtype, weight_bytes) + batch * context * arch.kv_bytes_per_token(dtype))
 
 
-def _weights_read(arch: Architecture, dtype: str) -> int:
+def _weights_read(arch: Architecture, dtype: str, weight_bytes: float | None) -> float:
     # An embedding that is not tied is looked up, a row a token, not read.
     untied = 0 if arch.tied_embeddings else arch.vocabulary * arch.hidden
-    return arch.weight_bytes(dtype) * (arch.parameters - untied) // arch.parameters
+    each = arch.weight_bytes(dtype) / arch.parameters if weight_bytes is None else weight_bytes
+    return each * (arch.parameters - untied)
 
 
 def mean_context(prompt_length: int, max_new_tokens: int) -> float:
@@ -67,11 +72,17 @@ def _bound(flops: float, size: float, peak_flops: float, peak_bandwidth: float) 
 
 
 def prefill_bound(
-    arch: Architecture, batch: int, prompt_length: int, dtype: str, peak_flops: float, peak_bandwidth: float
+    arch: Architecture,
+    batch: int,
+    prompt_length: int,
+    dtype: str,
+    peak_flops: float,
+    peak_bandwidth: float,
+    weight_bytes: float | None = None,
 ) -> Bound:
     """The shortest TTFT (s) that the roofs (FLOP/s, bytes/s) allow."""
     flops = prefill_flops(arch, batch, prompt_length)
-    return _bound(flops, prefill_bytes(arch, batch, prompt_length, dtype), peak_flops, peak_bandwidth)
+    return _bound(flops, prefill_bytes(arch, batch, prompt_length, dtype, weight_bytes), peak_flops, peak_bandwidth)
 
 
 def decode_bound(
@@ -82,11 +93,12 @@ def decode_bound(
     dtype: str,
     peak_flops: float,
     peak_bandwidth: float,
+    weight_bytes: float | None = None,
 ) -> Bound:
     """The shortest TPOT (s/token) that the roofs (FLOP/s, bytes/s) allow, at the mean context."""
     context = mean_context(prompt_length, max_new_tokens)
     flops = decode_flops(arch, batch, context)
-    return _bound(flops, decode_bytes(arch, batch, context, dtype), peak_flops, peak_bandwidth)
+    return _bound(flops, decode_bytes(arch, batch, context, dtype, weight_bytes), peak_flops, peak_bandwidth)
 
 
 def mfu(arch: Architecture, batch: int, prompt_length: int, seconds: float, peak_flops: float) -> float:
@@ -102,10 +114,11 @@ def mbu(
     dtype: str,
     seconds: float,
     peak_bandwidth: float,
+    weight_bytes: float | None = None,
 ) -> float:
     """Model bandwidth utilization of decode steps of ``seconds`` each: achieved bytes/s over the peak."""
     context = mean_context(prompt_length, max_new_tokens)
-    return decode_bytes(arch, batch, context, dtype) / seconds / peak_bandwidth
+    return decode_bytes(arch, batch, context, dtype, weight_bytes) / seconds / peak_bandwidth
 
 
 @dataclass(frozen=True)
@@ -126,17 +139,26 @@ class Utilization:
 
 
 def utilization(
-    arch: Architecture, workload: Workload, metric: str, seconds: float, dtype: str, peaks: Mapping[str, float]
+    arch: Architecture,
+    workload: Workload,
+    metric: str,
+    seconds: float,
+    dtype: str,
+    peaks: Mapping[str, float],
+    weight_bytes: float | None = None,
 ) -> Utilization | None:
-    """The utilization of a TTFT or TPOT (s), given peaks ``flops`` (FLOP/s) and ``bandwidth`` (bytes/s); else None."""
+    """The utilization of a TTFT or TPOT (s), given peaks ``flops`` (FLOP/s) and ``bandwidth`` (bytes/s); else None.
+
+    ``weight_bytes`` are those of one weight, where they are not the dtype's.
+    """
     batch, prompt, new = workload.batch_size, workload.prompt_length, workload.max_new_tokens
     flops, bandwidth = peaks["flops"], peaks["bandwidth"]
     if metric == "ttft":
-        bound = prefill_bound(arch, batch, prompt, dtype, flops, bandwidth)
+        bound = prefill_bound(arch, batch, prompt, dtype, flops, bandwidth, weight_bytes)
         return Utilization("MFU", mfu(arch, batch, prompt, seconds, flops), bound.seconds, bound.limit)
     if metric == "tpot":
-        bound = decode_bound(arch, batch, prompt, new, dtype, flops, bandwidth)
-        fraction = mbu(arch, batch, prompt, new, dtype, seconds, bandwidth)
+        bound = decode_bound(arch, batch, prompt, new, dtype, flops, bandwidth, weight_bytes)
+        fraction = mbu(arch, batch, prompt, new, dtype, seconds, bandwidth, weight_bytes)
         return Utilization("MBU", fraction, bound.seconds, bound.limit)
     return None
 

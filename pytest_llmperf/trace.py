@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
+from pytest_llmperf.backends.base import RequestStatistics
+
+#: How far an engine's own mean TTFT or TPOT may be from the one stamped here: a share of it, and seconds of it. Handing
+#: a batch's tokens over takes a moment that the engine does not count.
+AGREEMENT, HANDING_OVER = 0.02, 1e-3
+
 
 class TraceError(ValueError):
     """A generation that does not count: tokens fewer or more than asked, or times that run backwards."""
@@ -92,3 +98,25 @@ def checked(
         if not stamps[-1] > stamps[0]:
             raise TraceError(f"request {index}: all {max_new_tokens} tokens came at one instant, so TPOT would be 0")
     return Trace(tuple(tuple(row) for row in tokens), tuple(tuple(stamps) for stamps in times))
+
+
+def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> None:
+    """Raise TraceError where an engine's own statistics, a record per request or none, deny what was stamped.
+
+    They do if a prompt was found in a prefix cache or computed twice, or if a mean time is more than `AGREEMENT` and
+    `HANDING_OVER` away from the stamped one: one of the two clocks was not waited for.
+    """
+    if not statistics:
+        return
+    if len(statistics) != len(found.tokens):
+        raise TraceError(f"{len(found.tokens)} requests were submitted, the engine has statistics of {len(statistics)}")
+    if cached := sum(one.cached_tokens for one in statistics):
+        raise TraceError(f"{cached} prompt tokens came from a prefix cache: that is no prefill")
+    if preempted := sum(one.preemptions for one in statistics):
+        raise TraceError(f"out of KV space: requests lost their cache {preempted} times and were computed again")
+    for name, stamped in (("ttft", found.ttft), ("tpot", found.tpot)):
+        own = fmean(getattr(one, name) for one in statistics)
+        if abs(stamped - own) > AGREEMENT * own + HANDING_OVER:
+            raise TraceError(
+                f"{name} was stamped as {stamped * 1e3:.3f} ms, but is {own * 1e3:.3f} ms by the engine's own account"
+            )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from inner import Suite
 from platformdirs import user_cache_path
@@ -14,6 +15,12 @@ from pytest_llmperf import models
 from pytest_llmperf.models import Model
 
 pytest_plugins = "pytester"
+
+# How long an example takes, or takes to draw, says how busy the machine is.
+hypothesis.settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ INI = {
     "llm_device": "cpu",
     "llm_model": "tiny",
     "llm_backends": "ref,sim",
+    "llm_dtype": "bfloat16",  # whatever this machine's own is
     "llm_reference": "ref",
     "llm_batch_sizes": "1",
     "llm_prompt_lengths": "16",

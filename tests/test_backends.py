@@ -11,13 +11,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
-from pytest_llmperf.backends import eager
 from pytest_llmperf.backends.base import EngineSpec, NotEngagedError
-from pytest_llmperf.backends.registry import BUILT_IN
+from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.backends.transformers_engine import TokenStreamer, TransformersEngine
 from pytest_llmperf.devices.table import DEVICES
 from pytest_llmperf.models import Model
 from pytest_llmperf.worker.recorder import Recorder
+from pytest_llmperf.worker.server import find
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,14 +27,24 @@ TINY: dict[str, Any] = {
     "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 512, "max_position_embeddings": 256,
     "initializer_range": 0.2, "eos_token_id": 2, "tie_word_embeddings": False,
 }  # fmt: skip
-BACKENDS = {backend.name: backend for backend in BUILT_IN}
+REGISTRY = Registry(BUILT_IN)
+BACKENDS = ("eager", "sdpa", "compile", "compile-static", "compile-static+max-autotune", "transformers-paged")
 NEW = 6
 EQUAL = [[(7 * row + 13 * index) % 500 + 1 for index in range(16)] for row in range(2)]
 UNEQUAL = [EQUAL[0], EQUAL[1][:5]]
 
 
 def spec(**changes: Any) -> EngineSpec:
-    return EngineSpec("tiny", TINY | changes, "float32", "cpu")
+    return EngineSpec("tiny", TINY | changes, "float32", "cpu", batch_size=2, sequence_length=32)
+
+
+def load(name: str, spec: EngineSpec) -> Any:
+    """The engine of a backend or combination, as a worker loads it."""
+    loader: Any = None
+    for reference in REGISTRY[name].reference():
+        part = find(reference)
+        loader = part if loader is None else part(loader)
+    return loader(spec)
 
 
 def generate(engine: Any, prompts: list[list[int]], new: int = NEW) -> list[list[int]]:
@@ -62,16 +72,15 @@ def limits() -> Iterator[Any]:
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def engine(request: pytest.FixtureRequest, limits: Any) -> Any:
-    backend = BACKENDS[request.param]
-    if (reason := backend.requires(DEVICES["cpu"])) is not None:
+    if (reason := REGISTRY[request.param].requires(DEVICES["cpu"])) is not None:
         pytest.skip(reason)
     torch._dynamo.reset()
-    return backend.load(spec())
+    return load(request.param, spec())
 
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
-    return eager.BACKEND.load(spec())
+    return load("eager", spec())
 
 
 # Generation
@@ -135,7 +144,7 @@ def test_a_wrong_token_is_regretted_and_only_it(reference: Any) -> None:
 
 def test_end_of_sequence_is_neither_suppressed_nor_an_end(reference: Any) -> None:
     tokens = generate(reference, EQUAL)
-    ending = eager.BACKEND.load(spec(eos_token_id=tokens[0][2]))  # the same weights, by the same seed
+    ending = load("eager", spec(eos_token_id=tokens[0][2]))  # the same weights, by the same seed
     assert generate(ending, EQUAL) == tokens
 
 
@@ -152,14 +161,14 @@ def test_a_models_own_generation_config_changes_nothing(reference: Any, tmp_path
         suppress_tokens=tokens[0][:1],
     )
     own.save_pretrained(tmp_path)
-    loaded = eager.BACKEND.load(EngineSpec(str(tmp_path), None, "float32", "cpu"))
+    loaded = load("eager", EngineSpec(str(tmp_path), None, "float32", "cpu"))
     assert generate(loaded, UNEQUAL) == tokens
 
 
 def test_a_real_model_goes_on_after_it_has_ended(bundled_model: Model) -> None:
     """Asked for nothing but the end of its turn, the bundled model says so, and is made to go on."""
     assert bundled_model.folder is not None
-    loaded = BACKENDS["sdpa"].load(EngineSpec(str(bundled_model.folder), None, "bfloat16", "cpu"))
+    loaded = load("sdpa", EngineSpec(str(bundled_model.folder), None, "bfloat16", "cpu"))
     tokenizer_file = bundled_model.tokenizer_file
     assert tokenizer_file is not None
     chat = "<|im_start|>user\nSay only the word yes.<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
@@ -192,10 +201,10 @@ LAYERS = 12
 @pytest.fixture
 def limited(limits: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The compile backend on as many layers as dynamo's own limit does not allow."""
-    if (reason := BACKENDS["compile"].requires(DEVICES["cpu"])) is not None:
+    if (reason := REGISTRY["compile"].requires(DEVICES["cpu"])) is not None:
         pytest.skip(reason)
     torch._dynamo.reset()
-    engine = BACKENDS["compile"].load(spec(num_hidden_layers=LAYERS))
+    engine = load("compile", spec(num_hidden_layers=LAYERS))
     # Layers compiled apart each count by themselves against the first, and together against the second.
     monkeypatch.setattr(limits, "recompile_limit", 8)
     monkeypatch.setattr(limits, "accumulated_recompile_limit", 8)
@@ -236,7 +245,7 @@ def test_another_attention_than_asked_is_not_engaged(resolved: str, engaged: boo
 
 
 def test_pytorchs_own_fallback_is_not_engaged() -> None:
-    engine = BACKENDS["sdpa"].load(spec())
+    engine = load("sdpa", spec())
     generate(engine, EQUAL)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         found = engine.evidence()
@@ -246,7 +255,7 @@ def test_pytorchs_own_fallback_is_not_engaged() -> None:
 
 @pytest.mark.parametrize(("name", "other"), [("eager", "sdpa"), ("sdpa", "eager")])
 def test_another_kernel_under_the_right_name_is_not_engaged(name: str, other: str) -> None:
-    engine = BACKENDS[name].load(spec())
+    engine = load(name, spec())
     for module in engine.model.modules():
         if hasattr(module, "q_proj"):
             module.config = type(module.config)(**module.config.to_dict())

@@ -23,7 +23,13 @@ def refusal(suite: Suite, *arguments: str) -> str:
     [
         ("--llm-device=mi9000", "--llm-device=mi9000: unknown device; known: mi210, *, cpu"),
         ("--llm-device=h100", "--llm-device=h100: not present; found no accelerator; leave the option out *"),
-        ("--llm-backends=sim,warp", "unknown backend 'warp'; known: eager, *, ref, sim"),
+        ("--llm-backends=sim,warp", "unknown backend 'warp'; known: eager, *, ref, sim, combined as in a+b"),
+        (
+            "--llm-backends=compile+compile-static",
+            "backend 'compile+compile-static': compile and compile-static both *",
+        ),
+        ("--llm-python=warp=python3", "unknown backend 'warp'; known: *"),
+        ("--llm-python=sim=/no/python", "--llm-python: cannot ask /no/python what is installed there: *"),
         ("--llm-reference=warp", "unknown backend 'warp'; known: *"),
         ("--llm-model=gpt-9", "unknown model 'gpt-9'; known: *"),
         ("--llm-model=suites", "folder 'suites' has no config.json; *"),
@@ -62,6 +68,8 @@ BAD = [
     ("timeout", "inf", "'inf' is not a positive number of seconds"),
     ("timeout", "soon", "'soon' is not a positive number of seconds"),
     ("backends", ",", "expected at least one name, as in 'eager,sdpa'"),
+    ("python", "/opt/python", "'/opt/python' is not a list of backend=interpreter, as in 'vllm=/opt/vllm/bin/python'"),
+    ("python", "sim=a,sim=b", "'sim=a,sim=b' names sim twice"),
 ]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.backends.base import Observation, Score
-from pytest_llmperf.parity import Row, decide, informative
+from pytest_llmperf.parity import INT8_STEP, Row, coarseness, decide, informative
 
 TOKENS = 64
 
@@ -95,3 +95,27 @@ def test_a_repeated_period_adds_nothing(tokens: list[int], period: int) -> None:
 @given(st.permutations(range(30)))
 def test_distinct_tokens_all_carry_information(tokens: list[int]) -> None:
     assert informative(tokens) == 30
+
+
+# Other weights
+
+
+@given(st.integers(0, 1000), st.floats(1e-4, 0.01), st.floats(2.0, 8.0))
+def test_coarser_weights_are_bounded_and_never_equal(seed: int, rounding: float, times: float) -> None:
+    rows = [row(seed, rounding=rounding, backend=rounding * times)]
+    assert not decide(rows).passed
+    found = decide(rows, coarser=INT8_STEP)
+    assert found.passed, found.reason
+    assert found.bounded
+    assert not decide(rows, coarser=1.0).bounded
+
+
+@given(st.integers(0, 1000))
+def test_worse_than_coarser_weights_explain_is_not_within_the_bound(seed: int) -> None:
+    assert not decide([row(seed, rounding=0.001, backend=0.03)], coarser=INT8_STEP).passed
+    assert not decide([row(seed, rounding=0.001, regret=1.0)], coarser=INT8_STEP).passed
+
+
+def test_a_finer_type_is_by_so_much_finer_than_8_bit_weights() -> None:
+    assert coarseness("bfloat16") == INT8_STEP
+    assert coarseness("float32") == INT8_STEP * 2**16

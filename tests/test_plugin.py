@@ -23,6 +23,7 @@ VALUES = {
     "device": ("cpu", "cpu"),
     "model": ("tiny", "tiny"),
     "backends": ("sim, ref", ("sim", "ref")),
+    "python": ("sim=/opt/a, ref=/opt/b", (("sim", "/opt/a"), ("ref", "/opt/b"))),
     "reference": ("sim", "sim"),
     "dtype": ("bf16", "bfloat16"),
     "batch-sizes": ("1,4", (1, 4)),

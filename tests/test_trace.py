@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.trace import TraceError, checked
+from pytest_llmperf.backends.base import RequestStatistics
+from pytest_llmperf.trace import TraceError, check_statistics, checked
 
 gaps = st.floats(min_value=1e-6, max_value=10)
 batches = st.integers(2, 12).flatmap(lambda n: st.lists(st.lists(gaps, min_size=n, max_size=n), min_size=1, max_size=5))
@@ -65,3 +66,38 @@ def test_latency_is_at_most_the_last_token_and_throughput_counts_every_token(row
 def test_a_generation_that_would_flatter_is_refused(tokens, times, why) -> None:
     with pytest.raises(TraceError, match=why):
         checked(tokens, times, requests=2, max_new_tokens=2)
+
+
+# The engine's own statistics
+
+
+def own(trace, ttft: float = 1.0, tpot: float = 1.0, **more: int) -> list[RequestStatistics]:
+    return [RequestStatistics(trace.ttft * ttft, trace.tpot * tpot, **more) for _ in trace.tokens]
+
+
+@given(batches, st.floats(0.985, 1.015), st.floats(0.985, 1.015))
+def test_an_engine_may_count_a_moment_more_or_less(rows, ttft: float, tpot: float) -> None:
+    trace = make(rows)
+    check_statistics(trace, own(trace, ttft, tpot))
+    check_statistics(trace, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ttft": 1.1}, "ttft was stamped as 100.000 ms, but is 110.000 ms by the engine's own account"),
+        ({"tpot": 0.9}, "tpot was stamped as 20.000 ms, but is 18.000 ms by the engine's own account"),
+        ({"cached_tokens": 3}, "6 prompt tokens came from a prefix cache"),
+        ({"preemptions": 1}, "out of KV space: requests lost their cache 2 times"),
+    ],
+)
+def test_an_engine_that_denies_what_was_stamped(changes, said: str) -> None:
+    trace = make([[0.1, 0.02, 0.02]] * 2)
+    with pytest.raises(TraceError, match=said):
+        check_statistics(trace, own(trace, **changes))
+
+
+def test_statistics_of_other_requests_than_were_submitted() -> None:
+    trace = make([[0.1, 0.02]] * 2)
+    with pytest.raises(TraceError, match="2 requests were submitted, the engine has statistics of 1"):
+        check_statistics(trace, own(trace)[:1])

@@ -268,7 +268,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def load(host: Host, folder: Path, model: str = "any", name: str = "Engine") -> None:
     (folder / "engine.py").write_text(MODULE)
     backend = {"module": "engine", "name": name, "file": str(folder / "engine.py")}
-    host.call("load", 30, backend=backend, spec={"model": model, "config": None, "dtype": "float32", "device": "cpu"})
+    host.call("load", 30, backend=[backend], spec={"model": model, "config": None, "dtype": "float32", "device": "cpu"})
 
 
 def test_a_worker_answers_with_tokens_and_rising_times(host: Host, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_an_arm_s_checkout_and_environment_come_first(tmp_path: Path) -> None:
     backend = {"module": "engine", "name": "load", "file": str(tmp_path / "engine.py")}
     try:
         with pytest.raises(WorkerFailedError, match="ValueError: arm"):
-            host.call("load", 30, backend=backend, spec=dict.fromkeys(("model", "config", "dtype", "device"), "cpu"))
+            host.call("load", 30, backend=[backend], spec=dict.fromkeys(("model", "config", "dtype", "device"), "cpu"))
     finally:
         host.close()
 
@@ -346,7 +346,7 @@ def test_while_a_worker_works_its_parent_uses_no_cpu(tmp_path: Path) -> None:
     host = Host(Arm())
     try:
         used = time.process_time()
-        host.call("load", 30, backend=backend, spec=dict.fromkeys(("model", "config", "dtype", "device"), "cpu"))
+        host.call("load", 30, backend=[backend], spec=dict.fromkeys(("model", "config", "dtype", "device"), "cpu"))
         assert time.process_time() - used < 0.1
     finally:
         host.close()

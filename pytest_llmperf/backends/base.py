@@ -28,6 +28,9 @@ class EngineSpec:
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         device: torch's device string, ``cpu`` or ``cuda``.
         seed: of random weights.
+        batch_size: the most requests that will be submitted together.
+        sequence_length: the most tokens that one request will have, the new ones included.
+        cache: a folder for what may outlive the process, such as tuned kernels.
     """
 
     model: str
@@ -35,6 +38,9 @@ class EngineSpec:
     dtype: str
     device: str
     seed: int = 0
+    batch_size: int = 1
+    sequence_length: int = 2048
+    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,30 @@ class Observable(Protocol):
         """Generate as `Engine.generate` does, by the same kernels, and keep the ``leading`` largest logits."""
 
 
+@dataclass(frozen=True)
+class RequestStatistics:
+    """What an engine that keeps time itself says of one request of its last generation; checked, never reported.
+
+    Attributes:
+        ttft: seconds from the request's arrival to its first token.
+        tpot: seconds per further token.
+        cached_tokens: prompt tokens that were not computed but found in a prefix cache.
+        preemptions: how often the request lost its cache and was computed again.
+    """
+
+    ttft: float
+    tpot: float
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+
+class Timekeeper(Protocol):
+    """An engine that has statistics of its own, by which the worker's stamps are checked."""
+
+    def statistics(self) -> list[RequestStatistics]:
+        """Of the last generation, a record per request, in the order of the prompts."""
+
+
 class Reference(Protocol):
     """An engine that can judge another's tokens."""
 
@@ -128,33 +158,58 @@ def runs_anywhere(device: Device) -> str | None:
     return None
 
 
+#: What a part of a combination decides, in the order in which a combination's name has its parts.
+SLOTS = ("engine", "attention", "compile", "gemm", "weights")
+#: The order in which they change an engine: weights are packed before anything is compiled around them.
+APPLIED = ("engine", "attention", "weights", "compile", "gemm")
+
+
 @dataclass(frozen=True)
 class Backend:
-    """One optimization: how to load it, and what it needs.
+    """One optimization, under the name that ``--llm-backends`` knows. Several are combined as ``a+b``.
 
     Attributes:
-        name: as written in ``--llm-backends``.
-        load: a module-level function (or class) that is called *in the worker process* with an `EngineSpec` and
-            returns an `Engine`. It is passed on by name, so its heavy imports belong inside it.
+        name: without a plus sign.
+        load: for an engine, a module-level function or class that is called *in the worker process* with an
+            `EngineSpec` and returns an `Engine`. For any other slot, a module-level function that takes an engine's
+            class, there too, and returns one that adds the optimization. It is passed on by name, so its heavy imports
+            belong inside it. A string, ``module:name``, will do.
+        slot: what it decides, one of `SLOTS`. A combination has at most one backend for each, and one without an
+            engine is run by transformers.
+        engines: the engines that it can change, by name; empty for any. Of no meaning for an engine.
+        needs: other backends, of which the combination must have one.
+        conflicts: other backends that it cannot be combined with, and why.
         optimizes: what it is meant to make faster: ``prefill``, ``decode``, ``both`` or ``none``.
         proof: what must be seen for it to count as engaged; shown to users.
+        distributions: installed packages, of which the worker's interpreter must have one, such as ``vllm``.
         requires: given the `Device`, the reason why it cannot run here, or None. Runs in pytest's process: no torch.
         environment: variables set in the worker before anything is imported.
+        weight_bytes: bytes of a weight where it computes with other weights than the reference, so that tokens may
+            rightly differ; None where they are the same.
     """
 
     name: str
-    load: Callable[[EngineSpec], Engine]
+    load: Callable[[Any], Any] | str
+    slot: str = "engine"
+    engines: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    conflicts: Mapping[str, str] = field(default_factory=dict)
     optimizes: str = "none"
     proof: str = ""
+    distributions: tuple[str, ...] = ()
     requires: Callable[[Device], str | None] = runs_anywhere
     environment: Mapping[str, str] = field(default_factory=dict)
+    weight_bytes: float | None = None
 
     def reference(self) -> dict[str, str]:
-        """Where the worker finds ``load``: module, qualified name and file.
+        """Where the worker finds ``load``: module, qualified name and file (empty where it is to be imported by name).
 
         Raises:
             ValueError: ``load`` is a lambda, a local function or a partial, which no other process can find.
         """
+        if isinstance(self.load, str):
+            module, _, attribute = self.load.partition(":")
+            return {"module": module, "name": attribute, "file": ""}
         name = getattr(self.load, "__qualname__", "")
         try:
             file = inspect.getsourcefile(self.load)

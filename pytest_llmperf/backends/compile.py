@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.backends.base import Backend, Engine, EngineSpec
+from pytest_llmperf.backends.base import Backend
 from pytest_llmperf.backends.toolchain import cpp_compiler_missing
 
+if TYPE_CHECKING:
+    from pytest_llmperf.backends.base import OnToken
+    from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
 
-def load(spec: EngineSpec) -> Engine:
+
+def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
     """``layer.self_attn = torch.compile(layer.self_attn, dynamic=True)`` for every layer."""
     from inspect import signature
 
     import torch
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
-    from pytest_llmperf.backends.base import NotEngagedError, OnToken
-    from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine, decoder_layers
+    from pytest_llmperf.backends.base import NotEngagedError
+    from pytest_llmperf.backends.transformers_engine import decoder_layers
 
     apart: dict[str, Any] = (
         {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
     )
 
-    class Compile(TransformersEngine):
-        attention = "sdpa"
-        expected = "a compiled region in every layer"
+    class Compile(engine):  # type: ignore[misc,valid-type]
+        compiled = True
+        expected = (*engine.expected, "a compiled region in every layer")
 
         def prepare(self) -> None:
+            super().prepare()
             # Every layer specializes the one code object on its layer index, so dynamo counts layers x shapes against
             # a limit of 8; beyond it the rest would run eager behind one log line. Raise the limit, and make hitting
             # it an error. Where torch can keep the layers' graphs apart, the guards of one layer are not checked for
@@ -39,7 +44,11 @@ def load(spec: EngineSpec) -> Engine:
             # three kinds of batch took 104 s with it and 81 s without. What is generated is the same.
             config.fake_tensor_cache_enabled = False
             for layer in decoder_layers(self.model):
-                layer.self_attn = torch.compile(layer.self_attn, dynamic=True, **apart)
+                layer.self_attn = torch.compile(layer.self_attn, dynamic=True, **self.compile_options(), **apart)
+
+        def compile_options(self) -> dict[str, Any]:
+            """Further arguments of `torch.compile`."""
+            return {}
 
         def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
             try:
@@ -52,14 +61,17 @@ def load(spec: EngineSpec) -> Engine:
                 ) from error
 
         def engaged(self, profile: Profile) -> bool:
-            return profile.count("Torch-Compiled Region", prefix=True) >= self.layers * profile.steps
+            regions = profile.count("Torch-Compiled Region", prefix=True)
+            return bool(super().engaged(profile) and regions >= self.layers * profile.steps)
 
-    return Compile(spec)
+    return Compile
 
 
 BACKEND = Backend(
     name="compile",
-    load=load,
+    load=extend,
+    slot="compile",
+    engines=("transformers",),
     optimizes="prefill",
     proof="a compiled region ran in every layer of every step; hitting dynamo's recompile limit is an error",
     requires=cpp_compiler_missing,

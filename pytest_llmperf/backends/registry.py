@@ -1,13 +1,103 @@
-"""The backends of a run: the built-in ones, and those that a suite's ``conftest.py`` registers."""
+"""The backends of a run: the built-in ones, those that a suite's ``conftest.py`` registers, and their combinations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import TYPE_CHECKING
 
-from pytest_llmperf.backends import compile, compile_static, eager, sdpa  # noqa: A004  the optimization's name
-from pytest_llmperf.backends.base import Backend
+from pytest_llmperf.backends import (
+    compile,  # noqa: A004  the optimization's name
+    compile_static,
+    eager,
+    flash_attention,
+    int8,
+    max_autotune,
+    sdpa,
+    transformers_paged,
+    tunableop,
+    vllm,
+    xformers,
+)
+from pytest_llmperf.backends.base import APPLIED, SLOTS, Backend
 
-BUILT_IN: tuple[Backend, ...] = (eager.BACKEND, sdpa.BACKEND, compile.BACKEND, compile_static.BACKEND)
+if TYPE_CHECKING:
+    from pytest_llmperf.devices.table import Device
+
+#: What runs a combination that names no engine.
+TRANSFORMERS = Backend("transformers", "pytest_llmperf.backends.transformers_engine:TransformersEngine")
+
+BUILT_IN: tuple[Backend, ...] = (
+    eager.BACKEND,
+    sdpa.BACKEND,
+    *flash_attention.BACKENDS,
+    xformers.BACKEND,
+    compile.BACKEND,
+    compile_static.BACKEND,
+    max_autotune.BACKEND,
+    int8.BACKEND,
+    tunableop.BACKEND,
+    transformers_paged.BACKEND,
+    *vllm.BACKENDS,
+)
+#: Those that only change another, in the combinations that ``--llm-backends=all`` measures.
+COMBINED = (
+    "compile-static+max-autotune",
+    "compile-static+int8",
+    "eager+tunableop",
+    "flash-attention-2+tunableop",
+    "vllm+tunableop",
+)
+#: What transformers' attention is where a combination does not say, so saying it changes nothing.
+DEFAULT_ATTENTION = "sdpa"
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What is measured under one name: an engine, and what changes it.
+
+    Attributes:
+        name: the parts' names joined by plus signs, in the order of `SLOTS`, so that one thing has one name.
+        engine: what generates.
+        parts: what changes it, in the order in which they are applied.
+    """
+
+    name: str
+    engine: Backend
+    parts: tuple[Backend, ...]
+
+    @property
+    def all(self) -> tuple[Backend, ...]:
+        return (self.engine, *self.parts)
+
+    def reference(self) -> list[dict[str, str]]:
+        """Where the worker finds the engine and, in order, what changes it."""
+        return [part.reference() for part in self.all]
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """Variables of the worker."""
+        return {name: value for part in self.all for name, value in part.environment.items()}
+
+    @property
+    def weight_bytes(self) -> float | None:
+        """Bytes of a weight where they are not the reference's, else None."""
+        return next((part.weight_bytes for part in self.all if part.weight_bytes is not None), None)
+
+    @property
+    def proof(self) -> str:
+        return "; ".join(part.proof for part in self.all if part.proof)
+
+    @property
+    def optimizes(self) -> str:
+        kinds = {part.optimizes for part in self.all} - {"none"}
+        return "both" if len(kinds) > 1 else next(iter(kinds), "none")
+
+    def requires(self, device: Device) -> str | None:
+        """The first part's reason why it cannot run on the device, or None."""
+        return next((reason for part in self.all if (reason := part.requires(device))), None)
 
 
 class Registry:
@@ -15,21 +105,79 @@ class Registry:
 
     def __init__(self, backends: Sequence[Backend] = ()) -> None:
         self._backends: dict[str, Backend] = {}
+        self._combinations: dict[str, Combination] = {}
         for backend in backends:
             self.add(backend)
 
     def add(self, backend: Backend) -> None:
-        """Register a backend. Raises ValueError if its name is taken or its loader cannot be passed on."""
-        if backend.name in self._backends:
+        """Register a backend. Raises ValueError if its name or slot will not do, or its loader cannot be passed on."""
+        if backend.name in self._backends or backend.name == TRANSFORMERS.name:
             raise ValueError(f"backend {backend.name!r} is registered twice; choose another name")
+        if not backend.name or set(backend.name) & set("+,/= "):
+            raise ValueError(f"backend {backend.name!r}: a name has no plus sign, comma, slash, equals sign or space")
+        if backend.slot not in SLOTS:
+            raise ValueError(f"backend {backend.name!r}: unknown slot {backend.slot!r}; known: {', '.join(SLOTS)}")
         backend.reference()
         self._backends[backend.name] = backend
 
     def names(self) -> tuple[str, ...]:
+        """Every backend's name, the ones that only change another included."""
         return tuple(self._backends)
 
-    def __getitem__(self, name: str) -> Backend:
-        """The backend of that name. Raises KeyError, with the known names, if there is none."""
-        if name not in self._backends:
-            raise KeyError(f"unknown backend {name!r}; known: {', '.join(self._backends)}")
+    def part(self, name: str) -> Backend:
+        """A backend by itself, though it may only change another. Raises KeyError if it is not known."""
         return self._backends[name]
+
+    def everything(self) -> tuple[str, ...]:
+        """What ``all`` means: every backend that is something by itself, and the combinations worth measuring."""
+        whole = [name for name, one in self._backends.items() if not one.needs and one.slot not in ("gemm", "weights")]
+        return (*whole, *(name for name in COMBINED if set(name.split("+")) <= self._backends.keys()))
+
+    def __getitem__(self, name: str) -> Combination:
+        """The backend or combination of that name.
+
+        Raises:
+            KeyError: a part is not known; the message lists those that are.
+            ValueError: the parts make no sense together; the message says why.
+        """
+        if name not in self._combinations:
+            self._combinations[name] = self._combine(name)
+        return self._combinations[name]
+
+    def _combine(self, name: str) -> Combination:
+        parts = []
+        for part in name.split("+"):
+            if part not in self._backends:
+                raise KeyError(f"unknown backend {part!r}; known: {', '.join(self._backends)}, combined as in a+b")
+            parts.append(self._backends[part])
+        engine = next((part for part in parts if part.slot == "engine"), TRANSFORMERS)
+        reason = _nonsense(parts, engine)
+        if reason is not None:
+            raise ValueError(f"backend {name!r}: {reason}")
+        if len(parts) > 1 and engine.name.startswith("transformers"):
+            parts = [part for part in parts if part.name != DEFAULT_ATTENTION]
+        changing = [part for part in parts if part is not engine]
+        return Combination(
+            "+".join(part.name for part in sorted(parts, key=lambda part: SLOTS.index(part.slot))),
+            engine,
+            tuple(sorted(changing, key=lambda part: APPLIED.index(part.slot))),
+        )
+
+
+def _nonsense(parts: Sequence[Backend], engine: Backend) -> str | None:
+    """Why the parts cannot be combined, or None."""
+    names = {part.name for part in parts}
+    for one, other in combinations(parts, 2):
+        if one.slot == other.slot:
+            what = {"engine": "are engines", "gemm": "tune matrix products"}.get(one.slot, f"decide the {one.slot}")
+            return f"{one.name} and {other.name} both {what}; keep one"
+    for part in parts:
+        if part is engine:
+            continue
+        if part.engines and engine.name not in part.engines:
+            return f"{part.name} changes {' or '.join(part.engines)}, and {engine.name} has its own {part.slot}"
+        if part.needs and not names & {*part.needs}:
+            return f"{part.name} changes only what {' or '.join(part.needs)} does; write {part.needs[0]}+{part.name}"
+        for name in sorted(names & part.conflicts.keys()):
+            return f"{part.name} cannot be combined with {name}: {part.conflicts[name]}"
+    return None

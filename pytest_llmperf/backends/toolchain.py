@@ -1,4 +1,4 @@
-"""What torch.compile needs on the machine."""
+"""What optimizations need of the machine."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def cpp_compiler_missing(device: Device) -> str | None:
     if device.kind == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
         return "torch.compile needs a C++ compiler (g++ or clang++) on the CPU, and none is on PATH"
     return None
+
+
+def no_accelerator(device: Device) -> str | None:
+    """The reason why kernels that exist for GPUs alone cannot run on the device, or None."""
+    return "it has no CPU kernel; it needs a CUDA or ROCm device" if device.kind == "cpu" else None

@@ -1,15 +1,14 @@
 """The engine behind every transformers backend: the real ``model.generate`` with a streamer.
 
-A backend subclasses it and names an attention implementation, prepares the model (compiles it, say), and says what a
-profile of one generation must show.
+An optimization subclasses it: it names an attention implementation, or prepares the model (compiles it, say), and says
+what a profile of one generation must show. Each calls ``super()``, so that several can be stacked.
 """
 
 from __future__ import annotations
 
 import copy
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from pytest_llmperf.backends.base import Engagement, EngineSpec, Observation, OnToken, Score
+from pytest_llmperf.backends.base import Engagement, EngineSpec, NotEngagedError, Observation, OnToken, Score
 
 #: Forward passes that `evidence` profiles: the prefill, the first decode step (whose cache has other strides), and
 #: one as they go on.
@@ -73,10 +72,17 @@ def decoder_layers(model: Any) -> Sequence[Any]:
 
 
 class TransformersEngine:
-    """Greedy ``generate`` on one device. Subclasses set `attention` and may override the four methods below it."""
+    """Greedy ``generate`` on one device.
+
+    Attributes:
+        attention: transformers' name of the attention implementation.
+        compiled: whether some of the model is compiled, so that single operators may not show in a profile.
+        expected: what a profile must show, a phrase for each optimization.
+    """
 
     attention = "sdpa"
-    expected = "nothing in particular"
+    compiled = False
+    expected: tuple[str, ...] = ()
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
@@ -90,6 +96,11 @@ class TransformersEngine:
             config = AutoConfig.for_model(kind.pop("model_type"), **kind)
             with torch.device(spec.device):
                 self.model = AutoModelForCausalLM.from_config(config, **options)
+        if self.resolved != self.attention:
+            raise NotEngagedError(
+                f"transformers serves {self.attention} by {self.resolved}; a substitute is measured only under its "
+                "own name"
+            )
         self.model = self.model.to(spec.device).eval()
         # generate() fills what a call leaves None from the model's own generation config, which may sample and has
         # end-of-sequence ids: replace it, so that greedy means greedy and no token is suppressed.
@@ -99,6 +110,11 @@ class TransformersEngine:
         self._last: list[list[int]] = []
         self._last_new_tokens = 0
         self.prepare()
+
+    @property
+    def resolved(self) -> str:
+        """The attention implementation that transformers settled on."""
+        return str(self.model.config._attn_implementation)
 
     def prepare(self) -> None:
         """Change the loaded model: compile it, replace modules."""
@@ -110,6 +126,16 @@ class TransformersEngine:
     def engaged(self, profile: Profile) -> bool:
         """Whether a profile of one generation shows the optimization."""
         return True
+
+    def seen(self, profile: Profile) -> dict[str, Any]:
+        """What a profile shows that is worth recording."""
+        attention = ("aten::_scaled_dot_product", "aten::scaled_dot_product", "aten::_softmax")
+        return {
+            "attn_implementation": self.resolved,
+            **{name: count for name, count in sorted(profile.counts.items()) if name.startswith(attention)},
+            "compiled regions": profile.count("Torch-Compiled Region", prefix=True),
+            "graphs": int(torch._dynamo.utils.counters["stats"]["unique_graphs"]),
+        }
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
         """See `Engine.generate`. Prompts of unequal length are padded on the left and masked."""
@@ -191,76 +217,34 @@ class TransformersEngine:
         )
 
     def evidence(self) -> Engagement:
-        """See `Engine.evidence`: a profile of how the last prompts' generation begins.
+        """See `Engine.evidence`: a profile of how the last prompts' generation begins."""
+        seen = self.profiled(min(PROFILED, self._last_new_tokens))
+        expected = ", and ".join((f"attn_implementation {self.attention}", *self.expected))
+        return Engagement(
+            engaged=self.resolved == self.attention and self.engaged(seen),
+            expected=f"{expected} ({self.layers} layers, {seen.steps} steps)",
+            seen=self.seen(seen),
+        )
 
-        It is the same generation, stopped early: where a cache is static, fewer tokens would be another shape.
-        """
-        steps = min(PROFILED, self._last_new_tokens)
+    def profiled(self, steps: int) -> Profile:
+        """Operators of the first ``steps`` forward passes for the last prompts."""
+        activities = [ProfilerActivity.CPU]
+        if self.spec.device != "cpu":
+            activities.append(ProfilerActivity.CUDA)
+        # Of all threads: an engine may generate in another one.
+        everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+        with profile(activities=activities, acc_events=True, experimental_config=everywhere) as profiler:
+            self.shortened(steps)
+        return Profile(Counter({event.key: event.count for event in profiler.key_averages()}), steps)
+
+    def shortened(self, steps: int) -> None:
+        """The last prompts' generation, stopped early: where a cache is static, fewer tokens would be another shape."""
         enough = max(len(prompt) for prompt in self._last) + steps
 
         def stop(ids: torch.Tensor, scores: Any) -> torch.Tensor:
             return torch.full((ids.shape[0],), ids.shape[1] >= enough, device=ids.device)
 
-        activities = [ProfilerActivity.CPU]
-        if self.spec.device != "cpu":
-            activities.append(ProfilerActivity.CUDA)
-        with profile(activities=activities, acc_events=True) as profiler:
-            self._generate(self._last, self._last_new_tokens, lambda request, token: None, stopping=[stop])
-        seen = Profile(Counter({event.key: event.count for event in profiler.key_averages()}), steps)
-        resolved = str(self.model.config._attn_implementation)
-        attention = {
-            name: count
-            for name, count in sorted(seen.counts.items())
-            if name.startswith(("aten::_scaled_dot_product", "aten::scaled_dot_product", "aten::_softmax"))
-        }
-        return Engagement(
-            engaged=resolved == self.attention and self.engaged(seen),
-            expected=f"attn_implementation {self.attention}, and {self.expected} ({self.layers} layers, {steps} steps)",
-            seen={
-                "attn_implementation": resolved,
-                **attention,
-                "compiled regions": seen.count("Torch-Compiled Region", prefix=True),
-                "graphs": int(torch._dynamo.utils.counters["stats"]["unique_graphs"]),
-            },
-        )
+        self._generate(self._last, self._last_new_tokens, lambda request, token: None, stopping=[stop])
 
     def close(self) -> None:
         """Nothing: the process's end gives everything back."""
-
-
-def peaks(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.4) -> dict[str, float]:
-    """The machine's measured roofs: the best GEMM rate (FLOP/s) and memory read rate (bytes/s) seen.
-
-    The memory buffer is as large as the model's weights, since a decode step reads those: where they fit a
-    last-level cache, that is the honest roof. The best of several kernels and repetitions is taken.
-    """
-    kind = getattr(torch, dtype)
-    synchronize: Callable[[], Any] = torch.cuda.synchronize if device != "cpu" else (lambda: None)
-
-    def best(work: Any, amount: float) -> float:
-        rate, until = 0.0, time.perf_counter() + seconds
-        while True:
-            synchronize()
-            start = time.perf_counter()
-            work()
-            synchronize()
-            stop = time.perf_counter()
-            rate = max(rate, amount / (stop - start))
-            if stop > until:
-                return rate
-
-    side = 8192 if device != "cpu" else 1024
-    a, b = (torch.randn(side, side, dtype=kind, device=device) for _ in range(2))
-    flops = best(lambda: a @ b, 2.0 * side**3)
-    rows = max(1, buffer_bytes // (4 * 4096))
-    matrix = torch.randn(rows, 4096, device=device)
-    vector = torch.randn(4096, device=device)
-    half = matrix.to(kind)
-    half_vector = vector.to(kind)
-    size = float(matrix.numel() * matrix.element_size())
-    bandwidth = max(
-        best(lambda: matrix @ vector, size),
-        best(matrix.sum, size),
-        best(lambda: half @ half_vector, float(half.numel() * half.element_size())),
-    )
-    return {"flops": flops, "bandwidth": bandwidth}

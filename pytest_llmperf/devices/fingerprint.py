@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.devices import detect
 from pytest_llmperf.devices.health import usable_cpus
+from pytest_llmperf.interpreter import Interpreter
 
 #: Instruction sets that change the speed of matrix products; models of one name differ in them from host to host.
 ISA = (
@@ -134,12 +134,10 @@ def take() -> Fingerprint:
 
 
 @cache
-def versions() -> dict[str, str]:
-    """Versions of what may change a latency, none of it imported."""
-    found = {"python": platform.python_version(), "kernel": platform.release()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
+def versions(interpreter: Interpreter = Interpreter()) -> dict[str, str]:  # noqa: B008  it is frozen
+    """Versions of what may change a latency, none of it imported: those that the workers' interpreter has."""
+    found = {"python": interpreter.python_version(), "kernel": platform.release()}
+    found |= {package: version for package in PACKAGES if (version := interpreter.version(package))}
     for module in ("nvidia", "amdgpu"):  # amdgpu has a version where it is AMD's own, not the kernel's
         with contextlib.suppress(OSError):
             found[f"{module} driver"] = Path(f"/sys/module/{module}/version").read_text().strip()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_llmperf.cases import Case
+    from pytest_llmperf.parity import Parity
     from pytest_llmperf.result import ParityResult, Result
     from pytest_llmperf.verdict import Verdict
 
@@ -127,12 +128,18 @@ def parity_lines(found: Iterable[ParityResult]) -> list[str]:
         parity = one.parity
         error = "" if parity.error_ratio is None else f", logit error {parity.error_ratio:.2f} of the reference's"
         lines.append(
-            f"{one.backend} {one.workload}: {'in parity' if parity.passed else 'NOT IN PARITY'}, "
+            f"{one.backend} {one.workload}: {_standing(parity)}, "
             f"{parity.exact_match:.1%} exact, largest regret {parity.largest_regret:.3g} "
             f"(rounding explains {parity.tolerance:.3g}){error}, "
             f"{parity.informative} of {parity.tokens} tokens informative"
         )
     return lines
+
+
+def _standing(parity: Parity) -> str:
+    if parity.bounded:
+        return "not equal, but bounded" if parity.passed else "NOT WITHIN ITS BOUND"
+    return "in parity" if parity.passed else "NOT IN PARITY"
 
 
 def counts(results: Iterable[Result], skipped: int) -> str:

@@ -1,0 +1,12 @@
+"""transformers-paged: transformers' continuous batching, over its paged cache of keys and values."""
+
+from __future__ import annotations
+
+from pytest_llmperf.backends.base import Backend
+
+BACKEND = Backend(
+    name="transformers-paged",
+    load="pytest_llmperf.backends.transformers_paged_engine:TransformersPagedEngine",
+    optimizes="decode",
+    proof="keys and values written to a paged cache in every layer, and pages given to every request",
+)

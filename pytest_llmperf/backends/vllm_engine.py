@@ -1,0 +1,240 @@
+"""vLLM inside the worker: requests are submitted together and the engine is stepped until all are done.
+
+The cache of keys and values is as large as the largest workload needs, prefix caching is off, and a step may hold a
+whole batch's prefill, so that none is chunked unseen. vLLM keeps time itself, by which the worker's stamps are checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pytest_llmperf.architecture import Architecture
+from pytest_llmperf.backends.base import Engagement, EngineSpec, Observation, OnToken, RequestStatistics
+
+#: Forward passes that `evidence` profiles.
+PROFILED = 3
+#: Tokens in a block of the cache, at most: vLLM takes 128 on a CPU and 16 on a GPU, and the budget suffices for both.
+LARGEST_BLOCK = 128
+#: Blocks beyond what the requests fill: vLLM keeps one empty.
+SPARE_BLOCKS = 2
+#: The operator that every attention layer of vLLM goes through, whichever kernel is behind it.
+ATTENTION = "vllm::unified_attention"
+#: What attention kernels are called on a GPU, where a replayed graph calls no operators.
+ATTENTION_KERNELS = ("flash_fwd", "flash_attn", "attention", "fmha")
+#: What a compiled graph and a replayed one show.
+COMPILED = ("## Call CompiledFxGraph", "Torch-Compiled Region", "cudaGraphLaunch", "hipGraphLaunch")
+
+
+class VllmEngine:
+    """Greedy generation by ``LLMEngine``, in process."""
+
+    compiled = True
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        if spec.device == "cpu":
+            # vLLM reduces torch to one thread unless it is told that somebody chose; every other backend has them all.
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+            # vLLM 0.32 cannot load what it compiled ahead of time for a CPU ("'function' object has no attribute
+            # 'finalize_loading'"), so it would compile at every start; inductor's own cache works.
+            os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+        self._folder = tempfile.TemporaryDirectory() if spec.config is not None else None
+        config = dict(spec.config) if spec.config is not None else _read(Path(spec.model))
+        architecture = Architecture.from_config(config)
+        blocks = spec.batch_size * -(-spec.sequence_length // LARGEST_BLOCK) + SPARE_BLOCKS
+        cache = blocks * LARGEST_BLOCK * architecture.kv_bytes_per_token(spec.dtype)
+        _check_room(spec, cache)
+        from vllm import EngineArgs, LLMEngine
+
+        arguments = EngineArgs(
+            model=spec.model if self._folder is None else _written(Path(self._folder.name), config),
+            load_format="auto" if self._folder is None else "dummy",
+            skip_tokenizer_init=True,
+            generation_config="vllm",  # not the model's own, which may sample
+            dtype=spec.dtype,
+            seed=spec.seed,
+            max_model_len=spec.sequence_length,
+            max_num_seqs=spec.batch_size,
+            max_num_batched_tokens=spec.batch_size * spec.sequence_length,
+            enable_prefix_caching=False,
+            async_scheduling=False,
+            kv_cache_memory_bytes=cache,
+            enforce_eager=not self.compiled,
+            disable_log_stats=False,
+        )
+        self.engine = LLMEngine.from_engine_args(arguments)
+        self.layers = architecture.layers
+        self._generations = count()
+        self._last: list[list[int]] = []
+        self._statistics: list[RequestStatistics] = []
+        self._prefill_steps = 0
+
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
+        """See `Engine.generate`."""
+        self._generate(prompts, max_new_tokens, on_token)
+
+    def _generate(
+        self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken, logprobs: int | None = None
+    ) -> list[list[dict[int, Any]]]:
+        """Generate; with ``logprobs``, return that many a token: a dictionary by token id, per request."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if len(prompts) > self.spec.batch_size:
+            raise ValueError(
+                f"{len(prompts)} requests were submitted to an engine that was loaded for {self.spec.batch_size}: "
+                "vLLM would run some after the others"
+            )
+        self._last = prompts
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_new_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=logprobs,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        names = {f"{next(self._generations)}": index for index in range(len(prompts))}
+        kept: list[list[dict[int, Any]]] = [[] for _ in prompts]
+        statistics: dict[int, RequestStatistics] = {}
+        steps = waiting = 0
+        first = set(range(len(prompts)))
+        try:
+            for name, prompt in zip(names, prompts, strict=True):
+                self.engine.add_request(name, {"prompt_token_ids": prompt}, parameters)
+            while self.engine.has_unfinished_requests():
+                steps += 1
+                output: Any  # of a request for text, not one for an embedding
+                for output in self.engine.step():
+                    index, completion = names[output.request_id], output.outputs[0]
+                    for token in completion.token_ids:
+                        on_token(index, token)
+                    kept[index] += completion.logprobs or ()
+                    first.discard(index)
+                    if output.finished:
+                        statistics[index] = _statistics(output, max_new_tokens)
+                waiting += bool(first)
+        except BaseException:
+            self.engine.abort_request(list(names))
+            raise
+        self._prefill_steps = waiting + 1
+        self._statistics = [statistics[index] for index in range(len(prompts))]
+        return kept
+
+    def statistics(self) -> list[RequestStatistics]:
+        """See `Timekeeper.statistics`: vLLM's ``RequestStateStats``."""
+        return self._statistics
+
+    def observe(self, prompts: list[list[int]], max_new_tokens: int, leading: int) -> list[Observation]:
+        """See `Observable.observe`. These are log-probabilities, which differ from logits by a constant a position."""
+        tokens: list[list[int]] = [[] for _ in prompts]
+        kept = self._generate(prompts, max_new_tokens, lambda index, token: tokens[index].append(token), leading)
+        observations = []
+        for row, positions in zip(tokens, kept, strict=True):
+            ranked = [
+                sorted(((one.logprob, token) for token, one in position.items()), reverse=True)[:leading]
+                for position in positions
+            ]
+            observations.append(
+                Observation(
+                    tokens=row,
+                    candidates=[[token for _, token in position] for position in ranked],
+                    logits=[[logit for logit, _ in position] for position in ranked],
+                )
+            )
+        return observations
+
+    def evidence(self) -> Engagement:
+        """See `Engine.evidence`: a profile of how the last prompts' generation begins."""
+        chunks = self._prefill_steps
+        activities = [ProfilerActivity.CPU]
+        if self.spec.device != "cpu":
+            activities.append(ProfilerActivity.CUDA)
+        with profile(activities=activities, acc_events=True) as profiler:
+            self._generate(self._last, PROFILED, lambda index, token: None)
+        counts = Counter({event.key: event.count for event in profiler.key_averages()})
+        attention = {name: number for name, number in counts.items() if _is_attention(name, self.spec.device)}
+        graphs = sum(number for name, number in counts.items() if name.startswith(COMPILED))
+        config = self.engine.vllm_config
+        paged = max(attention.values(), default=0) >= self.layers * PROFILED
+        graph = "a compiled graph in every step" if self.compiled else "no compiled graph"
+        return Engagement(
+            engaged=paged and (graphs >= PROFILED if self.compiled else not graphs),
+            expected=f"vLLM's attention in every layer, and {graph} ({self.layers} layers, {PROFILED} steps)",
+            seen={
+                **attention,
+                "graph calls": graphs,
+                "compilation mode": str(
+                    getattr(config.compilation_config.mode, "name", config.compilation_config.mode)
+                ),
+                "block size": config.cache_config.block_size,
+                "blocks": config.cache_config.num_gpu_blocks,
+                "steps of the prefill": chunks,
+            },
+        )
+
+    def close(self) -> None:
+        """Stop what vLLM started."""
+        self.engine.engine_core.shutdown()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+class VllmEagerEngine(VllmEngine):
+    """``enforce_eager``: no compilation, no graphs."""
+
+    compiled = False
+
+
+def _check_room(spec: EngineSpec, cache: int) -> None:
+    """Raise MemoryError where the cache (bytes) does not fit into what is free, before hours go into swapping."""
+    if spec.device == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free, _ = torch.cuda.mem_get_info()
+    if cache > free:
+        raise MemoryError(
+            f"out of KV space: {spec.batch_size} requests of {spec.sequence_length} tokens need a cache of "
+            f"{cache / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; lower --llm-batch-sizes or "
+            "--llm-prompt-lengths"
+        )
+
+
+def _is_attention(name: str, device: str) -> bool:
+    return name.startswith(ATTENTION) or (device != "cpu" and any(one in name.lower() for one in ATTENTION_KERNELS))
+
+
+def _statistics(output: Any, max_new_tokens: int) -> RequestStatistics:
+    """What vLLM says of a finished request."""
+    own = output.metrics
+    return RequestStatistics(
+        ttft=own.first_token_latency,
+        tpot=(own.last_token_ts - own.first_token_ts) / max(1, max_new_tokens - 1),
+        cached_tokens=output.num_cached_tokens or 0,
+        preemptions=own.num_preemptions,
+    )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder).to_dict()  # type: ignore[no-any-return]
+
+
+def _written(folder: Path, config: dict[str, Any]) -> str:
+    """A folder with the configuration alone, which is what vLLM wants for random weights."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = str(config["model_type"])
+    named = {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, kind)], **config}
+    (folder / "config.json").write_text(json.dumps(named))
+    return str(folder)

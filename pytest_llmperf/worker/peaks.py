@@ -1,0 +1,57 @@
+"""The machine's roofs, measured: what it can multiply and read in a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def measure(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.3) -> dict[str, float]:
+    """The best GEMM rate (FLOP/s) and memory read rate (bytes/s) seen.
+
+    A roof is what no kernel passes, so the best of several kernels and repetitions counts. The weights are laid out
+    both ways, since a CPU without instructions for a type may multiply one of them 17 times as fast as the other; and
+    float32 is tried beside the type asked for, which a kernel may well compute in. The memory buffer is as large as
+    the model's weights, since a decode step reads those: where they fit a last-level cache, that is the honest roof.
+
+    Args:
+        device: torch's device string.
+        dtype: of the model.
+        buffer_bytes: size of the model's weights.
+        seconds: how long each kernel is repeated.
+    """
+    kind = getattr(torch, dtype)
+    synchronize: Callable[[], Any] = torch.cuda.synchronize if device != "cpu" else (lambda: None)
+
+    def best(work: Any, amount: float) -> float:
+        rate, until = 0.0, time.perf_counter() + seconds
+        while True:
+            synchronize()
+            start = time.perf_counter()
+            work()
+            synchronize()
+            stop = time.perf_counter()
+            rate = max(rate, amount / (stop - start))
+            if stop > until:
+                return rate
+
+    side = 8192 if device != "cpu" else 1024
+    flops = 0.0
+    for one in dict.fromkeys((kind, torch.float32)):
+        a, b = (torch.randn(side, side, dtype=one, device=device) for _ in range(2))
+        flops = max(flops, best(lambda a=a, b=b: a @ b, 2.0 * side**3), best(lambda a=a, b=b: a @ b.T, 2.0 * side**3))
+    rows = max(1, buffer_bytes // (4 * 4096))
+    matrix = torch.randn(rows, 4096, device=device)
+    vector = torch.randn(4096, device=device)
+    half = matrix.to(kind)
+    half_vector = vector.to(kind)
+    size = float(matrix.numel() * matrix.element_size())
+    bandwidth = max(
+        best(lambda: matrix @ vector, size),
+        best(matrix.sum, size),
+        best(lambda: half @ half_vector, float(half.numel() * half.element_size())),
+    )
+    return {"flops": flops, "bandwidth": bandwidth}
