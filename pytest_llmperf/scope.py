@@ -94,7 +94,8 @@ class Scope:
     def _backends(self) -> tuple[str, ...]:
         asked = self.registry.everything() if self.settings.backends == ("all",) else self.settings.backends
         names = tuple(dict.fromkeys(self.registry[name].name for name in asked))
-        _ = self.registry[self.settings.reference]
+        if (name := self.registry[self.settings.reference].name) != self.settings.reference:
+            raise UnusableError(f"--llm-reference={self.settings.reference}: that is {name}, under its own name")
         # The reference comes first: every speedup needs its figures.
         return tuple(sorted(names, key=lambda name: name != self.settings.reference))
 

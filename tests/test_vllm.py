@@ -130,11 +130,10 @@ def test_what_it_cannot_load_is_a_clear_failure(bundled_model: Model, tmp_path: 
         host.close()
 
 
-def test_killed_it_is_lost_and_nothing_stays_behind(bundled_model: Model) -> None:
-    host = start("vllm-eager")
-    load(host, "vllm-eager", str(bundled_model.folder))
-    family = [host.pid, *(child.pid for child in psutil.Process(host.pid).children(recursive=True))]
-    os.kill(host.pid, signal.SIGKILL)
+def test_killed_it_is_lost_and_nothing_stays_behind(vllm: Host) -> None:
+    """Last, since the module's engine is gone then."""
+    family = [vllm.pid, *(child.pid for child in psutil.Process(vllm.pid).children(recursive=True))]
+    os.kill(vllm.pid, signal.SIGKILL)
     with pytest.raises(WorkerLostError, match="killed by signal 9"):
-        host.call("evidence", PATIENCE)
+        vllm.call("evidence", PATIENCE)
     assert eventually(lambda: not any(map(running, family)))

@@ -44,11 +44,7 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
             # three kinds of batch took 104 s with it and 81 s without. What is generated is the same.
             config.fake_tensor_cache_enabled = False
             for layer in decoder_layers(self.model):
-                layer.self_attn = torch.compile(layer.self_attn, dynamic=True, **self.compile_options(), **apart)
-
-        def compile_options(self) -> dict[str, Any]:
-            """Further arguments of `torch.compile`."""
-            return {}
+                layer.self_attn = torch.compile(layer.self_attn, dynamic=True, **apart)
 
         def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
             try:

@@ -1,0 +1,64 @@
+"""What a run covers: types, names and sizes that the device, the registry and the tests decide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inner import Suite
+
+from pytest_llmperf.backends.registry import BUILT_IN, Registry
+from pytest_llmperf.cases import Workload
+from pytest_llmperf.devices import fingerprint
+from pytest_llmperf.scope import Scope, UnusableError
+
+REGISTRY = Registry(BUILT_IN)
+
+
+@pytest.fixture
+def make(suite: Suite, tmp_path: Path) -> Any:
+    """A scope of the command line's settings and these."""
+    from pytest_llmperf import plugin
+
+    def scope(*arguments: str, **changes: Any) -> Scope:
+        suite.ini(llm_dtype="", llm_backends="", llm_reference="", llm_batch_sizes="", llm_max_new_tokens="")
+        config = suite.pytester.parseconfigure("-p", "benchmark", "-p", "llmperf", *arguments)
+        return Scope(replace(config.stash[plugin.KEY].settings, **changes), REGISTRY, tmp_path)
+
+    return scope
+
+
+@pytest.mark.parametrize(
+    ("isa", "dtype"),
+    [(("avx2",), "float32"), (("avx2", "avx512_bf16"), "bfloat16"), (("amx_bf16",), "bfloat16"), ((), "float32")],
+)
+def test_a_cpu_is_measured_in_the_type_that_it_multiplies(
+    make: Any, isa: tuple[str, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(fingerprint.take(), isa=isa)
+    monkeypatch.setattr(fingerprint, "take", lambda: here)
+    assert make().dtype == dtype
+    assert make("--llm-dtype=bfloat16").dtype == "bfloat16"
+
+
+def test_one_combination_is_measured_once_under_its_own_name(make: Any) -> None:
+    scope = make("--llm-backends=int8+compile-static,compile-static+int8,sdpa+compile,eager")
+    assert scope.backends == ("eager", "compile-static+int8", "compile")
+
+
+def test_the_reference_goes_by_its_own_name(make: Any) -> None:
+    with pytest.raises(UnusableError, match=r"--llm-reference=sdpa\+compile: that is compile, under its own name"):
+        make("--llm-reference=sdpa+compile")
+
+
+def test_the_largest_workload_is_that_of_all_tests_so_far(make: Any) -> None:
+    scope = make("--llm-batch-sizes=1,4", "--llm-prompt-lengths=16,64", "--llm-max-new-tokens=8")
+    assert scope.largest == Workload(4, 64, 8)
+    scope.workloads(batch_sizes=[8], prompt_lengths=[32])
+    assert scope.largest == Workload(8, 64, 8)
+
+
+def test_without_a_test_that_says_so_the_largest_workload_is_the_default(make: Any) -> None:
+    assert make("--llm-prompt-lengths=32").largest == Workload(4, 32, 32)
