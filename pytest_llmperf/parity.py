@@ -24,8 +24,12 @@ LONGEST_PERIOD = 8
 ENOUGH = 24
 #: Both sides round: a right token's regret is at most twice the largest error on a difference of two leading logits.
 REGRET_FACTOR = 2.0
-#: The error may be this much larger than the reference's before its significance is asked.
+#: The error may be this much larger than the reference's before its significance is asked. In a half type the roundings
+#: of what every kernel reads and writes outweigh how it computes.
 ERROR_MARGIN = 1.15
+#: In float32 they do not: an approximate exponential or another order of summation is twice as far from the exact value
+#: as eager (vLLM's CPU kernels are), where a wrong kernel is a thousand times as far.
+FLOAT32_ERROR_MARGIN = 16.0
 #: How much coarser 8-bit weights are than bfloat16's: a channel is cut into 255 steps up to its largest weight, some
 #: five standard deviations, so a step is 1/25 of a typical weight, where bfloat16's is at most 1/128 of it.
 INT8_STEP = 12.0
@@ -123,18 +127,26 @@ def error_log_ratios(rows: Iterable[Row]) -> list[float]:
     return ratios
 
 
+def error_margin(dtype: str) -> float:
+    """How many times larger a right kernel's error may be than the reference's, in a type."""
+    return FLOAT32_ERROR_MARGIN if dtype == "float32" else ERROR_MARGIN
+
+
 def coarseness(dtype: str) -> float:
     """How many times coarser the steps of 8-bit weights are than those of a type."""
     return float(INT8_STEP * 2 ** (SIGNIFICAND[dtype] - SIGNIFICAND["bfloat16"]))
 
 
-def decide(rows: Sequence[Row], end_of_sequence: Iterable[int] = (), coarser: float = 1.0) -> Parity:
+def decide(
+    rows: Sequence[Row], end_of_sequence: Iterable[int] = (), coarser: float = 1.0, margin: float = ERROR_MARGIN
+) -> Parity:
     """Whether a backend's tokens are right.
 
     Args:
         rows: every request judged, at least one.
         end_of_sequence: the model's end-of-sequence ids.
         coarser: how many times coarser its weights are than the reference's; 1 for the same weights.
+        margin: how many times larger its logits' error may be than the reference's.
     """
     ends = set(end_of_sequence)
     total = sum(len(row.tokens) for row in rows)
@@ -160,7 +172,7 @@ def decide(rows: Sequence[Row], end_of_sequence: Iterable[int] = (), coarser: fl
             f"a token is {largest:.3g} logits worse than the reference's choice; rounding explains {tolerance:.3g} "
             f"(token {where % len(rows[0].tokens)} of row {where // len(rows[0].tokens)} of {len(rows)} judged)"
         )
-    elif not mean - slack <= math.log(coarser * ERROR_MARGIN):
+    elif not mean - slack <= math.log(coarser * margin):
         reason = f"its logits are {math.exp(mean):.2f} times as far from the exact ones as the reference's"
     elif carrying < min(ENOUGH, total / 4):
         reason = f"only {carrying} of {total} tokens carry information (the rest repeat), which proves nothing"

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_llmperf.backends.base import Observation, Score
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.parity import Parity, Row, decide
+from pytest_llmperf.parity import ERROR_MARGIN, Parity, Row, decide
 from pytest_llmperf.trace import TraceError, check_tokens
 
 #: Asks a backend's engine: name, operation, arguments.
@@ -21,16 +21,23 @@ class Referee:
         ask: calls an operation of a backend's engine.
         reference: the reference's name.
         end_of_sequence: the model's ids.
+        margin: how many times larger an error of logits may be than the reference's own.
         progress: told what is being done.
     """
 
     def __init__(
-        self, ask: Ask, reference: str, end_of_sequence: Sequence[int], progress: Callable[[str], None]
+        self,
+        ask: Ask,
+        reference: str,
+        end_of_sequence: Sequence[int],
+        progress: Callable[[str], None],
+        margin: float = ERROR_MARGIN,
     ) -> None:
         self._ask = ask
         self._reference = reference
         self._end_of_sequence = end_of_sequence
         self._progress = progress
+        self._margin = margin
         self._observed: dict[tuple[str, Workload], list[Observation]] = {}
         self._scores: dict[tuple[tuple[int, ...], tuple[int, ...]], Score] = {}
 
@@ -70,7 +77,7 @@ class Referee:
             Row(one.tokens, their.tokens, score, one if shown else None)
             for one, their, score in zip(observed, theirs, scores, strict=True)
         ]
-        return decide(rows, self._end_of_sequence, coarser)
+        return decide(rows, self._end_of_sequence, coarser, self._margin)
 
     def _observe(self, backend: str, workload: Workload, prompts: list[list[int]]) -> list[Observation]:
         key = (backend, workload)

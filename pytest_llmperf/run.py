@@ -24,7 +24,7 @@ from pytest_llmperf.gate import MOSTLY, Gate
 from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.measurement import Measurement, measure
-from pytest_llmperf.parity import coarseness
+from pytest_llmperf.parity import coarseness, error_margin
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
 from pytest_llmperf.result import ParityResult, Result
@@ -321,7 +321,8 @@ class Run:
         def ask(backend: str, operation: str, **arguments: Any) -> Any:
             return self.engines.ask(self.scope.registry[backend], operation, **arguments)
 
-        return Referee(ask, self.settings.reference, self.model.end_of_sequence, self.progress)
+        margin = error_margin(self.dtype)
+        return Referee(ask, self.settings.reference, self.model.end_of_sequence, self.progress, margin)
 
     def parity_of(self, backend: str, workload: Workload) -> ParityResult:
         """Judge the tokens of the timed generations, and of an untimed one with unequal lengths, by the reference.

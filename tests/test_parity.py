@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.backends.base import Observation, Score
-from pytest_llmperf.parity import INT8_STEP, Row, coarseness, decide, informative
+from pytest_llmperf.parity import INT8_STEP, Row, coarseness, decide, error_margin, informative
 
 TOKENS = 64
 
@@ -95,6 +95,13 @@ def test_a_repeated_period_adds_nothing(tokens: list[int], period: int) -> None:
 @given(st.permutations(range(30)))
 def test_distinct_tokens_all_carry_information(tokens: list[int]) -> None:
     assert informative(tokens) == 30
+
+
+@given(st.integers(0, 1000), st.floats(1.5, 8.0))
+def test_in_float32_another_right_kernel_may_be_several_times_as_far(seed: int, times: float) -> None:
+    rows = [row(seed, rounding=1e-5, backend=1e-5 * times)]
+    assert decide(rows, margin=error_margin("float32")).passed
+    assert not decide(rows, margin=error_margin("bfloat16")).passed
 
 
 # Other weights

@@ -18,7 +18,7 @@ from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.transformers_engine import TransformersEngine
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.models import Model
-from pytest_llmperf.parity import Parity, Row, decide
+from pytest_llmperf.parity import FLOAT32_ERROR_MARGIN, Parity, Row, decide, error_margin
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
 from pytest_llmperf.worker.server import OBSERVED_LOGITS, Worker
@@ -119,11 +119,13 @@ class Bench:
 
     def __post_init__(self) -> None:
         spec = EngineSpec(str(self.model.folder), None, self.dtype, "cpu")
-        for name, load in (("eager", eager.BACKEND.load), ("under test", UnderTest)):
+        for name, load in (("eager", eager.extend(TransformersEngine)), ("under test", UnderTest)):
             self.workers[name] = Worker()
             self.workers[name].engine = load(spec)
         self.prompts = Prompts(self.model.architecture.vocabulary, self.model.tokenizer_file)
-        self.referee = Referee(self.ask, "eager", self.model.end_of_sequence, lambda text: None)
+        self.referee = Referee(
+            self.ask, "eager", self.model.end_of_sequence, lambda text: None, error_margin(self.dtype)
+        )
         self.reference_timed = self.timed("eager")
 
     def ask(self, backend: str, operation: str, **arguments: Any) -> Any:
@@ -172,6 +174,9 @@ def test_a_wrong_kernel_is_out_of_parity(bench: Bench, mutation: str) -> None:
     show(bench, mutation, found)
     assert not found.passed
     assert "carry information" not in found.reason
+    if bench.dtype == "float32":  # far from what another right kernel may be
+        assert found.error_ratio is not None
+        assert found.error_ratio > 10 * FLOAT32_ERROR_MARGIN
 
 
 def test_a_right_kernel_is_in_parity(bench: Bench) -> None:
