@@ -16,7 +16,10 @@ from importlib import metadata
 _ASK = """\
 import json, platform
 from importlib import metadata
-print(json.dumps({"": platform.python_version(), **{d.metadata["Name"]: d.version for d in metadata.distributions()}}))
+found = {}
+for one in metadata.distributions():  # the first of a name is the one that is imported
+    found.setdefault(one.metadata["Name"] or "?", one.version)
+print(json.dumps({"": platform.python_version(), **found}))
 """
 
 

@@ -30,11 +30,9 @@ ERROR_MARGIN = 1.15
 #: In float32 they do not: an approximate exponential or another order of summation is twice as far from the exact value
 #: as eager (vLLM's CPU kernels are), where a wrong kernel is a thousand times as far.
 FLOAT32_ERROR_MARGIN = 16.0
-#: How much coarser 8-bit weights are than bfloat16's: a channel is cut into 255 steps up to its largest weight, some
-#: five standard deviations, so a step is 1/25 of a typical weight, where bfloat16's is at most 1/128 of it.
-INT8_STEP = 12.0
-#: Bits of a type's significand, the implied one included.
-SIGNIFICAND = {"bfloat16": 8, "float16": 11, "float32": 24}
+#: What a regret may be (in logits) where the weights are other ones, in any type: a token that the reference finds less
+#: than 1/e as likely as its own choice is not what rounded weights explain.
+BOUNDED_REGRET = 1.0
 #: Standard errors that the logarithm of the error ratio must be above the margin: one false alarm in about 700.
 ERROR_SIGNIFICANCE = 3.0
 
@@ -132,27 +130,24 @@ def error_margin(dtype: str) -> float:
     return FLOAT32_ERROR_MARGIN if dtype == "float32" else ERROR_MARGIN
 
 
-def coarseness(dtype: str) -> float:
-    """How many times coarser the steps of 8-bit weights are than those of a type."""
-    return float(INT8_STEP * 2 ** (SIGNIFICAND[dtype] - SIGNIFICAND["bfloat16"]))
-
-
 def decide(
-    rows: Sequence[Row], end_of_sequence: Iterable[int] = (), coarser: float = 1.0, margin: float = ERROR_MARGIN
+    rows: Sequence[Row], end_of_sequence: Iterable[int] = (), margin: float = ERROR_MARGIN, other_weights: bool = False
 ) -> Parity:
     """Whether a backend's tokens are right.
 
     Args:
         rows: every request judged, at least one.
         end_of_sequence: the model's end-of-sequence ids.
-        coarser: how many times coarser its weights are than the reference's; 1 for the same weights.
         margin: how many times larger its logits' error may be than the reference's.
+        other_weights: it computes with other weights than the reference: what is asked is that no regret be above
+            `BOUNDED_REGRET`; the error of its logits is told and not judged.
     """
     ends = set(end_of_sequence)
     total = sum(len(row.tokens) for row in rows)
     carrying = sum(informative(row.tokens, ends) for row in rows)
     regrets = [regret for row in rows for regret in row.score.regret]
-    tolerance = coarser * REGRET_FACTOR * max(spread for row in rows for spread in rounding_spread(row.score))
+    rounding = REGRET_FACTOR * max(spread for row in rows for spread in rounding_spread(row.score))
+    tolerance = BOUNDED_REGRET if other_weights else rounding
     largest = max(regrets)
     finite = all(map(math.isfinite, (*regrets, tolerance)))
     divergences = [
@@ -169,10 +164,11 @@ def decide(
     elif not largest <= tolerance:
         where = max(range(len(regrets)), key=regrets.__getitem__)
         reason = (
-            f"a token is {largest:.3g} logits worse than the reference's choice; rounding explains {tolerance:.3g} "
+            f"a token is {largest:.3g} logits worse than the reference's choice; "
+            f"{'other weights' if other_weights else 'rounding'} explain{'s' * (not other_weights)} {tolerance:.3g} "
             f"(token {where % len(rows[0].tokens)} of row {where // len(rows[0].tokens)} of {len(rows)} judged)"
         )
-    elif not mean - slack <= math.log(coarser * margin):
+    elif not other_weights and not mean - slack <= math.log(margin):
         reason = f"its logits are {math.exp(mean):.2f} times as far from the exact ones as the reference's"
     elif carrying < min(ENOUGH, total / 4):
         reason = f"only {carrying} of {total} tokens carry information (the rest repeat), which proves nothing"
@@ -188,5 +184,5 @@ def decide(
         largest_regret=largest,
         tolerance=tolerance,
         error_ratio=math.exp(mean) if ratios else None,
-        bounded=coarser > 1,
+        bounded=other_weights,
     )

@@ -50,7 +50,7 @@ class Referee:
         unequal: list[list[int]],
         timed: list[tuple[int, tuple[int, ...]]],
         reference_timed: list[tuple[int, tuple[int, ...]]],
-        coarser: float = 1.0,
+        other_weights: bool = False,
     ) -> Parity:
         """Judge the timed tokens, and an untimed batch of unequal lengths whose logits are looked at too.
 
@@ -61,7 +61,7 @@ class Referee:
             unequal: the prompts of the untimed batch.
             timed: every distinct (request index, tokens) of the timed generations.
             reference_timed: the same of the reference.
-            coarser: how many times coarser the backend's weights are than the reference's.
+            other_weights: the backend computes with other weights than the reference.
         """
         observed = self._observe(backend, workload, unequal)
         theirs = self._observe(self._reference, workload, unequal)
@@ -77,7 +77,7 @@ class Referee:
             Row(one.tokens, their.tokens, score, one if shown else None)
             for one, their, score in zip(observed, theirs, scores, strict=True)
         ]
-        return decide(rows, self._end_of_sequence, coarser, self._margin)
+        return decide(rows, self._end_of_sequence, self._margin, other_weights)
 
     def _observe(self, backend: str, workload: Workload, prompts: list[list[int]]) -> list[Observation]:
         key = (backend, workload)

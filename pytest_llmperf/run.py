@@ -24,7 +24,7 @@ from pytest_llmperf.gate import MOSTLY, Gate
 from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.measurement import Measurement, measure
-from pytest_llmperf.parity import coarseness, error_margin
+from pytest_llmperf.parity import error_margin
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
 from pytest_llmperf.result import ParityResult, Result
@@ -345,7 +345,7 @@ class Run:
             unequal=self.prompts.unequal_batch(workload),
             timed=self._timed_rows(backend, workload),
             reference_timed=self._timed_rows(self.settings.reference, workload),
-            coarser=1.0 if self.scope.registry[backend].weight_bytes is None else coarseness(self.dtype),
+            other_weights=self.scope.registry[backend].weight_bytes is not None,
         )
         found = ParityResult(backend, str(workload), parity)
         self.parities.append(found)

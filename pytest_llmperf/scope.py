@@ -53,6 +53,20 @@ def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> I
     return Interpreter(next(iter(found))) if found else Interpreter()
 
 
+def check_interpreters(stated: Sequence[tuple[str, str]], registry: Registry) -> None:
+    """Every one is for a backend that is known, under its own name, and can be asked what is installed there.
+
+    Raises:
+        KeyError, ValueError: one is not.
+    """
+    for name, path in stated:
+        if "+" not in name:
+            registry.part(name)
+        elif registry[name].name != name:
+            raise UnusableError(f"--llm-python={name}: that is {registry[name].name}, under its own name")
+        Interpreter(path).python_version()
+
+
 def why_not(backend: Combination, device: Device, interpreter: Interpreter) -> str | None:
     """The reason why a backend cannot run on a device in an interpreter, or None."""
     if reason := backend.requires(device):
@@ -84,7 +98,7 @@ class Scope:
             self.device = detect.resolve(settings.device)
             self.model = models.resolve(settings.model, settings.random_weights, cache)
             self.backends = self._backends()
-            self._check_interpreters()
+            check_interpreters(settings.python, registry)
         except (KeyError, ValueError) as error:
             raise UnusableError(str(error.args[0] if error.args else error)) from None
         self.defaults = DEFAULTS["cpu" if self.device.kind == "cpu" else "accelerator"]
@@ -98,11 +112,6 @@ class Scope:
             raise UnusableError(f"--llm-reference={self.settings.reference}: that is {name}, under its own name")
         # The reference comes first: every speedup needs its figures.
         return tuple(sorted(names, key=lambda name: name != self.settings.reference))
-
-    def _check_interpreters(self) -> None:
-        for name, path in self.settings.python:
-            _ = self.registry[name]
-            Interpreter(path).python_version()
 
     def interpreter(self, backend: Combination) -> Interpreter:
         """The Python that the backend's worker runs in."""
@@ -143,8 +152,12 @@ class Scope:
                     f"prompt of {workload.prompt_length} tokens + {workload.max_new_tokens} new ones do not fit the "
                     f"context of {self.model.name}, {context}; lower --llm-prompt-lengths or --llm-max-new-tokens"
                 )
-            self._largest = Workload(*map(max, astuple(self._largest), astuple(workload)))
+        self.cover([self._largest, *found])
         return found
+
+    def cover(self, workloads: Sequence[Workload]) -> None:
+        """These are what is measured, so what engines must have room for."""
+        self._largest = Workload(*map(max, zip(*map(astuple, [Workload(1, 1, 1), *workloads]), strict=True)))
 
     @property
     def largest(self) -> Workload:

@@ -13,7 +13,7 @@ from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.devices import detect
 from pytest_llmperf.devices.table import DEVICES
 from pytest_llmperf.interpreter import Interpreter, InterpreterError
-from pytest_llmperf.scope import interpreter_of, why_not
+from pytest_llmperf.scope import check_interpreters, interpreter_of, why_not
 
 REGISTRY = Registry(BUILT_IN)
 
@@ -101,3 +101,11 @@ def test_what_is_missing_is_said_with_where(bare: Path) -> None:
     missing = why_not(REGISTRY["xformers"], on_gpu, Interpreter(str(bare)))
     assert missing == f"xformers is not installed in {bare}"
     assert why_not(REGISTRY["vllm"], on_gpu, Interpreter(str(bare))) is None
+
+
+def test_an_interpreter_is_for_a_backend_under_its_own_name() -> None:
+    check_interpreters((("max-autotune", sys.executable), ("vllm", sys.executable)), REGISTRY)
+    with pytest.raises(KeyError, match="unknown backend 'vlm'"):
+        check_interpreters((("vlm", sys.executable),), REGISTRY)
+    with pytest.raises(ValueError, match=r"that is compile-static\+int8, under its own name"):
+        check_interpreters((("int8+compile-static", sys.executable),), REGISTRY)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.backends.base import Observation, Score
-from pytest_llmperf.parity import INT8_STEP, Row, coarseness, decide, error_margin, informative
+from pytest_llmperf.parity import BOUNDED_REGRET, Row, decide, error_margin, informative
 
 TOKENS = 64
 
@@ -107,22 +107,16 @@ def test_in_float32_another_right_kernel_may_be_several_times_as_far(seed: int, 
 # Other weights
 
 
-@given(st.integers(0, 1000), st.floats(1e-4, 0.01), st.floats(2.0, 8.0))
-def test_coarser_weights_are_bounded_and_never_equal(seed: int, rounding: float, times: float) -> None:
-    rows = [row(seed, rounding=rounding, backend=rounding * times)]
-    assert not decide(rows).passed
-    found = decide(rows, coarser=INT8_STEP)
-    assert found.passed, found.reason
+@given(st.integers(0, 1000), st.floats(1e-6, 0.05), st.floats(0.0, 3.0))
+def test_other_weights_are_bounded_in_regret_in_every_type_and_never_equal(
+    seed: int, rounding: float, regret: float
+) -> None:
+    found = decide([row(seed, rounding=rounding, backend=0.3, regret=regret)], other_weights=True)
+    assert found.passed == (regret <= BOUNDED_REGRET), found.reason
     assert found.bounded
-    assert not decide(rows, coarser=1.0).bounded
+    assert found.tolerance == BOUNDED_REGRET
 
 
-@given(st.integers(0, 1000))
-def test_worse_than_coarser_weights_explain_is_not_within_the_bound(seed: int) -> None:
-    assert not decide([row(seed, rounding=0.001, backend=0.03)], coarser=INT8_STEP).passed
-    assert not decide([row(seed, rounding=0.001, regret=1.0)], coarser=INT8_STEP).passed
-
-
-def test_a_finer_type_is_by_so_much_finer_than_8_bit_weights() -> None:
-    assert coarseness("bfloat16") == INT8_STEP
-    assert coarseness("float32") == INT8_STEP * 2**16
+def test_the_same_weights_are_not_bounded_but_in_parity() -> None:
+    assert not decide([row(0)]).bounded
+    assert not decide([row(0, backend=0.3)]).passed

@@ -221,3 +221,12 @@ def test_a_substitute_for_flash_attention_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(auto, "from_config", substitute)
     with pytest.raises(NotEngagedError, match="transformers serves flash_attention_2 by sdpa"):
         flash_attention.extend_2(TransformersEngine)(spec())
+
+
+def test_a_part_for_another_engine_is_nothing_by_itself() -> None:
+    registry = Registry(BUILT_IN)
+    registry.add(Backend("engine-of-ours", "ours:Engine"))
+    registry.add(Backend("kernel-of-ours", "ours:extend", slot="attention", engines=("engine-of-ours",)))
+    assert "engine-of-ours" in registry.everything()
+    assert "kernel-of-ours" not in registry.everything()
+    assert registry["engine-of-ours+kernel-of-ours"].engine.name == "engine-of-ours"

@@ -16,6 +16,7 @@ from inner import eventually, running
 from pytest_llmperf import trace
 from pytest_llmperf.backends.base import EngineSpec, RequestStatistics
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
+from pytest_llmperf.backends.vllm_engine import available_memory
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices.table import DEVICES
 from pytest_llmperf.host import Arm, Host, WorkerFailedError, WorkerLostError
@@ -114,6 +115,17 @@ def test_more_requests_than_it_holds_at_once_are_refused_and_it_lives_on(vllm: H
     with pytest.raises(WorkerFailedError, match="maximum"):
         generate(vllm, [unequal[0] * 2])
     assert len(generate(vllm, unequal)["tokens"]) == 4
+
+
+def test_two_tokens_are_enough_to_prove_it(vllm: Host, unequal: list[list[int]]) -> None:
+    vllm.call("generate", PATIENCE, prompts=unequal, max_new_tokens=2)
+    assert vllm.call("evidence", PATIENCE)["engaged"]
+
+
+def test_memory_that_caches_hold_is_available(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 5 kB\n")
+    assert available_memory(tmp_path / "meminfo") == 5 * 1024
+    assert available_memory(tmp_path / "none") == float("inf")
 
 
 def test_what_it_cannot_load_is_a_clear_failure(bundled_model: Model, tmp_path: Path) -> None:

@@ -125,12 +125,14 @@ class Registry:
         return tuple(self._backends)
 
     def part(self, name: str) -> Backend:
-        """A backend by itself, though it may only change another. Raises KeyError if it is not known."""
+        """A backend by itself, though it may only change another. Raises KeyError, with the known names."""
+        if name not in self._backends:
+            raise KeyError(f"unknown backend {name!r}; known: {', '.join(self._backends)}, combined as in a+b")
         return self._backends[name]
 
     def everything(self) -> tuple[str, ...]:
         """What ``all`` means: every backend that is something by itself, and the combinations worth measuring."""
-        whole = [name for name, one in self._backends.items() if not one.needs and one.slot not in ("gemm", "weights")]
+        whole = [name for name, one in self._backends.items() if _is_whole(one)]
         return (*whole, *(name for name in COMBINED if set(name.split("+")) <= self._backends.keys()))
 
     def __getitem__(self, name: str) -> Combination:
@@ -145,11 +147,7 @@ class Registry:
         return self._combinations[name]
 
     def _combine(self, name: str) -> Combination:
-        parts = []
-        for part in name.split("+"):
-            if part not in self._backends:
-                raise KeyError(f"unknown backend {part!r}; known: {', '.join(self._backends)}, combined as in a+b")
-            parts.append(self._backends[part])
+        parts = [self.part(part) for part in name.split("+")]
         engine = next((part for part in parts if part.slot == "engine"), TRANSFORMERS)
         reason = _nonsense(parts, engine)
         if reason is not None:
@@ -164,6 +162,12 @@ class Registry:
         )
 
 
+def _is_whole(backend: Backend) -> bool:
+    """Whether a backend is something by itself: an engine, or what changes transformers' without needing more."""
+    alone = not backend.engines or TRANSFORMERS.name in backend.engines
+    return not backend.needs and (backend.slot == "engine" or (alone and backend.slot not in ("gemm", "weights")))
+
+
 def _nonsense(parts: Sequence[Backend], engine: Backend) -> str | None:
     """Why the parts cannot be combined, or None."""
     names = {part.name for part in parts}
@@ -172,9 +176,7 @@ def _nonsense(parts: Sequence[Backend], engine: Backend) -> str | None:
             what = {"engine": "are engines", "gemm": "tune matrix products"}.get(one.slot, f"decide the {one.slot}")
             return f"{one.name} and {other.name} both {what}; keep one"
     for part in parts:
-        if part is engine:
-            continue
-        if part.engines and engine.name not in part.engines:
+        if part is not engine and part.engines and engine.name not in part.engines:
             return f"{part.name} changes {' or '.join(part.engines)}, and {engine.name} has its own {part.slot}"
         if part.needs and not names & {*part.needs}:
             return f"{part.name} changes only what {' or '.join(part.needs)} does; write {part.needs[0]}+{part.name}"

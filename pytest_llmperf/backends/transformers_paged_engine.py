@@ -35,6 +35,7 @@ class TransformersPagedEngine(TransformersEngine):
                 max_requests_per_batch=spec.batch_size,
                 allow_block_sharing=False,  # a prefix found in the cache is not a prefill
                 auto_switch_to_flash=False,  # what is measured is what was asked for
+                use_cuda_graph=False,  # a replayed graph writes to the pages unseen
             ),
         )
         self.manager.start()
@@ -65,14 +66,25 @@ class TransformersPagedEngine(TransformersEngine):
                 self.manager.add_request(prompt, max_new_tokens=max_new_tokens, streaming=True, eos_token_id=-1): index
                 for index, prompt in enumerate(prompts)
             }
-        given = [0] * len(prompts)
-        left = len(prompts)
+        try:
+            self._receive(indices, on_token)
+        except BaseException:
+            for name in indices:  # or they would be in the next batch's steps
+                self.manager.cancel_request(name)
+            raise
+
+    def _receive(self, indices: dict[str, int], on_token: OnToken) -> None:
+        """Hand over the requests' tokens as they come, until all are complete."""
+        given = [0] * len(indices)
+        left = len(indices)
         while left:
             output = self.manager.get_result(timeout=PATIENCE)
             if output is None:
                 if not self.manager.is_running():
                     fatal = self.manager.background_thread_status.fatal_error
                     raise RuntimeError(f"continuous batching ended: {fatal or 'its thread is gone'}")
+                continue
+            if output.request_id not in indices:  # of a batch that failed
                 continue
             if output.error is not None:
                 raise RuntimeError(f"continuous batching failed a request: {output.error}")

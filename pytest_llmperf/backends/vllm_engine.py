@@ -75,6 +75,7 @@ class VllmEngine:
         self.layers = architecture.layers
         self._generations = count()
         self._last: list[list[int]] = []
+        self._last_new_tokens = 0
         self._statistics: list[RequestStatistics] = []
         self._prefill_steps = 0
 
@@ -94,7 +95,7 @@ class VllmEngine:
                 f"{len(prompts)} requests were submitted to an engine that was loaded for {self.spec.batch_size}: "
                 "vLLM would run some after the others"
             )
-        self._last = prompts
+        self._last, self._last_new_tokens = prompts, max_new_tokens
         parameters = SamplingParams(
             temperature=0.0,
             max_tokens=max_new_tokens,
@@ -155,21 +156,24 @@ class VllmEngine:
 
     def evidence(self) -> Engagement:
         """See `Engine.evidence`: a profile of how the last prompts' generation begins."""
-        chunks = self._prefill_steps
+        chunks, steps = self._prefill_steps, min(PROFILED, self._last_new_tokens)
         activities = [ProfilerActivity.CPU]
         if self.spec.device != "cpu":
             activities.append(ProfilerActivity.CUDA)
         with profile(activities=activities, acc_events=True) as profiler:
-            self._generate(self._last, PROFILED, lambda index, token: None)
+            self._generate(self._last, steps, lambda index, token: None)
         counts = Counter({event.key: event.count for event in profiler.key_averages()})
         attention = {name: number for name, number in counts.items() if _is_attention(name, self.spec.device)}
         graphs = sum(number for name, number in counts.items() if name.startswith(COMPILED))
         config = self.engine.vllm_config
-        paged = max(attention.values(), default=0) >= self.layers * PROFILED
+        # On a GPU several kernels share the work, and a replayed graph calls no operator.
+        kernels = [number for name, number in attention.items() if "::" not in name]
+        ran = max(attention.values(), default=0) if self.spec.device == "cpu" else sum(kernels)
+        paged = ran >= self.layers * steps
         graph = "a compiled graph in every step" if self.compiled else "no compiled graph"
         return Engagement(
-            engaged=paged and (graphs >= PROFILED if self.compiled else not graphs),
-            expected=f"vLLM's attention in every layer, and {graph} ({self.layers} layers, {PROFILED} steps)",
+            engaged=paged and (graphs >= steps if self.compiled else not graphs),
+            expected=f"vLLM's attention in every layer, and {graph} ({self.layers} layers, {steps} steps)",
             seen={
                 **attention,
                 "graph calls": graphs,
@@ -198,7 +202,7 @@ class VllmEagerEngine(VllmEngine):
 def _check_room(spec: EngineSpec, cache: int) -> None:
     """Raise MemoryError where the cache (bytes) does not fit into what is free, before hours go into swapping."""
     if spec.device == "cpu":
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = available_memory()
     else:
         free, _ = torch.cuda.mem_get_info()
     if cache > free:
@@ -207,6 +211,15 @@ def _check_room(spec: EngineSpec, cache: int) -> None:
             f"{cache / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; lower --llm-batch-sizes or "
             "--llm-prompt-lengths"
         )
+
+
+def available_memory(file: Path = Path("/proc/meminfo")) -> float:
+    """Bytes that may be had without swapping, what caches hold included; infinite where the system does not say."""
+    try:
+        lines = dict(line.split(":") for line in file.read_text().splitlines() if ":" in line)
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        return float("inf")
 
 
 def _is_attention(name: str, device: str) -> bool:

