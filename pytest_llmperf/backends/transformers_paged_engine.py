@@ -39,7 +39,7 @@ class TransformersPagedEngine(TransformersEngine):
             ),
         )
         self.manager.start()
-        self._writes = self._pages = 0
+        self._writes = 0
 
     @property
     def resolved(self) -> str:
