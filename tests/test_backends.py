@@ -70,17 +70,20 @@ def limits() -> Iterator[Any]:
     torch._dynamo.reset()
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def engine(request: pytest.FixtureRequest, limits: Any) -> Any:
-    if (reason := REGISTRY[request.param].requires(DEVICES["cpu"])) is not None:
-        pytest.skip(reason)
-    torch._dynamo.reset()
-    return load(request.param, spec())
-
-
 @pytest.fixture(scope="module")
 def reference() -> Any:
     return load("eager", spec())
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def engine(request: pytest.FixtureRequest, limits: Any, reference: Any) -> Iterator[Any]:
+    """A backend's engine. The reference comes first: continuous batching's thread seeds torch as it starts."""
+    if (reason := REGISTRY[request.param].requires(DEVICES["cpu"])) is not None:
+        pytest.skip(reason)
+    torch._dynamo.reset()
+    loaded = load(request.param, spec())
+    yield loaded
+    loaded.close()  # continuous batching has a thread, without whose end this process would have none
 
 
 # Generation
