@@ -6,14 +6,16 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
-from pytest_llmperf.host import Arm, Host, WorkerError, WorkerFailedError, WorkerLostError
+from pytest_llmperf.host import Arm, BaseUnableError, Host, WorkerError, WorkerFailedError, WorkerLostError
 
 #: After one of these an engine's state cannot be relied on, though its process still answers.
 FATAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError", "NotEngagedError"}
+OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
 
 
 @dataclass
@@ -120,12 +122,43 @@ class Engines:
         self._make_room(backend.name)
         loaded = self._load(backend)
         try:
-            yield (
-                lambda operation, **arguments: loaded.host.call(operation, self._timeout, **arguments),
-                (loaded.load_seconds),
-            )
+            yield partial(self._call, loaded.host), loaded.load_seconds
         finally:
             loaded.host.close()
+
+    @contextlib.contextmanager
+    def pair(self, backend: Combination, base: Arm) -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
+        """A new process of the base arm and one of head, gone afterwards: how to ask either.
+
+        Raises:
+            BaseUnableError: base cannot load the backend.
+            WorkerError: head cannot, or there is no memory for both.
+        """
+        if not self._roomy:
+            self.close(backend.name)
+        self._make_room(backend.name)
+        self._progress(f"{backend.name}: loading a pair of processes, base and head")
+        with contextlib.ExitStack() as stack:
+            hosts = []
+            for arm in (base, self._arm(backend)):
+                hosts.append(Host(arm, {**self._environment, **backend.environment}))
+                stack.callback(hosts[-1].close)
+                parts = backend.reference()
+                if arm.checkout is not None:
+                    parts = [arm.checkout.reference(part) for part in parts]
+                hosts[-1].ask("load", backend=parts, spec=asdict(self._spec))  # side by side: loading is not timed
+            try:
+                hosts[0].answer("load", self._timeout)
+            except WorkerError as error:
+                if isinstance(error, WorkerFailedError) and error.kind in OUT_OF_MEMORY:
+                    raise
+                raise BaseUnableError(str(error)) from error
+            hosts[1].answer("load", self._timeout)
+            asks = [partial(self._call, host) for host in hosts]
+            yield asks[0], asks[1]
+
+    def _call(self, host: Host, operation: str, **arguments: Any) -> Any:
+        return host.call(operation, self._timeout, **arguments)
 
     @contextlib.contextmanager
     def any_worker(self) -> Iterator[Callable[..., Any]]:
@@ -137,11 +170,11 @@ class Engines:
         if (at_hand := next((name for name, loaded in self._loaded.items() if loaded.arm == own), None)) is not None:
             idle = self._loaded[at_hand].host
             with self._dropping(at_hand):
-                yield lambda operation, **arguments: idle.call(operation, self._timeout, **arguments)
+                yield partial(self._call, idle)
             return
         host = Host(own, self._environment)
         try:
-            yield lambda operation, **arguments: host.call(operation, self._timeout, **arguments)
+            yield partial(self._call, host)
         finally:
             host.close()
 

@@ -158,7 +158,7 @@ class Perf:
 
 
 #: What fails a test under ``--llm-strict``, besides a regression.
-STRICT_FAILURES = (Outcome.INCONCLUSIVE, Outcome.NO_BASELINE)
+STRICT_FAILURES = (Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NO_BASELINE, Outcome.INCOMPARABLE)
 
 
 class ParityCheck:

@@ -53,8 +53,11 @@ class Gate:
         reference: Measurement | None,
         tolerance: float,
         fresh: Callable[[int], Sequence[Measurement]] | None,
+        beside_base: Callable[[], Verdict] | None = None,
     ) -> Verdict:
-        """Screen a case; confirm it in fresh processes if it was flagged.
+        """Screen a case; confirm it beside base if there is one, else in fresh processes, if it was flagged.
+
+        With a base, what no baseline of this machine can screen is flagged too.
 
         Args:
             case: which.
@@ -62,17 +65,22 @@ class Gate:
             reference: what the reference measured of the same workload in this run, or None.
             tolerance: the slowdown allowed, as a fraction.
             fresh: makes that many measurements in fresh processes; None to screen only.
+            beside_base: compares the case with base.
         """
         recorded = self._recorded(case)
+        entry = self._own(recorded)
+        if entry is None and beside_base is not None:
+            return beside_base()
         if not recorded:
             why = "this case is new to it" if self.stored else f"{self.path} does not exist"
-            return _no_baseline(f"{why}; accept the figures with --llm-update-baselines")
-        entry = self._own(recorded)
+            return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
         if entry is None:
             return self._elsewhere(case, recorded, first, reference, tolerance)
         found = verdict.screen(entry.invocations, [first.figures(case.metric)], tolerance, ABSOLUTE_FLOOR)
         if not found.flagged or fresh is None:
             return found
+        if beside_base is not None:
+            return beside_base()
         confirmations = fresh(CONFIRMATIONS)
         figures = [one.figures(case.metric) for one in confirmations]
         found = verdict.confirm(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR)
@@ -111,9 +119,10 @@ class Gate:
         entry, relative = next((pair for pair in reversed(pairs) if pair[1] is not None), (recorded[-1], None))
         difference = self._differs(entry)
         if relative is None or reference is None or case.backend == self.reference:
-            return _no_baseline(
-                f"none of this machine, only of another ({difference}), and there is no speedup over {self.reference} "
-                "to compare instead"
+            return verdict.nothing(
+                Outcome.INCOMPARABLE,
+                f"no baseline of this machine, only of another ({difference}), and there is no speedup over "
+                f"{self.reference} to compare instead",
             )
         mine = verdict.speedup_invocations([reference.figures(case.metric)], [first.figures(case.metric)])
         found = verdict.screen(relative, mine, tolerance, 0.0, "speedup")
@@ -195,8 +204,3 @@ class Gate:
 
 def _day(entry: store.Entry) -> str:
     return entry.recorded
-
-
-def _no_baseline(reason: str) -> Verdict:
-    nothing = float("nan")
-    return Verdict(Outcome.NO_BASELINE, nothing, nothing, nothing, nothing, nothing, 1, 0, reason=reason)

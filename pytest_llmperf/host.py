@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import pytest_llmperf
 from pytest_llmperf.worker import protocol
+from pytest_llmperf.worker.bootstrap import own
 
 #: Lines of a worker's own output that an error shows.
 LAST_LINES = 8
@@ -44,6 +45,32 @@ class WorkerHungError(WorkerLostError):
     """It did not answer in time."""
 
 
+class BaseUnableError(WorkerError):
+    """Base cannot run what head can, so head's figure is new."""
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the repository under test at another revision.
+
+    Attributes:
+        revision: the commit.
+        root: the tree under test.
+        folder: the copy, from which is imported what head imports from ``root``.
+    """
+
+    revision: str
+    root: Path
+    folder: Path
+
+    def reference(self, reference: dict[str, str]) -> dict[str, str]:
+        """What `Backend.reference` says, of the copy."""
+        file = Path(reference["file"])
+        if not reference["file"] or not own(file, self.root):
+            return reference
+        return reference | {"file": str(self.folder / file.relative_to(self.root))}
+
+
 @dataclass(frozen=True)
 class Arm:
     """What is measured: an interpreter, an environment and a checkout.
@@ -52,25 +79,13 @@ class Arm:
         name: for reports; ``head`` is the tree under test.
         python: the interpreter that workers run in.
         environment: variables added to (and overriding) the parent's.
-        checkout: a folder put first on the worker's path, so that its packages are the ones imported; None for the
-            installed ones.
+        checkout: the revision that is imported instead of the tree under test; None for that tree.
     """
 
     name: str = "head"
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
-    checkout: Path | None = None
-
-
-# The package is appended, not prepended: an interpreter that has its own copy uses that, and the folder that holds
-# this one (site-packages, often) shadows nothing of the other environment.
-_BOOTSTRAP = """\
-import sys
-checkout, package = sys.argv.pop(1), sys.argv.pop(1)
-sys.path[:] = [*filter(None, [checkout]), *filter(None, sys.path), package]
-from pytest_llmperf.worker.server import main
-main()
-"""
+    checkout: Checkout | None = None
 
 
 class Host:
@@ -89,9 +104,9 @@ class Host:
             self._process = subprocess.Popen(
                 [
                     arm.python,
-                    "-c",
-                    _BOOTSTRAP,
-                    str(arm.checkout or ""),
+                    str(package / "pytest_llmperf" / "worker" / "bootstrap.py"),
+                    str(arm.checkout.root if arm.checkout else ""),
+                    str(arm.checkout.folder if arm.checkout else ""),
                     str(package),
                     *map(str, passed),
                 ],
@@ -130,11 +145,19 @@ class Host:
             WorkerFailedError: the operation raised in the worker, which lives on.
             WorkerLostError: the worker died, did not answer in time, or sent something that is no reply. It is gone.
         """
+        self.ask(operation, **arguments)
+        return self.answer(operation, timeout)
+
+    def ask(self, operation: str, **arguments: Any) -> None:
+        """The first half of `call`: another worker may be asked meanwhile."""
         self._busy = True
         try:
             protocol.send(self._requests, {"call": operation, **arguments})
         except OSError:
             raise self._lost(f"worker died before {operation}") from None
+
+    def answer(self, operation: str, timeout: float) -> Any:
+        """The second half of `call`."""
         message = self._reply(operation, time.monotonic() + timeout, timeout)
         self._busy = False
         if "error" in message:

@@ -82,6 +82,24 @@ class Measurement:
         return {row for sample in self.samples for row in enumerate(sample.trace.tokens)}
 
 
+def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int]]) -> Sample:
+    """One generation by a loaded engine.
+
+    Raises:
+        WorkerError: the worker failed.
+        TraceError: what came back is not what was asked for.
+    """
+    answer = ask("generate", prompts=prompts, max_new_tokens=workload.max_new_tokens)
+    found = trace.checked(
+        answer["tokens"],
+        answer["times"],
+        requests=workload.batch_size,
+        max_new_tokens=workload.max_new_tokens,
+    )
+    statistics = tuple(RequestStatistics(**one) for one in answer["statistics"])
+    return Sample(found, **answer["contention"], peak_memory=answer["peak_memory"], statistics=statistics)
+
+
 def measure(
     ask: Callable[..., Any],
     *,
@@ -109,21 +127,13 @@ def measure(
     """
     made = 0
 
-    def generate() -> Sample:
+    def next_sample() -> Sample:
         nonlocal made
         progress(f"{backend} {workload}: generation {made + 1}" + (" (warm-up)" if not made else ""))
         made += 1
-        answer = ask("generate", prompts=prompts, max_new_tokens=workload.max_new_tokens)
-        found = trace.checked(
-            answer["tokens"],
-            answer["times"],
-            requests=workload.batch_size,
-            max_new_tokens=workload.max_new_tokens,
-        )
-        statistics = tuple(RequestStatistics(**one) for one in answer["statistics"])
-        return Sample(found, **answer["contention"], peak_memory=answer["peak_memory"], statistics=statistics)
+        return generate(ask, workload, prompts)
 
-    collected = sampling.collect(generate, lambda sample: sample.trace.latency, plan)
+    collected = sampling.collect(next_sample, lambda sample: sample.trace.latency, plan)
     for sample in collected.kept:  # in a first generation the engine may begin to count after having set itself up
         trace.check_statistics(sample.trace, sample.statistics)
     progress(f"{backend} {workload}: proving that the optimization ran")

@@ -114,7 +114,7 @@ class Session:
         if self._run is None:
             from pytest_llmperf.run import begin
 
-            self._run = begin(self.settings, self.registry, self.progress)
+            self._run = begin(self.settings, self.registry, self.config.rootpath, self.progress)
         return self._run
 
 
@@ -368,12 +368,10 @@ def _write_baselines(run: Run, exitstatus: int) -> dict[Case, Entry] | str:
 
 def _gated_nothing(session: Session, run: Run) -> bool:
     """A gate that compared nothing is not a pass: in CI, or where a tolerance or strictness was asked for."""
-    from pytest_llmperf.verdict import Outcome
-
     asked = os.environ.get("CI") or run.settings.strict or "max_regression" in run.settings.stated
     config = session.config
     measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
-    compared = any(result.verdict.outcome is not Outcome.NO_BASELINE for result in run.results.values())
+    compared = any(result.verdict.outcome.compared for result in run.results.values())
     collects = config.getoption("collectonly", False)
     gates = session.gating and measures and not collects and not run.settings.update_baselines
     return bool(asked and gates and not compared)

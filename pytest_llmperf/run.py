@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -18,10 +19,11 @@ from pytest_llmperf import models, roofline, verdict
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.compare import Comparison
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.engines import Engines
-from pytest_llmperf.gate import MOSTLY, Gate
-from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
+from pytest_llmperf.gate import ABSOLUTE_FLOOR, MOSTLY, Gate
+from pytest_llmperf.host import Arm, BaseUnableError, WorkerError, WorkerHungError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.measurement import Measurement, measure
 from pytest_llmperf.parity import error_margin
@@ -31,6 +33,7 @@ from pytest_llmperf.result import ParityResult, Result
 from pytest_llmperf.scope import Scope, UnusableError
 from pytest_llmperf.settings import Settings
 from pytest_llmperf.trace import Trace, checked
+from pytest_llmperf.verdict import Outcome, Verdict
 
 
 class ParityError(ValueError):
@@ -72,6 +75,8 @@ class Run:
         #: Whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
         self._fresh: dict[tuple[str, Workload], list[Measurement]] = {}
+        self._comparisons: dict[tuple[str, Workload], Comparison] = {}
+        self._finally = ExitStack()
 
     # Engines
 
@@ -239,6 +244,36 @@ class Run:
         )
         return checked(answer["tokens"], answer["times"], requests=len(prompts), max_new_tokens=workload.max_new_tokens)
 
+    # Base beside head
+
+    @cached_property
+    def _base_arm(self) -> Callable[[str], Arm]:
+        assert self.scope.base is not None
+        return self._finally.enter_context(self.scope.base.arm())
+
+    def beside_base(self, case: Case, tolerance: float) -> Verdict:
+        """Compare a case with base, in pairs of fresh processes that serve all metrics of the workload.
+
+        Raises:
+            WorkerError, TraceError: head could not be measured.
+            BaseError: git could not check the base out.
+        """
+        backend, workload = self.scope.registry[case.backend], case.workload
+        key = (case.backend, workload)
+        if key not in self._comparisons:
+            arm = self._base_arm(self._interpreter(backend).path)
+            self._comparisons[key] = Comparison(
+                workload,
+                self.prompts.batch(workload),
+                lambda: self.engines.pair(backend, arm),
+                self.settings.budget,
+                lambda text: self.progress(f"{case.backend} {text}"),
+            )
+        try:
+            return self._comparisons[key].judge(case.metric, tolerance, ABSOLUTE_FLOOR)
+        except BaseUnableError as error:
+            return verdict.nothing(Outcome.NEW, f"base, {self.scope.base}, cannot run it: {error}")
+
     # Verdicts
 
     def judge(self, backend: str, workload: Workload, metric: str, stated_tolerance: float | None = None) -> Result:
@@ -262,7 +297,11 @@ class Run:
         figures = first.figures(metric)
         spread = verdict.summarize(figures)
         utilization = self._utilization(case, spread.median)
-        found = self.gate.judge(case, first, reference, tolerance, None if update else fresh)
+        if self.scope.base is not None and self.settings.compare == "always":
+            found = self.beside_base(case, tolerance)
+        else:
+            beside = partial(self.beside_base, case, tolerance) if self.scope.base is not None else None
+            found = self.gate.judge(case, first, reference, tolerance, None if update else fresh, beside)
         quiet = self.quiet(backend, workload) if update else []
         if quiet:
             for accepted in (case, replace(case, metric="cold-start")):
@@ -393,23 +432,28 @@ class Run:
             "measurements": [
                 asdict(one) for one in [*self._first.values(), *chain.from_iterable(self._fresh.values())]
             ],
+            "comparisons": [
+                {"backend": backend, "workload": str(workload), "pairs": [asdict(pair) for pair in one.pairs]}
+                for (backend, workload), one in self._comparisons.items()
+            ],
             "results": [result.as_dict() for result in self.results.values()],
             "parity": [found.as_dict() for found in self.parities],
         }
 
     def close(self) -> None:
-        """Stop every worker. Safe to call more than once, and when none was started."""
+        """Stop every worker and remove the base's checkout. Safe to call more than once, and when there is neither."""
         if "engines" in self.__dict__:
             self.engines.close_all()
+        self._finally.close()
 
 
-def begin(settings: Settings, registry: Registry, progress: Callable[[str], None]) -> Run:
-    """A run of these settings, once they and the baseline file are known to be usable.
+def begin(settings: Settings, registry: Registry, root: Path, progress: Callable[[str], None]) -> Run:
+    """A run of these settings in pytest's rootdir, once they and the baseline file are known to be usable.
 
     Raises:
         UnusableError: they are not.
     """
-    scope = Scope(settings, registry, user_cache_path("pytest-llmperf"))
+    scope = Scope(settings, registry, user_cache_path("pytest-llmperf"), root)
     path = store.path_for(settings.baseline_dir, scope.device.name, scope.model.name)
     try:
         stored = store.load(path, scope.device.name, scope.model.name)

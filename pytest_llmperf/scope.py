@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from pytest_llmperf import models
+from pytest_llmperf import base, models
 from pytest_llmperf.backends.registry import Combination, Registry
+from pytest_llmperf.base import Base
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices import detect, fingerprint
 from pytest_llmperf.devices.table import Device
@@ -30,6 +31,8 @@ class Defaults:
     plan: Plan
 
 
+#: The slowdown allowed where base is measured beside head: what both suffer cancels, so less of it must be allowed.
+BASE_TOLERANCE = 0.03
 #: Instruction sets that multiply bfloat16. Without one a CPU takes ten times as long as for float32.
 NATIVE_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}
 
@@ -85,12 +88,13 @@ class Scope:
         settings: what the user asked for.
         registry: every backend known.
         cache: the user's cache folder.
+        root: pytest's rootdir, in the repository under test.
 
     Raises:
         UnusableError: the device, the model, the dtype or a backend rules the run out.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, cache: Path) -> None:
+    def __init__(self, settings: Settings, registry: Registry, cache: Path, root: Path) -> None:
         self.settings = settings
         self.registry = registry
         self.cache = cache
@@ -99,6 +103,7 @@ class Scope:
             self.model = models.resolve(settings.model, settings.random_weights, cache)
             self.backends = self._backends()
             check_interpreters(settings.python, registry)
+            self.base = self._base(root)
         except (KeyError, ValueError) as error:
             raise UnusableError(str(error.args[0] if error.args else error)) from None
         self.defaults = DEFAULTS["cpu" if self.device.kind == "cpu" else "accelerator"]
@@ -112,6 +117,17 @@ class Scope:
             raise UnusableError(f"--llm-reference={self.settings.reference}: that is {name}, under its own name")
         # The reference comes first: every speedup needs its figures.
         return tuple(sorted(names, key=lambda name: name != self.settings.reference))
+
+    def _base(self, root: Path) -> Base | None:
+        settings = self.settings
+        found = base.resolve(settings.base, settings.base_python, root)
+        if found is None and "compare" in settings.stated:
+            raise UnusableError("--llm-compare says which cases are compared with base; name it with --llm-base")
+        if found is not None and settings.update_baselines:
+            raise UnusableError("--llm-update-baselines stores figures and --llm-base compares them; choose one")
+        if found is not None and found.python is not None:
+            Interpreter(found.python).python_version()
+        return found
 
     def interpreter(self, backend: Combination) -> Interpreter:
         """The Python that the backend's worker runs in."""
@@ -181,4 +197,6 @@ class Scope:
             )
             if value is not None
         ]
+        if self.base is not None:
+            return min(candidates, default=(BASE_TOLERANCE, "default with a base"))
         return min(candidates, default=(self.device.max_regression, f"default of {self.device.name}"))

@@ -67,6 +67,12 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _comparison(text: str) -> str:
+    if text not in ("flagged", "always"):
+        raise ValueError(f"{text!r} is neither 'flagged' nor 'always'")
+    return text
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -151,7 +157,17 @@ OPTIONS = (
            "its baseline; nothing fails for being slower. Default: off. Example: pytest suites/ --llm-update-baselines",
            False),
     Option("max-regression", _fraction, "FRACTION", "Slowdown against the baseline above which a test fails, if confirmed in "
-           "fresh processes. Default: 5%% on an accelerator, 10%% on the CPU. Example: --llm-max-regression=8%%"),
+           "fresh processes. Default: 3%% with a base; else 5%% on an accelerator, 10%% on the CPU. "
+           "Example: --llm-max-regression=8%%"),
+    Option("base", str, "REVISION", "Git revision to compare with, side by side in fresh processes: cases that its stored baseline flags "
+           "or has no figures of. Default: none. Example: --llm-base=origin/main"),
+    Option("base-python", str, "PATH", "Interpreter to compare with in the same way: another environment, with other versions. "
+           "Default: that of head. Example: --llm-base-python=/opt/torch-2.12/bin/python"),
+    Option("compare", _comparison, "WHICH", "Cases that are compared with base: 'flagged' or 'always'. Default: flagged. "
+           "Example: --llm-base=main --llm-compare=always", "flagged"),
+    Option("budget", _seconds, "SECONDS", "After this long no further pair of processes is begun for one backend and workload "
+           "that is compared with base; 4 pairs are measured whatever they take, unless fewer decide. Default: 90. "
+           "Example: --llm-budget=300", 90.0),
     Option("invocations", _invocations, "N", "Fresh processes that a new baseline is made of, at least 3. Default: 5. "
            "Example: --llm-invocations=9", 5),
     Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive or missing baselines, backends that "
@@ -187,6 +203,10 @@ class Settings:
     baseline_dir: Path
     update_baselines: bool
     max_regression: float | None
+    base: str | None
+    base_python: str | None
+    compare: str
+    budget: float
     invocations: int
     strict: bool
     timeout: float

@@ -18,8 +18,9 @@ from typing import Literal
 #: One sequence of samples per fresh process, in the order taken. None is empty; samples are positive and finite.
 Invocations = Sequence[Sequence[float]]
 
-#: What was compared: latencies of one machine, or relative latencies, which may come from two.
-Basis = Literal["latency", "speedup"]
+#: What was compared: latencies of one machine, relative latencies, which may come from two, or base and head side by
+#: side.
+Basis = Literal["latency", "speedup", "base"]
 
 #: Confidence level of a verdict's interval.
 LEVEL = 0.99
@@ -36,10 +37,17 @@ class Outcome(str, Enum):
     OK = "ok"
     FASTER = "faster"
     INCONCLUSIVE = "inconclusive"
+    NEW = "new"
     NO_BASELINE = "no baseline"
+    INCOMPARABLE = "incomparable"
 
     def __str__(self) -> str:
         return self.value
+
+    @property
+    def compared(self) -> bool:
+        """Whether head was compared with anything."""
+        return self not in (Outcome.NEW, Outcome.NO_BASELINE, Outcome.INCOMPARABLE)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,11 @@ class Verdict:
     def change(self) -> float:
         """How much slower (above 0) or faster (below 0) head is, as a fraction of the baseline."""
         return self.ratio - 1
+
+
+def nothing(outcome: Outcome, reason: str) -> Verdict:
+    """The verdict of a case that was compared with nothing."""
+    return Verdict(outcome, math.nan, math.nan, math.nan, math.nan, math.nan, 1, 0, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -185,7 +198,7 @@ def screen(
     if len(head) != 1:
         raise ValueError(f"the screen takes 1 invocation of head, not {len(head)}")
     verdict = _compare(baseline, head, tolerance, floor, basis)
-    change, threshold = _change(verdict.ratio), verdict.threshold
+    change, threshold = change_of(verdict.ratio), verdict.threshold
     if verdict.ratio > 1 + threshold:
         if verdict.head - verdict.baseline <= floor:
             return replace(verdict, reason=f"{change}, but within the floor of {1e3 * floor:.3g} ms")
@@ -217,12 +230,12 @@ def confirm(baseline: Invocations, head_fresh: Invocations, tolerance: float, fl
     needed, least = verdict.threshold * CONSISTENT, min(_statistics(head_fresh)) / verdict.baseline
     doubts = []
     if verdict.low <= 1 + needed:
-        doubts.append(f"the {LEVEL:.0%} interval reaches down to {_change(verdict.low)}, not above {needed:.1%}")
+        doubts.append(f"the {LEVEL:.0%} interval reaches down to {change_of(verdict.low)}, not above {needed:.1%}")
     if least <= 1 + needed:
-        doubts.append(f"one process was {_change(least)}, not above {needed:.1%}")
+        doubts.append(f"one process was {change_of(least)}, not above {needed:.1%}")
     if verdict.head - verdict.baseline <= floor:
         doubts.append(f"the difference is within the floor of {1e3 * floor:.3g} ms")
-    reason = f"{_change(verdict.ratio)} in {len(head_fresh)} fresh processes"
+    reason = f"{change_of(verdict.ratio)} in {len(head_fresh)} fresh processes"
     if doubts:
         return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=f"{reason}, but {' and '.join(doubts)}")
     return replace(verdict, outcome=Outcome.REGRESSION, reason=reason)
@@ -233,8 +246,8 @@ def _unresolved(verdict: Verdict, tolerance: float, floor: float) -> Verdict:
     if verdict.head - verdict.baseline <= floor:
         return verdict
     reason = (
-        f"{_change(verdict.ratio)}, more than the {tolerance:.0%} allowed, but this baseline's own processes differ by "
-        f"up to {verdict.threshold:.1%}; record it on a quieter machine"
+        f"{change_of(verdict.ratio)}, more than the {tolerance:.0%} allowed, but this baseline's own processes differ "
+        f"by up to {verdict.threshold:.1%}; record it on a quieter machine"
     )
     return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason)
 
@@ -326,5 +339,6 @@ def _check(**arms: Invocations) -> None:
                 raise ValueError(f"{name}: an invocation must hold positive finite samples, not {list(samples)}")
 
 
-def _change(ratio: float) -> str:
+def change_of(ratio: float) -> str:
+    """A ratio in words, such as ``4.2% slower``."""
     return f"{abs(ratio - 1):.1%} {'slower' if ratio >= 1 else 'faster'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
@@ -36,7 +37,7 @@ def spread(result: Result) -> str:
 
 def change(verdict: Verdict) -> str:
     """The change against the baseline with its 99 % interval."""
-    if verdict.outcome is Outcome.NO_BASELINE:
+    if not verdict.outcome.compared or math.isnan(verdict.ratio):
         return "-"
     low, high = verdict.low - 1, verdict.high - 1
     return f"{verdict.change:+.1%} [{low:+.1%}, {high:+.1%}]"
@@ -45,14 +46,17 @@ def change(verdict: Verdict) -> str:
 def verdict_line(result: Result) -> str:
     """One line for a person whose test failed: which case, how much, how sure, what to do."""
     case, found = result.case, result.verdict
-    if found.outcome is Outcome.NO_BASELINE:
-        return f"{case}: no baseline: {found.reason}"
+    if not found.outcome.compared or math.isnan(found.ratio):
+        return f"{case}: {found.outcome}: {found.reason}"
     what = METRICS[case.metric][0]
+    processes = "1 process" if found.processes == 1 else f"{found.processes} fresh processes"
+    against = "baseline"
+    if found.basis == "base":
+        against, processes = "base", f"{found.processes} pairs of fresh processes, {found.blocks} blocks"
     if found.basis == "speedup":
         compared = f"{what} {found.head:.3g} of the reference's, baseline {found.baseline:.3g}"
     else:
-        compared = f"{what} {figure(found.head, case.metric)}, baseline {figure(found.baseline, case.metric)}"
-    processes = "1 process" if found.processes == 1 else f"{found.processes} fresh processes"
+        compared = f"{what} {figure(found.head, case.metric)}, {against} {figure(found.baseline, case.metric)}"
     source = result.tolerance_source
     if found.threshold > result.tolerance:
         source = "what the baseline's own processes differ by"
@@ -145,7 +149,7 @@ def _standing(parity: Parity) -> str:
 def counts(results: Iterable[Result], skipped: int) -> str:
     """How many cases were gated, how they ended, and how many were skipped."""
     found = Counter(str(result.verdict.outcome) for result in results)
-    gated = sum(found.values()) - found[str(Outcome.NO_BASELINE)]
+    gated = sum(found[str(outcome)] for outcome in Outcome if outcome.compared)
     parts = [f"{found[str(outcome)]} {outcome}" for outcome in Outcome if found[str(outcome)]]
     parts += [f"{skipped} skipped"] if skipped else []
     return f"{gated} cases gated: " + (", ".join(parts) if parts else "nothing was measured")

@@ -1,0 +1,92 @@
+"""The base arm: what head is measured against, side by side. Git at the edge: finds a revision, checks it out."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llmperf.host import Arm, Checkout
+
+
+class BaseError(ValueError):
+    """The base that was asked for cannot be had: one line with what, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What was asked for, and found to be there.
+
+    Attributes:
+        root: the repository under test.
+        revision: the commit of ``--llm-base``; None for the tree as it is.
+        stated: that revision in the user's words.
+        python: the interpreter of ``--llm-base-python``; None for each backend's own.
+    """
+
+    root: Path
+    revision: str | None
+    stated: str | None
+    python: str | None
+
+    def __str__(self) -> str:
+        """For reports: ``main (1a2b3c4d5e6f)``, or the interpreter."""
+        revision = f"{self.stated} ({self.revision[:12]})" if self.revision else ""
+        return " with ".join(filter(None, [revision, self.python]))
+
+    @contextmanager
+    def arm(self) -> Iterator[Callable[[str], Arm]]:
+        """How to make the arm for a backend that head runs with that interpreter; the checkout goes afterwards.
+
+        Raises:
+            BaseError: git cannot check the revision out.
+        """
+        if self.revision is None:
+            yield lambda python: Arm("base", self.python or python)
+            return
+        with tempfile.TemporaryDirectory(prefix="llmperf-base-") as parent:
+            folder = Path(parent).resolve() / self.root.name
+            _git(self.root, "worktree", "add", "--detach", "--quiet", str(folder), self.revision)
+            checkout = Checkout(self.revision, self.root, folder)
+            try:
+                yield lambda python: Arm("base", self.python or python, checkout=checkout)
+            finally:
+                _git(self.root, "worktree", "remove", "--force", str(folder))
+
+
+def resolve(revision: str | None, python: str | None, folder: Path) -> Base | None:
+    """The base, or None where none was asked for.
+
+    Args:
+        revision: a branch, a tag or a commit of the repository that ``folder`` is in.
+        python: an interpreter.
+        folder: of the suites under test.
+
+    Raises:
+        BaseError: there is no repository, or no such commit in it.
+    """
+    if revision is None:
+        return Base(folder, None, None, python) if python else None
+    root = Path(_git(folder, "rev-parse", "--show-toplevel")).resolve()
+    try:
+        commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    except BaseError:
+        raise BaseError(
+            f"--llm-base={revision}: {root} has no such revision; fetch it (a shallow clone has few), or name another"
+        ) from None
+    return Base(root, commit, revision, python)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise BaseError(f"--llm-base needs git, which cannot be run ({error})") from None
+    except subprocess.CalledProcessError as error:
+        said = " ".join(error.stderr.split()) or f"exit status {error.returncode}"
+        raise BaseError(f"--llm-base: git {arguments[0]} in {folder} failed: {said}") from None
+    return done.stdout.strip()

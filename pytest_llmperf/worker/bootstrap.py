@@ -1,0 +1,74 @@
+"""A worker's first code: where it imports from. Run by path in whatever interpreter, so it is the standard library's.
+
+In a worker of the base arm whatever the interpreter finds in the tree under test is found in the base's checkout
+instead; what is not there fails to import, since a base that ran head's code would find no difference, ever.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class Guard:
+    """A finder before all others, which refuses modules of the tree under test that are not installed ones."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        others: list[Any] = [finder for finder in sys.meta_path if finder is not self]
+        spec: ModuleSpec | None = next(
+            (one for finder in others if (one := finder.find_spec(name, path, target))), None
+        )
+        if spec is not None and spec.has_location and spec.origin and own(Path(spec.origin), self._root):
+            raise ImportError(f"base has no {name} of its own: it would be head's, {spec.origin}", name=name)
+        return spec
+
+
+def own(path: Path, root: Path) -> bool:
+    """Whether a file or folder is the tree's own and not of an environment that lies in it."""
+    if not path.is_relative_to(root):
+        return False
+    return "site-packages" not in path.parts and not path.is_relative_to(sys.prefix)
+
+
+def moved(path: str, root: Path, folder: Path) -> str:
+    """The path's counterpart in the base's checkout, where it has one; else the path."""
+    if not own(Path(path), root):
+        return path
+    counterpart = folder / Path(path).relative_to(root)
+    return str(counterpart) if counterpart.exists() else path
+
+
+def relocate(root: Path, folder: Path) -> None:
+    """Import from ``folder`` what would be imported from ``root``."""
+    sys.path[:] = [moved(entry, root, folder) for entry in sys.path]
+    for finder in sys.meta_path:  # an editable install by setuptools maps names to folders, in its module's MAPPING
+        mapping = getattr(sys.modules.get(getattr(finder, "__module__", "")), "MAPPING", {})
+        mapping.update({name: moved(path, root, folder) for name, path in mapping.items()})
+    sys.meta_path.insert(0, Guard(root))
+
+
+def main() -> None:
+    """Arguments: the tree under test and the base's checkout, both empty for head; the folder of this package."""
+    root, folder, package = sys.argv[1:4]
+    del sys.argv[1:4]
+    here = str(Path(__file__).parent)  # Python puts a script's folder first
+    # The package is appended, not prepended: an interpreter that has its own copy uses that, and the folder that holds
+    # this one (site-packages, often) shadows nothing of the other environment.
+    sys.path[:] = [*(entry for entry in sys.path if entry not in ("", here)), package]
+    if folder:
+        relocate(Path(root), Path(folder))
+    importlib.import_module("pytest_llmperf.worker.server").main()
+
+
+if __name__ == "__main__":
+    main()

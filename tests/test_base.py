@@ -1,0 +1,214 @@
+"""Base beside head, end to end: revisions of a repository with simulated backends, measured in turns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from inner import Suite, usage_error
+
+from pytest_llmperf.base import BaseError, resolve
+from pytest_llmperf.worker.bootstrap import moved, own
+
+TPOT = 0.005
+FAST, SLOW = "Simulated(tpot=0.005)", "Simulated(tpot=0.005 * 1.05)"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def commit(suite: Suite) -> str:
+    git(suite.path, "add", "--all")
+    git(suite.path, "commit", "--quiet", "--message", "a revision")
+    return git(suite.path, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repository(suite: Suite) -> Suite:
+    """A repository whose first revision, ``base``, needs 5 ms per token."""
+    git(suite.path, "init", "--quiet")
+    (suite.path / ".gitignore").write_text("*.pids\n__pycache__\n.pytest_cache\n")
+    suite.backends(sim=FAST)
+    commit(suite)
+    git(suite.path, "tag", "base")
+    return suite
+
+
+def worktrees(suite: Suite) -> int:
+    return len(git(suite.path, "worktree", "list").splitlines())
+
+
+# The verdict
+
+
+def test_a_slowdown_of_head_alone_is_found_without_a_baseline(repository: Suite) -> None:
+    repository.backends(sim=SLOW)
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        "*regression: decode latency*5.250 ms, base 5.000 ms, +5.0%*at 99 %, 4 pairs of fresh processes, 40 blocks; "
+        "allowed 3% (default with a base)*"
+    )
+    result.stdout.fnmatch_lines("1 cases gated: 1 regression")
+
+
+def test_a_slowdown_of_both_is_not(repository: Suite) -> None:
+    repository.backends(sim=SLOW)
+    commit(repository)
+    repository.record({"sim/tpot": TPOT / 1.3})  # the stored figures flag it
+    result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*+0.0%*ok", "1 cases gated: 1 ok"])
+
+
+def test_what_its_baseline_does_not_flag_is_not_compared_with_base(repository: Suite) -> None:
+    repository.record({"sim/tpot": TPOT})
+    assert repository.decode("--llm-base=base").ret == 0
+    assert repository.loads["sim"] == 1
+    result = repository.decode("--llm-base=base", "--llm-compare=always")
+    assert result.ret == 0
+    assert repository.loads["sim"] == 2 + 3  # of head; base's write beside their own conftest.py
+
+
+def test_an_improvement_is_said(repository: Suite) -> None:
+    repository.backends(sim="Simulated(tpot=0.004)")
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim*-20.0%*faster")
+
+
+def test_one_comparison_serves_all_metrics(repository: Suite) -> None:
+    repository.run("suites", "--llm-backends=sim", "--llm-base=base", "-k", "not parity", "--llm-results=raw.json")
+    assert repository.loads["sim"] == 1 + 3
+    raw = json.loads((repository.path / "raw.json").read_text())
+    (comparison,) = raw["comparisons"]
+    assert (comparison["backend"], len(comparison["pairs"])) == ("sim", 3)
+    turn = comparison["pairs"][0]["turns"][0]
+    assert [len(turn[arm]) for arm in ("base", "head")] == [2, 2]
+    assert turn["base"][0]["trace"]["tokens"] == turn["head"][0]["trace"]["tokens"]
+
+
+# What base imports
+
+
+def test_base_runs_its_own_modules(repository: Suite) -> None:
+    """A package in the repository, found by PYTHONPATH: base's workers find base's."""
+    package = repository.path / "src" / "stack"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("TPOT = 0.005\n")
+    repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)")
+    commit(repository)
+    (package / "__init__.py").write_text("TPOT = 0.00525\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(repository.path / "src"))
+        assert repository.decode("--llm-base=HEAD").ret == 1
+        commit(repository)
+        assert repository.decode("--llm-base=HEAD").ret == 0
+
+
+def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> None:
+    """Else base would run head's code, and never be any faster."""
+    (repository.path / "lib").mkdir()
+    (repository.path / "lib" / "fresh.py").write_text("TPOT = 0.005\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(repository.path / "lib"))
+        repository.backends(sim="Simulated(tpot=__import__('fresh').TPOT)")
+        git(repository.path, "add", "conftest.py")
+        git(repository.path, "commit", "--quiet", "--message", "the module is forgotten")
+        result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        "new: base, HEAD (*), cannot run it: *base has no fresh of its own: it would be head's*"
+    )
+
+
+@pytest.mark.parametrize("base", ["broken", "raising"])
+def test_what_base_cannot_run_is_new_and_nothing_was_gated(repository: Suite, base: str) -> None:
+    engine = {"broken": "no_such_name", "raising": "Simulated(tpot=lambda number: 1 / 0)"}[base]
+    repository.backends(sim=engine)
+    commit(repository)
+    repository.backends(sim=FAST)
+    result = repository.decode("--llm-base=HEAD", "--llm-max-regression=5%")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*new", "ERROR: nothing was compared*"])
+    assert repository.decode("--llm-base=HEAD").ret == 0
+    assert repository.decode("--llm-base=HEAD", "--llm-strict").ret == 1
+
+
+def test_a_failure_of_head_is_an_error_and_not_news(repository: Suite) -> None:
+    repository.backends(sim="Simulated(tpot=lambda number: 0.005 if process == 1 else 1 / 0)")
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*ZeroDivisionError*")
+
+
+def test_an_interpreter_may_be_the_base(repository: Suite) -> None:
+    result = repository.decode(f"--llm-base-python={sys.executable}")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim*+0.0%*ok")
+
+
+# The checkout
+
+
+def test_nothing_is_left_behind(repository: Suite) -> None:
+    repository.decode("--llm-base=base")
+    assert worktrees(repository) == 1
+
+
+def test_nor_after_a_failure(repository: Suite) -> None:
+    repository.backends(sim="Simulated(tpot=lambda number: 0.005 if process == 1 else 1 / 0)")
+    repository.decode("--llm-base=base")
+    assert worktrees(repository) == 1
+
+
+def test_head_is_the_tree_as_it_is(repository: Suite) -> None:
+    before = (repository.path / "conftest.py").read_text()
+    repository.decode("--llm-base=base")
+    assert (repository.path / "conftest.py").read_text() == before
+    assert git(repository.path, "status", "--porcelain") == ""
+
+
+def test_paths_of_the_tree_have_counterparts(tmp_path: Path) -> None:
+    root, folder = tmp_path / "head", tmp_path / "base"
+    for path in (root / "src", folder / "src", root / ".venv/lib/site-packages"):
+        path.mkdir(parents=True)
+    assert moved(str(root / "src"), root, folder) == str(folder / "src")
+    assert moved(str(root / "new"), root, folder) == str(root / "new")
+    assert moved("/elsewhere", root, folder) == "/elsewhere"
+    assert moved(str(root / ".venv/lib/site-packages"), root, folder) == str(root / ".venv/lib/site-packages")
+    assert own(root / "src" / "x.py", root)
+    assert not own(Path(sys.prefix) / "x.py", Path(sys.prefix).parent)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--llm-base=no-such"], "--llm-base=no-such: * has no such revision; fetch it*"),
+        (["--llm-base=--help"], "--llm-base=--help: * has no such revision*"),
+        (["--llm-base-python=/nowhere/python"], "*/nowhere/python*"),
+        (["--llm-compare=always"], "--llm-compare says which cases are compared with base; name it with --llm-base"),
+        (["--llm-base=base", "--llm-compare=some"], "*'some' is neither 'flagged' nor 'always'"),
+        (["--llm-base=base", "--llm-update-baselines"], "--llm-update-baselines stores figures and --llm-base *"),
+        (["--llm-base=base", "--llm-budget=0"], "*--llm-budget*"),
+    ],
+)
+def test_bad_input_is_one_line(repository: Suite, options: list[str], said: str) -> None:
+    from fnmatch import fnmatch
+
+    assert fnmatch(usage_error(repository.decode(*options)), f"*{said}")
+    assert repository.loads["sim"] == 0
+
+
+def test_no_repository_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BaseError, match=r"git rev-parse in .* failed: .*not a git repository"):
+        resolve("main", None, tmp_path)
