@@ -198,7 +198,7 @@ def test_the_end_of_a_stream_is_no_token() -> None:
 # Engagement
 
 
-LAYERS = 12
+LAYERS = 9
 
 
 @pytest.fixture

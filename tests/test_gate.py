@@ -270,7 +270,9 @@ def test_without_the_reference_another_machine_s_baseline_is_none(suite: Suite, 
     suite.record(figures, cpus=9999)
     result = suite.decode(backends="ref,sim" if here else "sim")
     assert result.ret == 0
-    result.stdout.fnmatch_lines("no baseline: none of this machine, only of another (CPUs: *no speedup over ref*")
+    result.stdout.fnmatch_lines(
+        "incomparable: no baseline of this machine, only of another (CPUs: *no speedup over ref*"
+    )
 
 
 def test_each_machine_has_its_own_entry(recorded: Suite) -> None:
