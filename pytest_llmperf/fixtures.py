@@ -128,7 +128,7 @@ class Perf:
         result = failing_plainly(lambda: run.judge(name, self.workload, metric, self._stated))
         self._hand_over(result)
         outcome = result.verdict.outcome
-        if run.settings.update_baselines:
+        if run.updates(result.case):
             return result
         if outcome is Outcome.REGRESSION or (run.settings.strict and outcome in STRICT_FAILURES):
             pytest.fail(verdict_line(result), pytrace=False)

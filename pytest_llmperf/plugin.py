@@ -26,7 +26,7 @@ MARKER = (
     " "
     "what a test of LLM performance needs: the backends and workload sizes it runs with instead of the command "
     "line's, the devices (names, or 'cpu', 'cuda', 'rocm') without which it is skipped, and the slowdown it allows "
-    "(a fraction; the strictest of this and --llm-max-regression counts)."
+    "(a fraction; the strictest of this, llm_tolerances and --llm-max-regression counts)."
 )
 
 
@@ -349,8 +349,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state.progress.finish()
     if run.settings.update_baselines and run.results:
         state.written = _write_baselines(run, exitstatus)
-    unwritten = run.settings.update_baselines and run.results and (not state.written or isinstance(state.written, str))
-    if exitstatus == pytest.ExitCode.OK and (unwritten or _gated_nothing(state, run)):
+    unwritten = any(map(run.updates, run.results)) and (not state.written or isinstance(state.written, str))
+    failed = unwritten or run.slower() or _gated_nothing(state, run)
+    if exitstatus == pytest.ExitCode.OK and failed:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -373,9 +374,12 @@ def _gated_nothing(session: Session, run: Run) -> bool:
     asked = os.environ.get("CI") or run.settings.strict or "max_regression" in run.settings.stated
     config = session.config
     measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
-    compared = any(result.verdict.outcome is not Outcome.NO_BASELINE for result in run.results.values())
+    compared = any(
+        result.verdict.outcome is not Outcome.NO_BASELINE or run.updates(case) for case, result in run.results.items()
+    )
     collects = config.getoption("collectonly", False)
-    gates = session.gating and measures and not collects and not run.settings.update_baselines
+    accepts = run.settings.update_baselines in ("all", "slower")
+    gates = session.gating and measures and not collects and not accepts
     return bool(asked and gates and not compared)
 
 
@@ -400,15 +404,19 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         write(line)
     for line in terminal.notes(results):
         write(line)
-    if run.settings.update_baselines:
+    if any(map(run.updates, run.results)):
         _say_written(terminalreporter, run, session.written)
-    else:
-        write(terminal.counts(results, session.skipped), bold=True)
-        if _gated_nothing(session, run):
-            write("ERROR: nothing was compared with a baseline, so this gate has passed nothing", red=True, bold=True)
+    gated = [result for result in results if not run.updates(result.case)]
+    if gated or not run.settings.update_baselines:
+        write(terminal.counts(gated, session.skipped), bold=True)
         unused = run.unused_baselines()
         if unused and config.get_verbosity() > 0:
             write(f"baselines that this run did not use: {', '.join(unused)}")
+        idle = run.scope.idle(run.results)
+        if idle and config.get_verbosity() > 0:
+            write(f"llm_tolerances that matched no case of this run: {', '.join(idle)}")
+    if _gated_nothing(session, run):
+        write("ERROR: nothing was compared with a baseline, so this gate has passed nothing", red=True, bold=True)
 
 
 def _say_written(terminalreporter: Any, run: Run, written: dict[Case, Entry] | str) -> None:
@@ -417,13 +425,15 @@ def _say_written(terminalreporter: Any, run: Run, written: dict[Case, Entry] | s
     if isinstance(written, str):
         terminalreporter.write_line(written, red=True, bold=True)
         return
-    for case, entry in written.items():
-        old = run.gate.stored_median(case)
-        against = "new" if old is None else f"{entry.median / old - 1:+.1%} against the old"
-        terminalreporter.write_line(f"accepted {case.key}: {terminal.figure(entry.median, case.metric)}, {against}")
-    left = sum(case not in written for case in run.results)
+    for line in terminal.changes([run.gate.changes[case] for case in written]):
+        terminalreporter.write_line(line)
+    slower = run.slower()
+    refused = {change.case for change in slower}
+    left = sum(run.updates(case) and case not in written and case not in refused for case in run.results)
     held = f"; {left} cases, disturbed or not in parity, were not accepted" if left else ""
     terminalreporter.write_line(f"{len(written)} entries written to {run.gate.path}{held}", bold=True)
+    if slower:
+        terminalreporter.write_line(f"ERROR: {terminal.refusal(slower)}", red=True, bold=True)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
