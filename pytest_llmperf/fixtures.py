@@ -104,6 +104,8 @@ class Perf:
         self._clock = clock
         self._stated = stated
         self._used = False
+        #: Whether a case was measured and judged.
+        self.judged = False
         self.workload = workload
 
     def gate(self, metric: str) -> Result | None:
@@ -126,6 +128,7 @@ class Perf:
             failing_plainly(lambda: run.generate_once(name, self.workload))
             return None
         result = failing_plainly(lambda: run.judge(name, self.workload, metric, self._stated))
+        self.judged = True
         self._hand_over(result)
         outcome = result.verdict.outcome
         if run.updates(result.case):

@@ -208,6 +208,21 @@ class Gate:
             store.write(self.path, store.merge(store.load(self.path, device, model), new))
         return accepted
 
+    def prune(self, device: str, model: str, stale: Callable[[str], bool]) -> list[str]:
+        """Remove this machine's entries of the cases whose key is stale. Returns their keys, in the file's order.
+
+        Raises:
+            BaselineError: the file cannot be read or written; the old one is untouched.
+        """
+        held = store.load(self.path, device, model)
+        if held is None:
+            return []
+        kept = store.without(held, self.machine(), {key for key in held.entries if stale(key)})
+        removed = [key for key, row in held.entries.items() if kept.entries.get(key) != row]
+        if removed:
+            store.write(self.path, kept)
+        return removed
+
 
 def _day(entry: store.Entry) -> str:
     return entry.recorded

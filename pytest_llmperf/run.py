@@ -389,6 +389,14 @@ class Run:
             return []
         return [change for change in self.gate.changes.values() if change.slower]
 
+    def prune_baselines(self, stale: Callable[[str], bool]) -> list[str]:
+        """Remove this machine's baselines of the cases whose key is stale. Returns the keys.
+
+        Raises:
+            BaselineError: the file cannot be written; the old one is untouched.
+        """
+        return self.gate.prune(self.device.name, self.model.name, stale)
+
     def unused_baselines(self) -> list[str]:
         """Baseline entries that no test of this run compared with."""
         return [] if self.gate.stored is None else store.unused(self.gate.stored, self.keys)

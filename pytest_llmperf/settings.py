@@ -198,7 +198,12 @@ TOLERANCES_HELP = (
     "Example: */vllm/*/tpot = 3%"
 )
 
-#: Not a setting of a run, so not in ini.
+#: Not settings of a run, so not in ini.
+PRUNE_HELP = (
+    "Remove this machine's baselines that no test of the project has any more, and list them. Refused unless the whole "
+    "project is collected, and nothing on the command line narrows that. Default: off. "
+    "Example: pytest . --collect-only --llm-prune-baselines"
+)
 LIST_HELP = (
     "List every backend, model and device: what can run here, or why not, and what proves that it ran; load nothing, "
     "run no test. Example: pytest --llm-list"
@@ -245,6 +250,7 @@ def add_options(parser: pytest.Parser) -> None:
             )
         parser.addini(option.ini, option.help.replace("%%", "%"), default="")
     parser.addini(TOLERANCES, TOLERANCES_HELP, type="linelist", default=[])
+    group.addoption("--llm-prune-baselines", action="store_true", default=False, help=PRUNE_HELP)
     group.addoption("--llm-list", action="store_true", default=False, help=LIST_HELP)
 
 
