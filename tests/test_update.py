@@ -84,9 +84,14 @@ def test_days_that_differ_are_noise_to_the_gate(suite: Suite) -> None:
         suite.backends(sim=f"Simulated(tpot={TPOT * day} * [1, 1.01, 1.02][process - 1])")
         assert suite.decode("--llm-update-baselines", "--llm-invocations=3").ret == 0
     suite.backends(sim=f"Simulated(tpot={TPOT * 1.01 * 1.06})")
+    (suite.path / "sim.pids").unlink()
     result = suite.decode("--llm-max-regression=2%")
     assert result.ret == 0
+    assert suite.loads["sim"] == 1, "not even flagged"
     result.stdout.fnmatch_lines("inconclusive: 6.0% slower, more than the 2% allowed, but this baseline's own *")
+    (suite.path / "sim.pids").unlink()
+    suite.backends(sim=f"Simulated(tpot={TPOT * 1.01} * (1.3 if process == 1 else 1.06))")
+    assert suite.decode("--llm-max-regression=2%").ret == 0, "nor confirmed where one process was slower"
     both = suite.stored()
     del both["entries"][f"{SIM}/tpot"][1]
     suite.baseline.write_text(json.dumps(both))
@@ -124,6 +129,13 @@ def test_new_accepts_what_has_no_baseline_and_gates_the_rest(recorded: Suite) ->
     assert medians(recorded, f"{REF}/tpot") == pytest.approx([0.010])
     assert f"{SIM}/cold-start" not in recorded.stored()["entries"]
     result.stdout.fnmatch_lines(["tpot b1-p16-n8 ref *new *", "2 entries written to *", "1 cases gated: 1 regression"])
+
+
+def test_new_leaves_the_cold_start_that_it_has(suite: Suite) -> None:
+    suite.record({"sim/cold-start": 9.9})
+    assert suite.decode("--llm-update-baselines=new").ret == 0
+    assert medians(suite) == pytest.approx([TPOT])
+    assert medians(suite, f"{SIM}/cold-start") == [9.9]
 
 
 def test_new_of_another_machine_is_new(suite: Suite) -> None:
