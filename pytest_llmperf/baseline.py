@@ -13,7 +13,7 @@ import re
 import secrets
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS
@@ -21,11 +21,14 @@ from pytest_llmperf.devices.fingerprint import Fingerprint
 from pytest_llmperf.verdict import centre
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-#: Version of the file's layout. A file of another version is refused, never guessed at.
-SCHEMA = 2
+#: Version of the file's layout. A file of schema 2 had one set of a case and machine, and reads as it is; any other
+#: version is refused, never guessed at.
+SCHEMA = 3
+#: How many sets of one case the file keeps of one machine: the newest is compared, all tell how much days differ.
+HISTORY = 5
 
 _REMEDY = "restore it from version control, or delete it and record again with --llm-update-baselines"
 
@@ -51,7 +54,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is stored of one case.
+    """One accepted set of invocations of a case, made by one machine in one run.
 
     Attributes:
         environment: id of what it was measured on.
@@ -76,7 +79,7 @@ class Baseline:
     """All entries of one model on one device, and their environments, by id.
 
     A device is a product, and machines of one device differ: a runner's CPU is now of one kind, now of another. So a
-    case, named by `Case.key`, has an entry for every machine that recorded one.
+    case, named by `Case.key`, has the entries of every machine that recorded one: machine by machine, newest first.
     """
 
     device: str
@@ -144,7 +147,7 @@ def dumps(baseline: Baseline) -> str:
     try:
         document: dict[str, Any] = {"schema": SCHEMA, "device": baseline.device, "model": baseline.model}
         document["entries"] = {
-            key: [_stored(entry) for entry in _by_machine(baseline, baseline.entries[key])]
+            key: [_stored(entry) for entry in chain.from_iterable(_by_machine(baseline, baseline.entries[key]))]
             for key in _sorted(baseline.entries)
         }
         document["environments"] = _canonical({key: vars(value) for key, value in baseline.environments.items()})
@@ -156,9 +159,9 @@ def dumps(baseline: Baseline) -> str:
 
 
 def merge(old: Baseline | None, new: Baseline) -> Baseline:
-    """The old baseline with the entries of the new one in place of its own of the same case and machine.
+    """The old baseline with the entries of the new one before its own of the same case and machine.
 
-    Other machines' entries stay; environments that none needs are dropped.
+    Of each machine the newest `HISTORY` entries stay, each once; environments that none needs are dropped.
 
     Raises:
         BaselineError: the two are of different devices or models.
@@ -168,12 +171,25 @@ def merge(old: Baseline | None, new: Baseline) -> Baseline:
         raise BaselineError(f"{new.model!r} on {new.device!r} cannot be merged into {old.model!r} on {old.device!r}")
     held = Baseline(new.device, new.model, {**old.environments, **new.environments}, {})
     entries = dict(old.entries)
-    for key, theirs in new.entries.items():
-        replaced = [held.machine(entry) for entry in theirs]
-        kept = [entry for entry in entries.get(key, ()) if all(held.machine(entry).difference(one) for one in replaced)]
-        entries[key] = _by_machine(held, [*kept, *theirs])
+    for key, newer in new.entries.items():
+        row = dict.fromkeys([*newer, *entries.get(key, ())])
+        entries[key] = tuple(chain.from_iterable(sets[:HISTORY] for sets in _by_machine(held, row)))
+    return _holding(held, entries)
+
+
+def without(baseline: Baseline, machine: Fingerprint, keys: Collection[str]) -> Baseline:
+    """The baseline without a machine's entries of some cases; other machines' and other cases' stay."""
+    entries = {
+        key: tuple(entry for entry in row if key not in keys or machine.difference(baseline.machine(entry)))
+        for key, row in baseline.entries.items()
+    }
+    return _holding(baseline, {key: row for key, row in entries.items() if row})
+
+
+def _holding(baseline: Baseline, entries: Mapping[str, tuple[Entry, ...]]) -> Baseline:
+    """The baseline with these entries and the environments that they need."""
     used = {entry.environment for row in entries.values() for entry in row}
-    return replace(held, environments={key: held.environments[key] for key in used}, entries=entries)
+    return replace(baseline, environments={key: baseline.environments[key] for key in used}, entries=entries)
 
 
 def unused(baseline: Baseline, keys_run: Iterable[str]) -> list[str]:
@@ -238,7 +254,7 @@ def _parse(text: str) -> Baseline:
     _need(isinstance(data, dict) and type(data.get("schema")) is int, "is not a JSON object with a schema number")
     if data["schema"] > SCHEMA:
         raise BaselineError(f"has schema {data['schema']}, newer than this version's {SCHEMA}; upgrade pytest-llmperf")
-    _need(data["schema"] == SCHEMA, f"has schema {data['schema']}, older than this version's {SCHEMA}")
+    _need(data["schema"] in (2, SCHEMA), f"has schema {data['schema']}, older than this version's {SCHEMA}")
     _fields(data, "the file", schema=int, device=str, model=str, entries=dict, environments=dict)
     environments = {key: _environment(key, value) for key, value in data["environments"].items()}
     entries = {key: _entries(f"entry {key!r}", value) for key, value in data["entries"].items()}
@@ -247,9 +263,6 @@ def _parse(text: str) -> Baseline:
         for entry in row:
             known = entry.environment in environments
             _need(known, f"entry {key!r} names the unknown environment {entry.environment!r}")
-        machines = [baseline.machine(entry) for entry in row]
-        alone = all(one.difference(other) for one, other in combinations(machines, 2))
-        _need(alone, f"entry {key!r} has one machine twice")
     return baseline
 
 
@@ -261,7 +274,7 @@ def _environment(key: str, data: Any) -> Environment:
 
 
 def _entries(name: str, data: Any) -> tuple[Entry, ...]:
-    _need(isinstance(data, list) and data, f"{name} is not a list of records, one per machine")
+    _need(isinstance(data, list) and data, f"{name} is not a list of records")
     return tuple(_entry(name, record) for record in data)
 
 
@@ -311,9 +324,17 @@ def _canonical(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _by_machine(baseline: Baseline, entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """In an order that new versions of a library do not change."""
-    return tuple(sorted(entries, key=lambda entry: json.dumps(baseline.machine(entry).as_dict())))
+def _by_machine(baseline: Baseline, entries: Iterable[Entry]) -> list[list[Entry]]:
+    """The entries of each machine, as they came; the machines in an order that new versions of a library keep."""
+    machines: list[list[Entry]] = []
+    for entry in entries:
+        here = baseline.machine(entry)
+        own = next((sets for sets in machines if not here.difference(baseline.machine(sets[0]))), None)
+        if own is None:
+            machines.append([entry])
+        else:
+            own.append(entry)
+    return sorted(machines, key=lambda sets: json.dumps(baseline.machine(sets[0]).as_dict()))
 
 
 def _sorted(keys: Iterable[str]) -> list[str]:

@@ -104,6 +104,8 @@ class Perf:
         self._clock = clock
         self._stated = stated
         self._used = False
+        #: Whether a case was measured and judged.
+        self.judged = False
         self.workload = workload
 
     def gate(self, metric: str) -> Result | None:
@@ -126,9 +128,10 @@ class Perf:
             failing_plainly(lambda: run.generate_once(name, self.workload))
             return None
         result = failing_plainly(lambda: run.judge(name, self.workload, metric, self._stated))
+        self.judged = True
         self._hand_over(result)
         outcome = result.verdict.outcome
-        if run.settings.update_baselines:
+        if run.updates(result.case):
             return result
         if outcome is Outcome.REGRESSION or (run.settings.strict and outcome in STRICT_FAILURES):
             pytest.fail(verdict_line(result), pytrace=False)

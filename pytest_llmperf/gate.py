@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_llmperf import baseline as store
-from pytest_llmperf import verdict
+from pytest_llmperf import update, verdict
 from pytest_llmperf.cases import METRICS, Case
 from pytest_llmperf.devices.fingerprint import Fingerprint
 from pytest_llmperf.measurement import Measurement
-from pytest_llmperf.verdict import Outcome, Verdict
+from pytest_llmperf.update import Change
+from pytest_llmperf.verdict import Invocations, Outcome, Verdict
 
 #: Fresh processes that confirm a flagged case.
 CONFIRMATIONS = 2
@@ -36,6 +37,7 @@ class Gate:
         machine: this machine's fingerprint.
         reference: the backend that speedups refer to.
         measure_peaks: measures this machine's roofs now, or None where they come from a data sheet.
+        changes: what the figures that were accepted change, by case.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Gate:
     machine: Callable[[], Fingerprint]
     reference: str
     measure_peaks: Callable[[], Mapping[str, float]] | None
+    changes: dict[Case, Change] = field(default_factory=dict)
     _accepted: dict[Case, store.Entry] = field(default_factory=dict)
     _environments: dict[str, store.Environment] = field(default_factory=dict)
 
@@ -76,26 +79,36 @@ class Gate:
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
         if entry is None:
             return self._elsewhere(case, recorded, first, reference, tolerance)
-        found = verdict.screen(entry.invocations, [first.figures(case.metric)], tolerance, ABSOLUTE_FLOOR)
+        earlier = self._sets(case)[1:]
+        mine = [first.figures(case.metric)]
+        found = verdict.screen(entry.invocations, mine, tolerance, ABSOLUTE_FLOOR, earlier=earlier)
         if not found.flagged or fresh is None:
             return found
         if beside_base is not None:
             return beside_base()
         confirmations = fresh(CONFIRMATIONS)
         figures = [one.figures(case.metric) for one in confirmations]
-        found = verdict.confirm(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR)
+        found = verdict.confirm(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR, earlier)
         if found.outcome is not Outcome.REGRESSION:
             return found
         doubt = self._disturbed(confirmations) or self._weaker(entry)
         return verdict.contaminated(found, doubt) if doubt else found
 
     def _recorded(self, case: Case) -> Sequence[store.Entry]:
-        """The case's entries, one for each machine that recorded it."""
+        """The case's entries, of each machine the newest first."""
         return self.stored.entries.get(case.key, ()) if self.stored else ()
 
     def _own(self, recorded: Sequence[store.Entry]) -> store.Entry | None:
-        """The entry of this machine, if it has one."""
+        """The newest entry of this machine, if it has one."""
         return next((entry for entry in recorded if not self._differs(entry)), None)
+
+    def _sets(self, case: Case) -> list[Invocations]:
+        """What this machine recorded of a case, newest first."""
+        return [entry.invocations for entry in self._recorded(case) if not self._differs(entry)]
+
+    def is_new(self, case: Case) -> bool:
+        """Whether this machine has no record of a case."""
+        return not self._sets(case)
 
     def _differs(self, entry: store.Entry) -> str | None:
         """What is different about the machine of an entry, or None: absolute latencies may be compared."""
@@ -115,8 +128,9 @@ class Gate:
 
         A speedup depends on the machine too, so one that is missing here is a question, never a regression.
         """
-        pairs = [(entry, self._relative_baseline(case, entry)) for entry in sorted(recorded, key=_day)]
-        entry, relative = next((pair for pair in reversed(pairs) if pair[1] is not None), (recorded[-1], None))
+        newest = sorted(recorded, key=_day, reverse=True)
+        pairs = [(entry, self._relative_baseline(case, entry)) for entry in newest]
+        entry, relative = next((pair for pair in pairs if pair[1] is not None), (newest[0], None))
         difference = self._differs(entry)
         if relative is None or reference is None or case.backend == self.reference:
             return verdict.nothing(
@@ -170,36 +184,53 @@ class Gate:
                 return f"this machine's {title} is {1 - now[name] / before:.0%} below what it was with the baseline"
         return None
 
-    def accept(self, case: Case, environment: store.Environment, figures: Iterable[Sequence[float]]) -> None:
-        """Queue a case's figures, a row per process, as its new baseline."""
+    def accept(
+        self,
+        case: Case,
+        environment: store.Environment,
+        figures: Iterable[Sequence[float]],
+        tolerance: float | None,
+    ) -> None:
+        """Queue a case's figures, a row per process, as its new baseline; the tolerance is that of `update.change`."""
         self._environments[environment.id] = environment
+        rows = tuple(tuple(row) for row in figures)
         self._accepted[case] = store.Entry(
             environment=environment.id,
             recorded=datetime.date.today().isoformat(),
             unit=METRICS[case.metric][1],
-            invocations=tuple(tuple(row) for row in figures),
+            invocations=rows,
         )
+        self.changes[case] = update.change(case, self._sets(case), rows, tolerance, ABSOLUTE_FLOOR)
 
-    def write(self, device: str, model: str, wrong: Collection[str]) -> dict[Case, store.Entry]:
-        """Merge what was accepted into the file, once. Returns what was written.
+    def write(self, device: str, model: str, refused: Collection[Case]) -> dict[Case, store.Entry]:
+        """Merge what was accepted, but not the refused cases, into the file, once. Returns what was written.
 
-        Figures of the backends in ``wrong``, whose tokens were not shown to be right, are left out: a latency counts
-        only if it is the right computation. The file is read again first, since others may have written to it.
+        The file is read again first, since others may have written to it.
 
         Raises:
             BaselineError: the file cannot be read or written; the old one is untouched.
         """
-        accepted = {case: entry for case, entry in self._accepted.items() if case.backend not in wrong}
+        accepted = {case: entry for case, entry in self._accepted.items() if case not in refused}
         if accepted:
             entries = {case.key: (entry,) for case, entry in accepted.items()}
             new = store.Baseline(device, model, self._environments, entries)
             store.write(self.path, store.merge(store.load(self.path, device, model), new))
         return accepted
 
-    def stored_median(self, case: Case) -> float | None:
-        """What this machine's baseline said before this run, in the metric's unit."""
-        entry = self._own(self._recorded(case))
-        return entry.median if entry else None
+    def prune(self, device: str, model: str, stale: Callable[[str], bool]) -> list[str]:
+        """Remove this machine's entries of the cases whose key is stale. Returns their keys, in the file's order.
+
+        Raises:
+            BaselineError: the file cannot be read or written; the old one is untouched.
+        """
+        held = store.load(self.path, device, model)
+        if held is None:
+            return []
+        kept = store.without(held, self.machine(), {key for key in held.entries if stale(key)})
+        removed = [key for key, row in held.entries.items() if kept.entries.get(key) != row]
+        if removed:
+            store.write(self.path, kept)
+        return removed
 
 
 def _day(entry: store.Entry) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.devices.table import Device
     from pytest_llmperf.fixtures import Engine, ParityCheck, Perf, VirtualClock
     from pytest_llmperf.models import Model
+    from pytest_llmperf.prune import Watch
     from pytest_llmperf.report.terminal import Progress
     from pytest_llmperf.run import Run
 
@@ -26,7 +27,7 @@ MARKER = (
     " "
     "what a test of LLM performance needs: the backends and workload sizes it runs with instead of the command "
     "line's, the devices (names, or 'cpu', 'cuda', 'rocm') without which it is skipped, and the slowdown it allows "
-    "(a fraction; the strictest of this and --llm-max-regression counts)."
+    "(a fraction; the strictest of this, llm_tolerances and --llm-max-regression counts)."
 )
 
 
@@ -61,6 +62,12 @@ class Session:
         self.written: dict[Case, Entry] | str = {}
         #: Tests that were to gate a case, and how many of them were skipped at collection.
         self.gating = self.skipped = 0
+        #: Backend and workload, by node id, of the tests that gate a case and have not measured it.
+        self.unmeasured: dict[str, tuple[str, str]] = {}
+        #: What this run's collection leaves out, where baselines are to be pruned.
+        self.watch: Watch | None = None
+        #: The baselines removed, or why there are none.
+        self.pruned: list[str] | str = []
         self._run: Run | None = None
         self._registry: Registry | None = None
         self._clock: VirtualClock | None = None
@@ -152,7 +159,14 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
-    config.stash[KEY] = Session(config)
+    session = config.stash[KEY] = Session(config)
+    if config.getoption("--llm-prune-baselines"):
+        from pytest_llmperf import prune
+
+        if reason := prune.narrowed(config, session.settings):
+            raise pytest.UsageError(f"llmperf: --llm-prune-baselines: {reason}")
+        session.watch = prune.Watch()
+        config.pluginmanager.register(session.watch)
 
 
 # Collection: parametrize, validate, order
@@ -211,6 +225,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if FIXTURES.intersection(getattr(item, "fixturenames", ()))]
     if ours and session.unusable is not None:
         raise pytest.UsageError(f"llmperf: {session.unusable}")
+    gates = any("llm_perf" in item.fixturenames for item in ours)  # type: ignore[attr-defined]
+    if session.watch is not None and (reason := session.watch.incomplete(gates)):
+        raise pytest.UsageError(f"llmperf: --llm-prune-baselines: cannot tell which baselines are used: {reason}")
     run = session.started
     if run is None:
         return
@@ -221,6 +238,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         gates = "llm_perf" in item.fixturenames  # type: ignore[attr-defined]
         if gates:
             item.add_marker(pytest.mark.benchmark(timer=session.clock))
+            chosen = item.callspec.params  # type: ignore[attr-defined]
+            session.unmeasured[item.nodeid] = chosen["llm_backend"], str(chosen["llm_workload"])
         reason = _reason_to_skip(item, session, run)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
@@ -311,7 +330,10 @@ def llm_perf(
         )
     stated = _marker_arguments(request.node).get("max_regression")
     run = session.run
-    yield Perf(run, run.scope.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
+    perf = Perf(run, run.scope.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
+    yield perf
+    if perf.judged:
+        session.unmeasured.pop(request.node.nodeid, None)
     session.progress.finish()
     _write_results(session, run)
 
@@ -349,8 +371,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state.progress.finish()
     if run.settings.update_baselines and run.results:
         state.written = _write_baselines(run, exitstatus)
-    unwritten = run.settings.update_baselines and run.results and (not state.written or isinstance(state.written, str))
-    if exitstatus == pytest.ExitCode.OK and (unwritten or _gated_nothing(state, run)):
+    if state.watch is not None:
+        state.pruned = _prune_baselines(state, run, exitstatus)
+    unwritten = any(map(run.updates, run.results)) and (not state.written or isinstance(state.written, str))
+    failed = unwritten or run.slower() or isinstance(state.pruned, str) or _gated_nothing(state, run)
+    if exitstatus == pytest.ExitCode.OK and failed:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -366,21 +391,36 @@ def _write_baselines(run: Run, exitstatus: int) -> dict[Case, Entry] | str:
         return f"ERROR: {error}"
 
 
+def _prune_baselines(session: Session, run: Run, exitstatus: int) -> list[str] | str:
+    """The keys of the baselines removed, or why none were."""
+    from pytest_llmperf import prune
+    from pytest_llmperf.baseline import BaselineError
+
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return "interrupted: no baseline was removed"
+    used, unmeasured = run.keys, set(session.unmeasured.values())
+    try:
+        return run.prune_baselines(lambda key: prune.is_stale(key, run.dtype, used, unmeasured))
+    except BaselineError as error:
+        return f"ERROR: {error}"
+
+
 def _gated_nothing(session: Session, run: Run) -> bool:
     """A gate that compared nothing is not a pass: in CI, or where a tolerance or strictness was asked for."""
     asked = os.environ.get("CI") or run.settings.strict or "max_regression" in run.settings.stated
     config = session.config
     measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
-    compared = any(result.verdict.outcome.compared for result in run.results.values())
+    compared = any(result.verdict.outcome.compared or run.updates(case) for case, result in run.results.items())
     collects = config.getoption("collectonly", False)
-    gates = session.gating and measures and not collects and not run.settings.update_baselines
+    accepts = run.settings.update_baselines in ("all", "slower")
+    gates = session.gating and measures and not collects and not accepts
     return bool(asked and gates and not compared)
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     session = config.stash[KEY]
     run = session.started
-    if run is None or not (run.results or run.parities or _gated_nothing(session, run)):
+    if run is None or not (run.results or run.parities or session.watch or _gated_nothing(session, run)):
         return
     from pytest_llmperf.report import terminal
 
@@ -398,15 +438,21 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         write(line)
     for line in terminal.notes(results):
         write(line)
-    if run.settings.update_baselines:
+    if any(map(run.updates, run.results)):
         _say_written(terminalreporter, run, session.written)
-    else:
-        write(terminal.counts(results, session.skipped), bold=True)
-        if _gated_nothing(session, run):
-            write("ERROR: nothing was compared with a baseline, so this gate has passed nothing", red=True, bold=True)
+    if session.watch is not None:
+        _say_pruned(terminalreporter, run, session.pruned)
+    gated = [result for result in results if not run.updates(result.case)]
+    if gated or not run.settings.update_baselines:
+        write(terminal.counts(gated, session.skipped), bold=True)
         unused = run.unused_baselines()
         if unused and config.get_verbosity() > 0:
             write(f"baselines that this run did not use: {', '.join(unused)}")
+        idle = run.scope.idle(run.results)
+        if idle and config.get_verbosity() > 0:
+            write(f"llm_tolerances that matched no case of this run: {', '.join(idle)}")
+    if _gated_nothing(session, run):
+        write("ERROR: nothing was compared with a baseline, so this gate has passed nothing", red=True, bold=True)
 
 
 def _say_written(terminalreporter: Any, run: Run, written: dict[Case, Entry] | str) -> None:
@@ -415,13 +461,24 @@ def _say_written(terminalreporter: Any, run: Run, written: dict[Case, Entry] | s
     if isinstance(written, str):
         terminalreporter.write_line(written, red=True, bold=True)
         return
-    for case, entry in written.items():
-        old = run.gate.stored_median(case)
-        against = "new" if old is None else f"{entry.median / old - 1:+.1%} against the old"
-        terminalreporter.write_line(f"accepted {case.key}: {terminal.figure(entry.median, case.metric)}, {against}")
-    left = sum(case not in written for case in run.results)
+    for line in terminal.changes([run.gate.changes[case] for case in written]):
+        terminalreporter.write_line(line)
+    slower = run.slower()
+    refused = {change.case for change in slower}
+    left = sum(run.updates(case) and case not in written and case not in refused for case in run.results)
     held = f"; {left} cases, disturbed or not in parity, were not accepted" if left else ""
     terminalreporter.write_line(f"{len(written)} entries written to {run.gate.path}{held}", bold=True)
+    if slower:
+        terminalreporter.write_line(f"ERROR: {terminal.refusal(slower)}", red=True, bold=True)
+
+
+def _say_pruned(terminalreporter: Any, run: Run, pruned: list[str] | str) -> None:
+    if isinstance(pruned, str):
+        terminalreporter.write_line(pruned, red=True, bold=True)
+        return
+    for key in pruned:
+        terminalreporter.write_line(f"removed {key}")
+    terminalreporter.write_line(f"{len(pruned)} unused baselines removed from {run.gate.path}", bold=True)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

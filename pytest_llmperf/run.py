@@ -33,6 +33,7 @@ from pytest_llmperf.result import ParityResult, Result
 from pytest_llmperf.scope import Scope, UnusableError
 from pytest_llmperf.settings import Settings
 from pytest_llmperf.trace import Trace, checked
+from pytest_llmperf.update import Change
 from pytest_llmperf.verdict import Outcome, Verdict
 
 
@@ -276,6 +277,11 @@ class Run:
 
     # Verdicts
 
+    def updates(self, case: Case) -> bool:
+        """Whether this run accepts a case's figures instead of gating them."""
+        which = self.settings.update_baselines
+        return which is not None and (which != "new" or self.gate.is_new(case))
+
     def judge(self, backend: str, workload: Workload, metric: str, stated_tolerance: float | None = None) -> Result:
         """Measure a case and compare it with its baseline; or accept it, with ``--llm-update-baselines``.
 
@@ -284,10 +290,10 @@ class Run:
             ImpossibleError: the figure cannot be true.
         """
         case = Case(self.model.name, self.dtype, backend, workload, metric)
-        update = self.settings.update_baselines
+        update = self.updates(case)
         first = self.first(backend, workload)
         reference = self._first.get((self.settings.reference, workload))
-        tolerance, source = self.scope.tolerance(stated_tolerance)
+        tolerance, source = self.scope.tolerance(case, stated_tolerance)
         invocations = [first]
 
         def fresh(count: int) -> list[Measurement]:
@@ -304,8 +310,11 @@ class Run:
             found = self.gate.judge(case, first, reference, tolerance, None if update else fresh, beside)
         quiet = self.quiet(backend, workload) if update else []
         if quiet:
-            for accepted in (case, replace(case, metric="cold-start")):
-                self.gate.accept(accepted, self.environment(backend), [one.figures(accepted.metric) for one in quiet])
+            cold_start = replace(case, metric="cold-start")
+            for accepted, allowed in ((case, tolerance), (cold_start, None)):
+                if self.updates(accepted):
+                    rows = [one.figures(accepted.metric) for one in quiet]
+                    self.gate.accept(accepted, self.environment(backend), rows, allowed)
         result = Result(
             case=case,
             spread=spread,
@@ -402,19 +411,39 @@ class Run:
     # The end
 
     def write_baselines(self) -> dict[Case, store.Entry]:
-        """Write the accepted figures, but not those of a backend not in parity. Returns what was written.
+        """Write the accepted figures, but not those of a backend not in parity, nor `slower`. Returns what was written.
+
+        A latency counts only if it is the right computation.
 
         Raises:
             BaselineError: the file cannot be written; the old one is untouched.
         """
-        return self.gate.write(self.device.name, self.model.name, {backend for backend, _ in self._unproven})
+        wrong = {backend for backend, _ in self._unproven}
+        refused = {case for case in self.gate.changes if case.backend in wrong}
+        return self.gate.write(self.device.name, self.model.name, refused | {change.case for change in self.slower()})
+
+    def slower(self) -> list[Change]:
+        """Slowdowns beyond what the gate allows, which nobody who looks on accepts in CI unless that was asked for."""
+        if not os.environ.get("CI") or self.settings.update_baselines == "slower":
+            return []
+        return [change for change in self.gate.changes.values() if change.slower]
+
+    def prune_baselines(self, stale: Callable[[str], bool]) -> list[str]:
+        """Remove this machine's baselines of the cases whose key is stale. Returns the keys.
+
+        Raises:
+            BaselineError: the file cannot be written; the old one is untouched.
+        """
+        return self.gate.prune(self.device.name, self.model.name, stale)
 
     def unused_baselines(self) -> list[str]:
         """Baseline entries that no test of this run compared with."""
-        if self.gate.stored is None:
-            return []
-        run = {one.key for case in self.results for one in (case, replace(case, metric="cold-start"))}
-        return store.unused(self.gate.stored, run)
+        return [] if self.gate.stored is None else store.unused(self.gate.stored, self.keys)
+
+    @property
+    def keys(self) -> set[str]:
+        """Of the baselines that this run's tests measured."""
+        return {one.key for case in self.results for one in (case, replace(case, metric="cold-start"))}
 
     def as_dict(self) -> dict[str, Any]:
         """Everything measured so far, as plain JSON values."""

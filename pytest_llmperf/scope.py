@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pytest_llmperf import base, models
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.base import Base
-from pytest_llmperf.cases import Workload
+from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.devices import detect, fingerprint
 from pytest_llmperf.devices.table import Device
 from pytest_llmperf.interpreter import Interpreter
@@ -123,7 +124,7 @@ class Scope:
         found = base.resolve(settings.base, settings.base_python, root)
         if found is None and "compare" in settings.stated:
             raise UnusableError("--llm-compare says which cases are compared with base; name it with --llm-base")
-        if found is not None and settings.update_baselines:
+        if found is not None and settings.update_baselines in ("all", "slower"):
             raise UnusableError("--llm-update-baselines stores figures and --llm-base compares them; choose one")
         if found is not None and found.python is not None:
             Interpreter(found.python).python_version()
@@ -187,13 +188,23 @@ class Scope:
         combination = self.registry[backend]
         return why_not(combination, self.device, self.interpreter(combination))
 
-    def tolerance(self, stated: float | None) -> tuple[float, str]:
-        """The slowdown allowed and where that was stated; the strictest of the stated ones."""
+    def matching(self, case: Case) -> list[tuple[str, float]]:
+        """The lines of ``llm_tolerances`` whose pattern matches a case's key."""
+        return [(pattern, value) for pattern, value in self.settings.tolerances if fnmatchcase(case.key, pattern)]
+
+    def idle(self, cases: Iterable[Case]) -> list[str]:
+        """The patterns of ``llm_tolerances`` that match none of the cases."""
+        matched = {pattern for case in cases for pattern, _ in self.matching(case)}
+        return [pattern for pattern, _ in self.settings.tolerances if pattern not in matched]
+
+    def tolerance(self, case: Case, stated: float | None) -> tuple[float, str]:
+        """The slowdown that a case is allowed and where that was stated; the strictest of the stated ones."""
         candidates = [
             (value, source)
             for value, source in (
                 (stated, "marker"),
                 (self.settings.max_regression, "--llm-max-regression"),
+                *((value, f"llm_tolerances: {pattern}") for pattern, value in self.matching(case)),
             )
             if value is not None
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import pytest
 
 DEFAULT_BACKENDS = ("eager", "sdpa", "compile", "compile-static", "vllm")
 DTYPES = ("float32", "float16", "bfloat16")
+#: Which baselines an update writes; the first is what the bare option means.
+UPDATES = ("all", "new", "slower")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -73,6 +75,27 @@ def _comparison(text: str) -> str:
     return text
 
 
+def _tolerances(lines: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    pairs: list[tuple[str, float]] = []
+    for line in lines:
+        pattern, equals, fraction = (part.strip() for part in line.rpartition("="))
+        if not (pattern and equals):
+            raise ValueError(f"{line!r} is not 'pattern = fraction', as in '*/vllm/*/tpot = 3%'")
+        if pattern in dict(pairs):
+            raise ValueError(f"{pattern!r} is stated twice")
+        try:
+            pairs.append((pattern, _fraction(fraction)))
+        except ValueError as error:
+            raise ValueError(f"{line!r}: {error}") from None
+    return tuple(pairs)
+
+
+def _update(text: str) -> str:
+    if text not in UPDATES:
+        raise ValueError(f"{text!r} is not {', '.join(UPDATES[:-1])} or {UPDATES[-1]}; paths go before the option")
+    return text
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -116,6 +139,8 @@ class Option:
     metavar: str
     help: str
     default: Any = None
+    #: What the option means on the command line without a value; None where it takes one.
+    bare: str | None = None
 
     @property
     def flag(self) -> str:
@@ -153,9 +178,11 @@ OPTIONS = (
            "then skipped). Default: off. Example: --llm-model=llama-2-7b --llm-random-weights", False),
     Option("baseline-dir", Path, "DIR", "Folder of the stored baselines, <DIR>/<device>/<model>.json. Default: baselines, under "
            "pytest's rootdir. Example: --llm-baseline-dir=perf/baselines", Path("baselines")),
-    Option("update-baselines", _flag, "", "Accept the new figures: measure every selected case in fresh processes and rewrite "
-           "its baseline; nothing fails for being slower. Default: off. Example: pytest suites/ --llm-update-baselines",
-           False),
+    Option("update-baselines", _update, "WHICH", "Accept the new figures: measure every selected case in fresh processes and write "
+           "its baseline; nothing fails for being slower, but where the CI variable is set, a case that is slower than the gate "
+           "allows is not written and the run fails. Values: all (or none); slower: also in CI; new: only cases without a "
+           "baseline of this machine, the others are gated. Default: off. Example: pytest suites/ --llm-update-baselines",
+           bare="all"),
     Option("max-regression", _fraction, "FRACTION", "Slowdown against the baseline above which a test fails, if confirmed in "
            "fresh processes. Default: 3%% with a base; else 5%% on an accelerator, 10%% on the CPU. "
            "Example: --llm-max-regression=8%%"),
@@ -179,7 +206,20 @@ OPTIONS = (
 )  # fmt: skip
 
 
-#: Not a setting of a run, so not in ini.
+#: A table, so in ini alone.
+TOLERANCES = "llm_tolerances"
+TOLERANCES_HELP = (
+    "Slowdowns allowed to the cases whose key, <dtype>/<backend>/<workload>/<metric>, matches a pattern, a line each: "
+    "<pattern> = <fraction>. The strictest of these, the marker's and --llm-max-regression counts. "
+    "Example: */vllm/*/tpot = 3%"
+)
+
+#: Not settings of a run, so not in ini.
+PRUNE_HELP = (
+    "Remove this machine's baselines that no test of the project has any more, and list them. Refused unless the whole "
+    "project is collected, and nothing on the command line narrows that. Default: off. "
+    "Example: pytest . --collect-only --llm-prune-baselines"
+)
 LIST_HELP = (
     "List every backend, model and device: what can run here, or why not, and what proves that it ran; load nothing, "
     "run no test. Example: pytest --llm-list"
@@ -201,7 +241,7 @@ class Settings:
     max_new_tokens: int | None
     random_weights: bool
     baseline_dir: Path
-    update_baselines: bool
+    update_baselines: str | None
     max_regression: float | None
     base: str | None
     base_python: str | None
@@ -211,6 +251,8 @@ class Settings:
     strict: bool
     timeout: float
     results: Path | None
+    #: Pattern and fraction of each line of ``llm_tolerances``.
+    tolerances: tuple[tuple[str, float], ...]
     #: Options that somebody set, on the command line or in ini; the others have their defaults.
     stated: frozenset[str] = frozenset()
 
@@ -222,8 +264,13 @@ def add_options(parser: pytest.Parser) -> None:
         if option.parse is _flag:
             group.addoption(option.flag, action="store_true", default=None, help=option.help)
         else:
-            group.addoption(option.flag, metavar=option.metavar, default=None, type=_typed(option), help=option.help)
+            how: dict[str, Any] = {"nargs": "?", "const": option.bare} if option.bare else {}
+            group.addoption(
+                option.flag, metavar=option.metavar, default=None, type=_typed(option), help=option.help, **how
+            )
         parser.addini(option.ini, option.help.replace("%%", "%"), default="")
+    parser.addini(TOLERANCES, TOLERANCES_HELP, type="linelist", default=[])
+    group.addoption("--llm-prune-baselines", action="store_true", default=False, help=PRUNE_HELP)
     group.addoption("--llm-list", action="store_true", default=False, help=LIST_HELP)
 
 
@@ -257,6 +304,10 @@ def read(config: pytest.Config) -> Settings:
         else:
             stated.add(option.field)
         values[option.field] = value
+    try:
+        values["tolerances"] = _tolerances(config.getini(TOLERANCES))
+    except ValueError as error:
+        raise pytest.UsageError(f"{TOLERANCES} (ini): {error}") from None
     if not values["baseline_dir"].is_absolute():
         values["baseline_dir"] = config.rootpath / values["baseline_dir"]
     if values["results"] is not None:

@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import chain, takewhile
 from statistics import median
 from typing import Literal
 
@@ -139,19 +140,66 @@ def centre(invocations: Invocations) -> float:
     return median(_statistics(invocations))
 
 
-def noise_floor(baseline: Invocations) -> float:
-    """How far above the median an invocation of unchanged code may lie, as a fraction; 0 for fewer than 2 invocations.
+def noise_floor(baseline: Invocations, earlier: Sequence[Invocations] = ()) -> float:
+    """How far above the baseline's centre an invocation of unchanged code may lie, as a fraction.
 
-    Tukey's outer fence (Exploratory Data Analysis, 1977), Q3 + 3 IQR of the statistics, or the slowest of them where
-    that lies beyond, over their median, minus 1.
+    Of one set of invocations it is the fence of their statistics over their centre, minus 1: 0 for fewer than 2. Sets
+    that one machine made on different days differ by more than processes of one day do. So of the sets that are
+    `unchanged` there are two fences: that of all processes, each over its own set's centre, and that of the centres,
+    over the newest. The two vary independently, so they add up in quadrature. The floor is never below the newest
+    set's own, nor below the slowest process of them all.
+
+    Args:
+        baseline: the newest set, whose centre is compared.
+        earlier: the sets before it on the same machine, newest first.
 
     Raises:
         ValueError: data that `Invocations` excludes.
     """
     _check(baseline=baseline)
-    statistics = _statistics(baseline)
-    q1, q3 = _quantile(statistics, 1 / 4), _quantile(statistics, 3 / 4)
-    return max(q3 + 3 * (q3 - q1), *statistics) / median(statistics) - 1
+    return _floor(unchanged([baseline, *earlier]))
+
+
+def unchanged(sets: Sequence[Invocations]) -> list[Invocations]:
+    """The newest of the sets and those before it that the same code made, as far as the figures tell; newest first.
+
+    An accepted change of the code is not noise. A set further from the newest, slower or faster, than what was the
+    noise floor just before the newest was made, was other code; and what came before that set does not count either.
+    Since each set is held against all that are kept, small steps in one direction do not add up to a wide floor.
+
+    Raises:
+        ValueError: data that `Invocations` excludes.
+    """
+    _check(**{f"set {number}": one for number, one in enumerate(sets)})
+    kept: list[Invocations] = []
+    for one in reversed(sets):
+        kept = [one, *_like(one, kept)]
+    return kept
+
+
+def _like(newest: Invocations, older: Sequence[Invocations]) -> list[Invocations]:
+    """Those of the older sets, newest first, before the first that is beyond their own noise floor from the newest."""
+    if not older:
+        return []
+    floor, now = _floor(older), centre(newest)
+    return list(takewhile(lambda one: max(now, centre(one)) <= min(now, centre(one)) * (1 + floor), older))
+
+
+def _floor(sets: Sequence[Invocations]) -> float:
+    """The noise floor of sets of unchanged code, newest first."""
+    statistics, centres = [_statistics(one) for one in sets], [centre(one) for one in sets]
+    own = _fence(statistics[0]) / centres[0] - 1
+    if len(sets) == 1:
+        return own
+    within = _fence([value / at for row, at in zip(statistics, centres, strict=True) for value in row]) - 1
+    between = _fence(centres) / centres[0] - 1
+    return max(own, math.hypot(within, between), max(chain.from_iterable(statistics)) / centres[0] - 1)
+
+
+def _fence(values: Sequence[float]) -> float:
+    """Tukey's outer fence (Exploratory Data Analysis, 1977), Q3 + 3 IQR, or the largest value where that is beyond."""
+    q1, q3 = _quantile(values, 1 / 4), _quantile(values, 3 / 4)
+    return max(q3 + 3 * (q3 - q1), *values)
 
 
 def bootstrap_interval(
@@ -177,13 +225,18 @@ def bootstrap_interval(
 
 
 def screen(
-    baseline: Invocations, head: Invocations, tolerance: float, floor: float, basis: Basis = "latency"
+    baseline: Invocations,
+    head: Invocations,
+    tolerance: float,
+    floor: float,
+    basis: Basis = "latency",
+    earlier: Sequence[Invocations] = (),
 ) -> Verdict:
     """Judge the one invocation of head that every case gets: ok, faster, or inconclusive.
 
-    Flagged is what is slower by more than the threshold, ``max(tolerance, noise_floor(baseline))``, and by more than
-    the floor. It needs `confirm`: one process is never enough to call a regression. What is slower by more than the
-    tolerance, but not by more than the baseline's own processes differ, is inconclusive: nobody can tell.
+    Flagged is what is slower by more than the threshold, ``max(tolerance, noise_floor(baseline, earlier))``, and by
+    more than the floor. It needs `confirm`: one process is never enough to call a regression. What is slower by more
+    than the tolerance, but not by more than the baseline's own processes differ, is inconclusive: nobody can tell.
 
     Args:
         baseline: the stored invocations.
@@ -191,13 +244,14 @@ def screen(
         tolerance: accepted slowdown, as a fraction.
         floor: accepted slowdown in seconds; 0 for relative latencies.
         basis: what the samples are.
+        earlier: the stored sets before the baseline, newest first, as in `noise_floor`.
 
     Raises:
         ValueError: head is not one invocation, a negative tolerance or floor, or data that `Invocations` excludes.
     """
     if len(head) != 1:
         raise ValueError(f"the screen takes 1 invocation of head, not {len(head)}")
-    verdict = _compare(baseline, head, tolerance, floor, basis)
+    verdict = _compare(baseline, head, tolerance, floor, basis, earlier)
     change, threshold = change_of(verdict.ratio), verdict.threshold
     if verdict.ratio > 1 + threshold:
         if verdict.head - verdict.baseline <= floor:
@@ -211,7 +265,13 @@ def screen(
     return verdict
 
 
-def confirm(baseline: Invocations, head_fresh: Invocations, tolerance: float, floor: float) -> Verdict:
+def confirm(
+    baseline: Invocations,
+    head_fresh: Invocations,
+    tolerance: float,
+    floor: float,
+    earlier: Sequence[Invocations] = (),
+) -> Verdict:
     """Judge a flagged case by its fresh invocations: regression, ok or inconclusive.
 
     A regression needs all of: a ratio above 1 + threshold, as in `screen`; the interval's low end and every single
@@ -223,7 +283,7 @@ def confirm(baseline: Invocations, head_fresh: Invocations, tolerance: float, fl
     """
     if len(head_fresh) < 2:
         raise ValueError(f"a confirmation takes at least 2 fresh invocations of head, not {len(head_fresh)}")
-    verdict = _compare(baseline, head_fresh, tolerance, floor, "latency")
+    verdict = _compare(baseline, head_fresh, tolerance, floor, "latency", earlier)
     if verdict.ratio <= 1 + verdict.threshold:
         calm = replace(verdict, reason=f"not confirmed in {len(head_fresh)} fresh processes")
         return calm if verdict.ratio <= 1 + tolerance else _unresolved(calm, tolerance, floor)
@@ -273,12 +333,19 @@ def speedup_invocations(eager: Invocations, backend: Invocations) -> list[list[f
     return [[sample / scale for sample in samples] for samples in backend]
 
 
-def _compare(baseline: Invocations, head: Invocations, tolerance: float, floor: float, basis: Basis) -> Verdict:
+def _compare(
+    baseline: Invocations,
+    head: Invocations,
+    tolerance: float,
+    floor: float,
+    basis: Basis,
+    earlier: Sequence[Invocations],
+) -> Verdict:
     """The figures of a comparison, under the outcome ok."""
     if not (0 <= tolerance < math.inf and 0 <= floor < math.inf):
         raise ValueError(f"the tolerance and the floor must be finite and at least 0, not {tolerance} and {floor}")
     low, high = bootstrap_interval(baseline, head)
-    threshold = max(tolerance, noise_floor(baseline))
+    threshold = max(tolerance, noise_floor(baseline, earlier))
     now, before = centre(head), centre(baseline)
     ratio = now / before
     resolution = max(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from pytest_llmperf import baseline as store
 from pytest_llmperf.baseline import Baseline, BaselineError, Entry, Environment
 from pytest_llmperf.cases import METRICS, Case, Workload
+from pytest_llmperf.devices.fingerprint import Fingerprint
 
 MACHINE = Environment({"cpu": "Some CPU", "cpus": 16}, {"torch": "2.13"}, {"flops": 9.89e14, "bandwidth": 4.8e12})
 OTHER = Environment({"cpu": "Another", "cpus": 64}, {"torch": "2.13"}, {"flops": 1.81e14, "bandwidth": 1.6e12})
@@ -44,13 +46,17 @@ def entry(environment: Environment) -> st.SearchStrategy[Entry]:
     return st.builds(Entry, st.just(environment.id), st.dates().map(str), st.text(), invocations)
 
 
-here = st.sampled_from([MACHINE, UPGRADED]).flatmap(entry)
-entries = st.one_of(
-    here.map(lambda one: (one,)),
-    entry(OTHER).map(lambda one: (one,)),
-    st.tuples(here, entry(OTHER)),
-    st.tuples(entry(OTHER), here),
-)
+here = st.lists(st.sampled_from([MACHINE, UPGRADED]).flatmap(entry), min_size=1, max_size=store.HISTORY)
+there = st.lists(entry(OTHER), min_size=1, max_size=2)
+entries = st.one_of(here, there, st.builds(list.__add__, here, there), st.builds(list.__add__, there, here)).map(tuple)
+
+
+def by_machine(baseline: Baseline, key: str) -> dict[str, list[Entry]]:
+    """A case's entries by the name of their CPU, newest first."""
+    found: dict[str, list[Entry]] = {}
+    for one in baseline.entries.get(key, ()):
+        found.setdefault(baseline.machine(one).cpu, []).append(one)
+    return found
 
 
 few = settings(max_examples=40)  # each example is a whole store
@@ -82,8 +88,10 @@ def test_a_second_round_trip_changes_nothing(baseline: Baseline) -> None:
 @few
 @given(baselines)
 def test_the_order_of_insertion_does_not_show(baseline: Baseline) -> None:
-    other = replace(baseline, entries={key: row[::-1] for key, row in reversed(list(baseline.entries.items()))})
-    assert store.dumps(other) == store.dumps(baseline)
+    for order in (list, reversed):
+        rows = [(key, order(by_machine(baseline, key).values())) for key in reversed(list(baseline.entries))]
+        other = {key: tuple(chain.from_iterable(machines)) for key, machines in rows}
+        assert store.dumps(replace(baseline, entries=other)) == store.dumps(baseline)
 
 
 def test_entries_are_ordered_as_a_reader_counts() -> None:
@@ -125,13 +133,15 @@ def test_an_environment_is_named_by_its_content(fingerprint: dict[str, Any], pea
 
 @few
 @given(baselines, baselines)
-def test_merging_replaces_what_is_new_and_keeps_the_rest(old: Baseline, new: Baseline) -> None:
-    def by_machine(baseline: Baseline) -> dict[tuple[str, str], Entry]:
-        rows = baseline.entries.items()
-        return {(key, str(baseline.machine(entry))): entry for key, row in rows for entry in row}
-
+def test_merging_puts_what_is_new_first_and_keeps_a_few_of_each_machine(old: Baseline, new: Baseline) -> None:
     merged = store.merge(old, new)
-    assert by_machine(merged) == {**by_machine(old), **by_machine(new)}
+    assert merged.entries.keys() == old.entries.keys() | new.entries.keys()
+    for key in merged.entries:
+        before, added, now = (by_machine(one, key) for one in (old, new, merged))
+        assert now.keys() == before.keys() | added.keys()
+        for cpu, sets in now.items():
+            mine = added.get(cpu, [])
+            assert sets == [*mine, *(one for one in before.get(cpu, []) if one not in mine)][: store.HISTORY]
     assert set(merged.environments) == {entry.environment for row in merged.entries.values() for entry in row}
 
 
@@ -150,18 +160,52 @@ def test_merging_is_associative(a: Baseline, b: Baseline, c: Baseline) -> None:
 
 
 def test_an_environment_leaves_with_its_last_entry() -> None:
-    both = store.merge(of(case("ttft"), case("tpot")), of(case("ttft"), machine=UPGRADED))
-    assert set(both.environments) == {MACHINE.id, UPGRADED.id}
-    assert set(store.merge(both, of(case("tpot"), machine=UPGRADED)).environments) == {UPGRADED.id}
+    baseline = of(case())
+    for number in range(store.HISTORY):
+        assert MACHINE.id in baseline.environments
+        baseline = store.merge(baseline, of(case(), machine=UPGRADED, seconds=1 + number))
+    assert set(baseline.environments) == {UPGRADED.id}
+    assert [entry.invocations[0][0] for entry in baseline.entries[case()]] == [5, 4, 3, 2, 1], "the newest first"
 
 
-def test_a_machine_replaces_its_own_entry_and_no_other_machines() -> None:
+def test_a_machine_goes_before_its_own_entries_and_leaves_other_machines() -> None:
     both = store.merge(of(case()), of(case(), machine=OTHER))
     again = store.merge(both, of(case(), machine=UPGRADED, seconds=0.25))
-    assert {entry.environment for entry in again.entries[case()]} == {OTHER.id, UPGRADED.id}
-    assert [again.machine(entry) for entry in again.entries[case()]] == [
-        both.machine(entry) for entry in both.entries[case()]
-    ], "the order in the file stays"
+    assert [entry.environment for entry in again.entries[case()]] == [OTHER.id, UPGRADED.id, MACHINE.id]
+    assert [entry.environment for entry in both.entries[case()]] == [OTHER.id, MACHINE.id], "machines keep their order"
+
+
+def test_memory_of_which_the_kernel_took_more_is_the_same_machine() -> None:
+    less, more = (replace(MACHINE, fingerprint={**MACHINE.fingerprint, "memory_gib": size}) for size in (62, 63))
+    for older, newer in ((less, more), (more, less)):
+        both = store.merge(of(case(), machine=older), of(case(), machine=newer))
+        assert [entry.environment for entry in both.entries[case()]] == [newer.id, older.id], "the newest first"
+        assert store.loads(store.dumps(both)).entries == both.entries
+
+
+@few
+@given(baselines, st.sampled_from([MACHINE, OTHER]), st.sets(keys))
+def test_removing_takes_a_machine_s_entries_of_the_cases_named(
+    baseline: Baseline, machine: Environment, named: set[str]
+) -> None:
+    cpu = machine.fingerprint["cpu"]
+    named |= set(list(baseline.entries)[:1])
+    left = store.without(baseline, Fingerprint.from_dict(machine.fingerprint), named)
+    for key in baseline.entries:
+        before = by_machine(baseline, key)
+        assert by_machine(left, key) == {name: row for name, row in before.items() if key not in named or name != cpu}
+    assert all(left.entries.values()), "no case is left without an entry"
+    assert set(left.environments) == {entry.environment for row in left.entries.values() for entry in row}
+
+
+@few
+@given(baselines)
+def test_a_file_of_schema_2_is_read_as_it_is_and_written_as_3(baseline: Baseline) -> None:
+    newest = {key: tuple(sets[0] for sets in by_machine(baseline, key).values()) for key in baseline.entries}
+    text = store.dumps(store.merge(None, replace(baseline, entries=newest)))
+    old = text.replace('"schema": 3', '"schema": 2', 1)
+    assert old != text
+    assert store.dumps(store.loads(old)) == text
 
 
 def test_baselines_of_two_models_do_not_merge() -> None:
@@ -269,13 +313,12 @@ BAD = [
     ("[" * 100_000, "is not JSON", RECORD_AGAIN),
     ("[]", "is not a JSON object with a schema number", RECORD_AGAIN),
     (VALID.replace('"unit"', '"recorded": "2026-01-01", "unit"'), "twice: ['recorded']", RECORD_AGAIN),
-    (edited("schema", to=3), "schema 3, newer than this version's 2", "upgrade pytest-llmperf"),
-    (edited("schema", to=1), "schema 1, older than this version's 2", RECORD_AGAIN),
+    (edited("schema", to=4), "schema 4, newer than this version's 3", "upgrade pytest-llmperf"),
+    (edited("schema", to=1), "schema 1, older than this version's 3", RECORD_AGAIN),
     (edited("note", to="hi"), "['note']", RECORD_AGAIN),
     (edited("entries", to=[]), "'entries' has the wrong type", RECORD_AGAIN),
     (edited(*RECORDS, to=1.5), f"{case()!r} is not a list of records", RECORD_AGAIN),
     (edited(*RECORDS, to=[]), f"{case()!r} is not a list of records", RECORD_AGAIN),
-    (edited(*RECORDS, to=2 * json.loads(VALID)["entries"][case()]), "has one machine twice", RECORD_AGAIN),
     (edited(*ENTRY, to=1.5), f"{case()!r} is not an object", RECORD_AGAIN),
     (edited(*ENTRY, to={"median": 1}), f"{case()!r} has fields too many or too few", RECORD_AGAIN),
     (edited(*ENTRY, "recorded", to="31.1.2026"), "'31.1.2026', not a date", RECORD_AGAIN),

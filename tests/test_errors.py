@@ -52,6 +52,7 @@ def test_a_prompt_and_its_tokens_may_fill_the_context(suite: Suite) -> None:
 
 
 BAD = [
+    ("update-baselines", "yes", "'yes' is not all, new or slower; paths go before the option"),
     ("dtype", "int3", "unknown dtype 'int3'; known: float32, float16, bfloat16"),
     ("batch-sizes", "0", "0 is not a positive whole number"),
     ("batch-sizes", "1,-4", "-4 is not a positive whole number"),
@@ -86,6 +87,27 @@ def test_a_malformed_ini_value(suite: Suite, name: str, text: str, said: str) ->
     ini = f"llm_{name.replace('-', '_')}"
     suite.ini(**{ini: text})
     assert refusal(suite) == f"ERROR: {ini} (ini): {said}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("*/tpot", "'*/tpot' is not 'pattern = fraction', as in '*/vllm/*/tpot = 3%'"),
+        ("= 3%", "'= 3%' is not 'pattern = fraction', as in '*/vllm/*/tpot = 3%'"),
+        ("*/tpot = 3", "'*/tpot = 3': '3' would allow a slowdown of 300%; write '3%' for per cent, or 0.05 for 5 %"),
+        ("*/tpot = fast", "'*/tpot = fast': 'fast' is not a fraction above 0, as in '0.05' or '5%'"),
+        ("*/tpot = 3%\n    */tpot = 4%", "'*/tpot' is stated twice"),
+    ],
+)
+def test_a_malformed_table_of_tolerances(suite: Suite, lines: str, said: str) -> None:
+    suite.ini(llm_tolerances="\n    " + lines)
+    assert refusal(suite) == f"ERROR: llm_tolerances (ini): {said}"
+
+
+def test_a_path_is_not_taken_for_which_baselines_to_update(suite: Suite) -> None:
+    said = usage_error(suite.run("--llm-update-baselines", "suites/"))
+    assert "'suites/' is not all, new or slower; paths go before the option" in said
+    assert suite.loads == {"ref": 0, "sim": 0}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,15 @@ def test_an_update_records_fresh_processes_and_the_cold_start_apart(suite: Suite
     assert [len(samples) for samples in entries[f"{SIM}/tpot"]["invocations"]] == [10] * 5
     assert [len(samples) for samples in entries[f"{SIM}/cold-start"]["invocations"]] == [1] * 5
     assert entries[f"{SIM}/cold-start"]["median"] > 1.0, "the cold second of the first generation is in it"
-    result.stdout.fnmatch_lines(["accepted *sim*tpot: 5.000 ms, new", "2 entries written to *tiny.json"])
+    result.stdout.fnmatch_lines(
+        [
+            "accepted *old *new *change *resolution",
+            "tpot b1-p16-n8 sim *-  *5.000 ms  *new  *10.0%",
+            "cold-start b1-p16-n8 sim *-  *1.* s  *new  *-",
+            "resolution: the smallest slowdown *",
+            "2 entries written to *tiny.json",
+        ]
+    )
 
 
 def test_what_was_recorded_passes_the_next_run(suite: Suite) -> None:
@@ -77,9 +85,9 @@ def test_an_update_accepts_a_slowdown_and_says_by_how_much(recorded: Suite) -> N
     recorded.backends(sim=SLOWER)
     result = recorded.decode("--llm-update-baselines")
     assert result.ret == 0
-    result.stdout.fnmatch_lines("accepted *sim*tpot: 5.750 ms, +15.0% against the old")
-    (record,) = recorded.stored()["entries"][f"{SIM}/tpot"]
-    assert record["median"] == pytest.approx(TPOT * 1.15)
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim *5.000 ms  5.750 ms  +15.0%[*]  10.0%")
+    medians = [record["median"] for record in recorded.stored()["entries"][f"{SIM}/tpot"]]
+    assert medians == pytest.approx([TPOT * 1.15, TPOT]), "the newest first, and what it replaced"
 
 
 def test_an_update_keeps_the_entries_that_did_not_run(recorded: Suite) -> None:
@@ -195,6 +203,10 @@ def test_a_faster_backend_is_said_to_be(recorded: Suite) -> None:
         ("@pytest.mark.llm(max_regression=0.2)", "", False),
         ("@pytest.mark.llm(max_regression=0.05)", "--llm-max-regression=20%", True),
         ("@pytest.mark.llm(max_regression=0.2)", "--llm-max-regression=5%", True),
+        ("", "-ollm_tolerances=*/sim/*/tpot = 20%", False),
+        ("@pytest.mark.llm(max_regression=0.2)", "-ollm_tolerances=*/tpot = 5%", True),
+        ("@pytest.mark.llm(max_regression=0.05)", "-ollm_tolerances=*/tpot = 20%", True),
+        ("@pytest.mark.llm(max_regression=0.2)", "-ollm_tolerances=*/ttft = 5%", False),
     ],
 )
 def test_the_strictest_tolerance_counts(recorded: Suite, marker: str, option: str, failed: bool) -> None:
@@ -282,7 +294,7 @@ def test_each_machine_has_its_own_entry(recorded: Suite) -> None:
     assert recorded.decode().ret == 1, "compared with this machine's own"
     assert recorded.decode("--llm-update-baselines").ret == 0
     medians = [record["median"] for record in recorded.stored()["entries"][f"{SIM}/tpot"]]
-    assert sorted(medians) == pytest.approx([TPOT / 3, TPOT * 1.15], rel=1e-5)
+    assert sorted(medians) == pytest.approx([TPOT / 3, TPOT, TPOT * 1.15], rel=1e-5)
     assert recorded.decode().ret == 0
 
 

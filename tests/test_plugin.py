@@ -31,7 +31,7 @@ VALUES = {
     "max-new-tokens": ("64", 64),
     "random-weights": ("true", True),
     "baseline-dir": ("perf", "perf"),
-    "update-baselines": ("yes", True),
+    "update-baselines": ("new", "new"),
     "max-regression": ("8%", 0.08),
     "base": ("main", "main"),
     "base-python": ("/opt/b/bin/python", "/opt/b/bin/python"),
@@ -68,6 +68,17 @@ def test_every_option_can_be_set(suite: Suite, option, where: str) -> None:
     got = getattr(settings, option.field)
     assert got == (suite.path / text if isinstance(got, Path) else value)
     assert option.field in settings.stated
+
+
+def test_an_update_without_a_value_is_of_all(suite: Suite) -> None:
+    assert read(suite, "--llm-update-baselines", "-q").update_baselines == "all"
+    assert read(suite, "suites/", "--llm-update-baselines").update_baselines == "all"
+    assert read(suite).update_baselines is None
+
+
+def test_a_table_of_tolerances_is_read_line_by_line(suite: Suite) -> None:
+    suite.ini(llm_tolerances="\n    */vllm/*/tpot = 3%\n    */b32-* = 0.08")
+    assert read(suite).tolerances == (("*/vllm/*/tpot", 0.03), ("*/b32-*", 0.08))
 
 
 def test_the_command_line_wins_over_ini(suite: Suite) -> None:

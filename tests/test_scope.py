@@ -10,7 +10,7 @@ import pytest
 from inner import Suite
 
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
-from pytest_llmperf.cases import Workload
+from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.scope import Scope, UnusableError
 
@@ -58,6 +58,31 @@ def test_the_largest_workload_is_that_of_all_tests_so_far(make: Any) -> None:
     assert scope.largest == Workload(4, 64, 8)
     scope.workloads(batch_sizes=[8], prompt_lengths=[32])
     assert scope.largest == Workload(8, 64, 8)
+
+
+CASE = Case("m", "bfloat16", "compile-static+int8", Workload(32, 256, 64), "tpot")
+
+
+@pytest.mark.parametrize(
+    ("lines", "marker", "option", "tolerance"),
+    [
+        ((), None, None, (0.10, "default of cpu")),
+        ((("*/b32-*", 0.2),), None, None, (0.2, "llm_tolerances: */b32-*")),
+        ((("*/b3-*", 0.2), ("*/ttft", 0.01), ("float32/*", 0.01)), None, None, (0.10, "default of cpu")),
+        ((("*int8*/tpot", 0.03), ("*", 0.05)), 0.04, "--llm-max-regression=6%", (0.03, "llm_tolerances: *int8*/tpot")),
+        ((("*", 0.05),), 0.04, "--llm-max-regression=6%", (0.04, "marker")),
+        ((("*", 0.05),), None, "--llm-max-regression=2%", (0.02, "--llm-max-regression")),
+    ],
+)
+def test_the_strictest_tolerance_stated_counts_and_says_where_it_was(
+    make: Any, lines: Any, marker: float | None, option: str | None, tolerance: tuple[float, str]
+) -> None:
+    assert make(*filter(None, [option]), tolerances=lines).tolerance(CASE, marker) == tolerance
+
+
+def test_a_line_of_the_table_that_matches_nothing_is_known(make: Any) -> None:
+    scope = make(tolerances=(("*/tpot", 0.1), ("tpot/*", 0.1)))
+    assert scope.idle([CASE]) == ["tpot/*"]
 
 
 def test_without_a_test_that_says_so_the_largest_workload_is_the_default(make: Any) -> None:

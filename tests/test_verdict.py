@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 from hypothesis import example, given, settings
@@ -23,6 +24,7 @@ seconds = st.floats(0.5, 2.0)
 samples = st.lists(seconds, min_size=1, max_size=7)
 arms = st.lists(samples, min_size=1, max_size=4)
 fresh = st.lists(samples, min_size=2, max_size=4)
+histories = st.lists(arms, min_size=1, max_size=5)
 few = settings(max_examples=30)  # each example is one bootstrap or more
 
 
@@ -175,6 +177,71 @@ def test_a_baseline_that_varied_asks_for_more() -> None:
 
 def test_the_slowest_process_of_a_baseline_is_one_of_unchanged_code() -> None:
     assert gate.noise_floor(steady(1, 1, 1, 1, 1.2)) == pytest.approx(0.2)
+
+
+# Several days
+
+
+@few
+@given(histories)
+def test_history_never_makes_the_floor_smaller(sets: list[Arm]) -> None:
+    assert gate.noise_floor(sets[0], sets[1:]) >= gate.noise_floor(sets[0])
+
+
+@few
+@given(histories)
+def test_what_counts_is_the_newest_set_and_those_just_before_it(sets: list[Arm]) -> None:
+    counted = gate.unchanged(sets)
+    assert counted
+    assert counted == sets[: len(counted)]
+
+
+@few
+@given(histories)
+def test_every_process_of_unchanged_code_is_within_the_floor(sets: list[Arm]) -> None:
+    floor = gate.noise_floor(sets[0], sets[1:])
+    for process in chain.from_iterable(gate.unchanged(sets)):
+        assert gate.centre([process]) <= gate.centre(sets[0]) * (1 + floor) * (1 + 1e-9)
+
+
+@few
+@given(histories, st.integers(-20, 20))
+def test_the_floor_has_no_unit(sets: list[Arm], power: int) -> None:
+    other = [scaled(one, 2.0**power) for one in sets]
+    assert gate.noise_floor(other[0], other[1:]) == gate.noise_floor(sets[0], sets[1:])
+
+
+@few
+@given(arms, histories, st.floats(50, 500), st.booleans())
+def test_what_came_before_a_change_does_not_count(new: Arm, before: list[Arm], factor: float, faster: bool) -> None:
+    changed = scaled(new, 1 / factor if faster else factor)
+    assert gate.noise_floor(changed, before) == gate.noise_floor(changed)
+
+
+def test_days_that_differ_are_noise_and_a_change_of_the_code_is_not() -> None:
+    today, yesterday = steady(1.0, 1.01, 1.02), steady(1.02, 1.03, 1.04)
+    assert gate.noise_floor(today) == pytest.approx(0.035 / 1.01)
+    # Of the processes Q1 and Q3 are 0.9927 and 1.0073 of their day's centre; of the days, 1.015 and 1.025.
+    assert gate.noise_floor(today, [yesterday]) == pytest.approx(math.hypot(0.051, 0.045 / 1.01), rel=0.01)
+    improved = scaled(today, 0.8)
+    assert gate.noise_floor(improved, [today, yesterday]) == gate.noise_floor(improved)
+    days = [scaled(improved, 1.02), improved, today, yesterday]
+    assert gate.unchanged(days) == days[:2]
+
+
+def test_small_steps_in_one_direction_do_not_add_up() -> None:
+    days = [scaled(steady(1, 1.01, 1.02), 1.03**day) for day in range(12, 0, -1)]
+    assert 2 < len(gate.unchanged(days)) < 6
+    assert gate.noise_floor(days[0], days[1:]) < 0.2, "not the 38 % of all of them"
+
+
+def test_the_threshold_knows_the_days_before() -> None:
+    today, yesterday = steady(1.0, 1.02, 1.04), steady(1.06, 1.08, 1.10)
+    head = steady(1.16, 1.16)
+    assert gate.screen(today, head[:1], 0.05, FLOOR).flagged
+    assert not gate.screen(today, head[:1], 0.05, FLOOR, earlier=[yesterday]).flagged
+    assert gate.confirm(today, head, 0.05, FLOOR).outcome is Outcome.REGRESSION
+    assert gate.confirm(today, head, 0.05, FLOOR, [yesterday]).outcome is Outcome.INCONCLUSIVE
 
 
 def test_what_the_baselines_own_processes_hide_is_inconclusive() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.cases import Case
     from pytest_llmperf.parity import Parity
     from pytest_llmperf.result import ParityResult, Result
+    from pytest_llmperf.update import Change
     from pytest_llmperf.verdict import Verdict
 
 
@@ -61,9 +62,12 @@ def verdict_line(result: Result) -> str:
     if found.threshold > result.tolerance:
         source = "what the baseline's own processes differ by"
     reason = f"; {found.reason}" if found.reason else ""
+    remedy = "Accept with --llm-update-baselines if it is intended"
+    if found.basis == "base":
+        remedy = "If it is intended, allow this case more, in llm_tolerances or by the marker"
     return (
         f"{case}: {found.outcome}: {compared}, {change(found)} at 99 %, {processes}; "
-        f"allowed {found.threshold:.0%} ({source}){reason}. Accept with --llm-update-baselines if it is intended"
+        f"allowed {found.threshold:.0%} ({source}){reason}. {remedy}"
     )
 
 
@@ -87,11 +91,44 @@ def table(results: Iterable[Result], accepted: Container[Case] = ()) -> list[str
                 "accepted" if result.case in accepted else str(result.verdict.outcome),
             )
         )
-    widths = [max(len(row[column]) for row in (HEADER, *rows)) for column in range(len(HEADER))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (HEADER, *rows)
-    ]
+    return _aligned([HEADER, *rows])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def changes(accepted: Iterable[Change]) -> list[str]:
+    """What an update did, a line per case: old, new, change, and what the gate can detect from now on."""
+    rows = [("accepted", "old", "new", "change", "resolution")]
+    starred = False
+    for one in accepted:
+        case = one.case
+        moved = "new" if one.ratio is None else f"{one.ratio - 1:+.1%}{'*' * one.beyond_noise}"
+        starred |= one.beyond_noise
+        rows.append(
+            (
+                f"{case.metric} {case.workload} {case.backend}",
+                "-" if one.old is None else figure(one.old, case.metric),
+                figure(one.new, case.metric),
+                moved,
+                "-" if one.resolution is None else f"{one.resolution:.1%}",
+            )
+        )
+    if len(rows) == 1:
+        return []
+    legend = "resolution: the smallest slowdown that the gate can detect now, the larger of tolerance and noise floor"
+    return [*_aligned(rows), legend + "; *: beyond the noise of the old baseline" * starred]
+
+
+def refusal(slower: Sequence[Change]) -> str:
+    """One line for an update in CI that would have accepted slowdowns."""
+    cases = ", ".join(f"{one.case.key} {one.ratio - 1:+.1%}" for one in slower if one.ratio is not None)
+    return (
+        f"slower than the gate allows, so not written in CI: {cases}; "
+        "accept with --llm-update-baselines=slower if it is intended"
+    )
 
 
 def notes(results: Iterable[Result]) -> list[str]:
