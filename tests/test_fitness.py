@@ -463,8 +463,7 @@ def test_a_watch_tells_what_was_seen_around_a_generation(monkeypatch: pytest.Mon
     monkeypatch.setattr(watch, "canary", lambda: next(canaries))
     monkeypatch.setattr(watch, "pci_address", lambda: "0000:3b:00.0")
     monkeypatch.setattr(gpu, "probe", lambda address: SimpleNamespace(read=lambda: next(readings)))
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
-    seen = watch.Watch("cuda")
+    seen = watch.Watch()
     found = seen.end(seen.begin())
     assert 0 < found.cost < 1
     assert replace(found, cost=0.0) == Fitness(
@@ -475,16 +474,26 @@ def test_a_watch_tells_what_was_seen_around_a_generation(monkeypatch: pytest.Mon
 def test_nobody_is_looked_for_where_nobody_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "snapshot", lambda: health.Snapshot(0.0, 0.0, 0.0, 0.0))
     monkeypatch.setattr(health, "busiest", lambda: pytest.fail("two looks at every process"))
-    seen = watch.Watch("cpu")
+    seen = watch.Watch()
     found = seen.end(seen.begin())
     assert (found.gpu, found.throttled, found.stalled, found.busiest) == (None, None, None, None)
 
 
 def test_the_address_is_that_of_torch_s_device(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
-    cuda = SimpleNamespace(current_device=lambda: 1, get_device_properties={1: properties}.get)
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True, current_device=lambda: 1, get_device_properties={1: properties}.get
+    )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     assert watch.pci_address() == "0000:3b:00.0"
+
+
+def test_a_device_that_torch_does_not_use_here_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context there takes memory, and would make this process one of those on the device."""
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: False)))
+    assert watch.pci_address() is None
+    monkeypatch.delitem(sys.modules, "torch")
+    assert watch.pci_address() is None
 
 
 # A run

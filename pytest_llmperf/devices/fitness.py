@@ -24,10 +24,11 @@ STALLED = 0.05
 #: The pressures that are judged. While a worker computes, not all tasks wait for a disk unless it does too.
 JUDGED = ("some memory", "full io")
 #: Canaries on both sides of a sample this many times slower than the process's fastest contaminate it. Measured in a
-#: virtual machine of 2 CPUs (AMD EPYC) in which nothing else ran (others 0.01 cores, steal 0.02): 64 % of 232 canaries
-#: were within 1.2 of the fastest and 29 % at 1.5 to 1.85, with the host's other hardware thread taken, as it seems; at
-#: other hours those were 75 to 90 %. Between two slow ones torch's matrix products took 9 to 22 % longer. One alone
-#: says little of a sample of a second, since the state may change within 50 ms.
+#: virtual machine of 2 CPUs (AMD EPYC): with nothing else running in it (others 0.01 cores, steal 0.02) 80 % of 490
+#: canaries were slower than this, 1.8 times in the median and 2.2 at most, since the core's other hardware thread was
+#: taken, it seems. Minutes later (others 0.18) 64 % of 232 were within 1.2 of the fastest and 29 % at 1.5 to 1.9.
+#: Between two slow ones torch's matrix products took 9 to 22 % longer. One alone says little of a sample of a second,
+#: since the state may change within 50 ms.
 CANARY_SLOWER = 1.25
 #: A clock this far below the highest of the process: 5 % is the slowdown that an accelerator is allowed by default.
 CLOCK_FELL = 0.95

@@ -82,7 +82,7 @@ class Worker:
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self.device = "cpu"
-        self.watch = Watch(self.device)
+        self.watch = Watch()
 
     def load(self, backend: list[dict[str, str]], spec: dict[str, Any]) -> dict[str, Any]:
         """Load an engine and what changes it, in that order. Returns the seconds it took, imports included."""
@@ -93,7 +93,7 @@ class Worker:
             loader = find(part)(loader)
         self.engine = loader(EngineSpec(**spec))
         seconds = time.perf_counter() - start
-        self.watch = Watch(self.device)
+        self.watch = Watch()
         return {"seconds": seconds}
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int) -> dict[str, Any]:
