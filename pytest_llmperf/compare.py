@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmperf import paired
 from pytest_llmperf.cases import Workload
+from pytest_llmperf.devices import fitness
 from pytest_llmperf.host import BaseUnableError, WorkerError
 from pytest_llmperf.measurement import Sample, generate
 from pytest_llmperf.paired import Block
@@ -31,32 +33,44 @@ Ask = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Turn:
-    """Base, head, head, base, or the other way round: two samples of each, next to each other in time."""
+    """Base, head, head, base, or the other way round: samples next to each other in time.
 
-    base: tuple[Sample, Sample]
-    head: tuple[Sample, Sample]
+    Attributes:
+        samples: of each arm, by its name, in the order taken.
+        culprit: what disturbed some of them; None if nothing did.
+    """
 
-    @property
-    def contaminated(self) -> bool:
-        return any(sample.contaminated for sample in (*self.base, *self.head))
+    samples: Mapping[str, tuple[Sample, ...]]
+    culprit: str | None
 
-    def block(self, metric: str) -> Block:
+    @classmethod
+    def of(cls, samples: Mapping[str, Sequence[Sample]]) -> Turn:
+        """A turn, judged by itself: a canary or a clock that is slow in all of it disturbs no comparison."""
+        records = [sample.fitness for arm in samples.values() for sample in arm]
+        culprit = next(filter(None, fitness.culprits(records)), None)
+        return cls({name: tuple(arm) for name, arm in samples.items()}, culprit)
+
+    def block(self, metric: str, base: str, head: str) -> Block:
         """The best of either arm: a neighbour makes a sample slower, never faster."""
-        base, head = (min(sample.trace.metric(metric) for sample in arm) for arm in (self.base, self.head))
-        return Block(base, head)
+        best = [min(sample.trace.metric(metric) for sample in self.samples[arm]) for arm in (base, head)]
+        return Block(*best)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One process of either arm.
-
-    Attributes:
-        turns: those that count, in the order taken.
-        discarded: those during which something else used the machine.
-    """
+    """One process of either arm, and the turns that they took, in order."""
 
     turns: tuple[Turn, ...]
-    discarded: tuple[Turn, ...]
+
+    @property
+    def kept(self) -> list[Turn]:
+        """Those during which nothing else used the machine. Which they are does not depend on the figures."""
+        return [turn for turn in self.turns if turn.culprit is None]
+
+
+def blocks(pairs: Iterable[Pair], metric: str, base: str = "base", head: str = "head") -> list[list[Block]]:
+    """What `paired.compare` compares; pairs without an undisturbed turn are left out."""
+    return [[turn.block(metric, base, head) for turn in pair.kept] for pair in pairs if pair.kept]
 
 
 class Comparison:
@@ -65,7 +79,7 @@ class Comparison:
     Args:
         workload: what is generated.
         prompts: token ids, one row per request.
-        start: starts a process of either arm, loaded, gone afterwards; base comes first.
+        start: starts a process of either arm, loaded, gone afterwards: how to ask each, by its name.
         budget: seconds, start of processes included, after which no further pair is begun.
         progress: told what is being done.
         clock: seconds.
@@ -75,7 +89,7 @@ class Comparison:
         self,
         workload: Workload,
         prompts: list[list[int]],
-        start: Callable[[], AbstractContextManager[tuple[Ask, Ask]]],
+        start: Callable[[], AbstractContextManager[Mapping[str, Ask]]],
         budget: float,
         progress: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
@@ -98,58 +112,62 @@ class Comparison:
             WorkerError, TraceError: head cannot.
         """
         while True:
-            blocks = [[turn.block(metric) for turn in pair.turns] for pair in self.pairs if pair.turns]
-            if len(blocks) > 1:
-                found, final = paired.compare(blocks, tolerance, floor)
-            else:
-                said = f"something else used the machine during all but {len(blocks)} of {len(self.pairs)} pairs"
-                found, final = nothing(Outcome.INCONCLUSIVE, said), False
+            found, final = self._verdict(metric, tolerance, floor)
             enough = len(self.pairs) >= paired.FEWEST_TO_FAIL and self._spent >= self._budget
             if final or enough or len(self.pairs) >= MOST_PAIRS:
                 return found
-            self._measure()
+            self.add_pair()
 
-    def _measure(self) -> None:
+    def _verdict(self, metric: str, tolerance: float, floor: float) -> tuple[Verdict, bool]:
+        undisturbed = blocks(self.pairs, metric)
+        if len(undisturbed) > 1:
+            return paired.compare(undisturbed, tolerance, floor)
+        culprits = Counter(turn.culprit for pair in self.pairs for turn in pair.turns if turn.culprit is not None)
+        why = f": {culprits.most_common(1)[0][0]}" if culprits else ""
+        reason = f"{len(self.pairs) - len(undisturbed)} of {len(self.pairs)} pairs had no undisturbed turn{why}"
+        return nothing(Outcome.INCONCLUSIVE, reason), False
+
+    def add_pair(self) -> None:
+        """Measure another pair. Raises as `judge` does."""
         if self._unable is not None:
             raise self._unable
         began = self._clock()
         try:
-            with self._start() as (base, head):
-                self.pairs.append(self._pair(base, head))
+            with self._start() as arms:
+                self.pairs.append(self._pair(arms))
         except BaseUnableError as error:
             self._unable = error
             raise
         finally:
             self._spent += self._clock() - began
 
-    def _pair(self, base: Ask, head: Ask) -> Pair:
+    def _pair(self, arms: Mapping[str, Ask]) -> Pair:
         number, made = len(self.pairs) + 1, 0
 
-        def sample(ask: Ask, name: str) -> Sample:
+        def sample(name: str) -> Sample:
             nonlocal made
             made += 1
             self._progress(f"{self._workload}: pair {number}, {name}: generation {made}")
             try:
-                return generate(ask, self._workload, self._prompts)
+                return generate(arms[name], self._workload, self._prompts)
             except (WorkerError, TraceError) as error:
-                if ask is not base:
+                if name != "base":
                     raise
                 raise BaseUnableError(str(error)) from error
 
-        for ask, name in ((base, "base"), (head, "head")):
+        for name in arms:
             for _ in range(WARM_UP):
-                sample(ask, name)
-        kept: list[Turn] = []
-        discarded: list[Turn] = []
+                sample(name)
+        turns: list[Turn] = []
         began = self._clock()
-        while len(kept) < FEWEST_BLOCKS or (len(kept) < MOST_BLOCKS and self._clock() - began < PAIR_SECONDS):
-            if len(discarded) > SPARE_TURNS:
-                break
-            # Whoever goes first alternates, within a turn and from turn to turn, so that a drift favours neither.
-            outer, inner = ("base", "head") if (number + len(kept) + len(discarded)) % 2 else ("head", "base")
-            taken: dict[str, list[Sample]] = {"base": [], "head": []}
-            for name in (outer, inner, inner, outer):
-                taken[name].append(sample(base if name == "base" else head, name))
-            turn = Turn((taken["base"][0], taken["base"][1]), (taken["head"][0], taken["head"][1]))
-            (discarded if turn.contaminated else kept).append(turn)
-        return Pair(tuple(kept), tuple(discarded))
+        while True:
+            # Whoever goes first alternates, within a turn and from turn to turn, so that a drift favours nobody.
+            order = list(arms) if (number + len(turns)) % 2 else list(arms)[::-1]
+            samples: dict[str, list[Sample]] = {name: [] for name in arms}
+            for name in (*order, *order[::-1]):
+                samples[name].append(sample(name))
+            turns.append(Turn.of(samples))
+            kept = sum(one.culprit is None for one in turns)
+            enough = kept >= FEWEST_BLOCKS and self._clock() - began >= PAIR_SECONDS
+            if enough or kept >= MOST_BLOCKS or len(turns) - kept > SPARE_TURNS:
+                return Pair(tuple(turns))

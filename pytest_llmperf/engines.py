@@ -127,8 +127,8 @@ class Engines:
             loaded.host.close()
 
     @contextlib.contextmanager
-    def pair(self, backend: Combination, base: Arm) -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
-        """A new process of the base arm and one of head, gone afterwards: how to ask either.
+    def pair(self, backend: Combination, base: Arm) -> Iterator[dict[str, Callable[..., Any]]]:
+        """A new process of the base arm and one of head, gone afterwards: how to ask ``base`` and ``head``.
 
         Raises:
             BaseUnableError: base cannot load the backend.
@@ -154,8 +154,7 @@ class Engines:
                     raise
                 raise BaseUnableError(str(error)) from error
             hosts[1].answer("load", self._timeout)
-            asks = [partial(self._call, host) for host in hosts]
-            yield asks[0], asks[1]
+            yield {name: partial(self._call, host) for name, host in zip(("base", "head"), hosts, strict=True)}
 
     def _call(self, host: Host, operation: str, **arguments: Any) -> Any:
         return host.call(operation, self._timeout, **arguments)

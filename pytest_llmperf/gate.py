@@ -23,8 +23,6 @@ ABSOLUTE_FLOOR = 50e-6
 SAME_STATE = 0.85
 #: How often they are measured before that is said.
 PROBES = 3
-#: A process most of whose samples were disturbed by others proves nothing about the code.
-MOSTLY = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,8 @@ class Gate:
         mine = [first.figures(case.metric)]
         found = verdict.screen(entry.invocations, mine, tolerance, ABSOLUTE_FLOOR, earlier=earlier)
         if not found.flagged or fresh is None:
-            return found
+            doubt = self._disturbed([first])
+            return verdict.contaminated(found, doubt) if doubt else found
         if beside_base is not None:
             return beside_base()
         confirmations = fresh(CONFIRMATIONS)
@@ -159,15 +158,16 @@ class Gate:
         return None
 
     @staticmethod
-    def _disturbed(confirmations: Sequence[Measurement]) -> str | None:
-        """Whether others' work may be the reason for a slowdown, or figures that were still changing."""
-        unsettled = sum(not one.settled for one in confirmations)
+    def _disturbed(measured: Sequence[Measurement]) -> str | None:
+        """Whether the machine may be the reason for a change, or figures that were still changing."""
+        unsettled = sum(not one.settled for one in measured)
         if unsettled:
-            return f"the figures of {unsettled} of {len(confirmations)} processes never settled"
-        disturbed = sum(one.contamination > MOSTLY for one in confirmations)
+            return f"the figures of {unsettled} of {len(measured)} processes never settled"
+        disturbed = [one for one in measured if not one.clean]
         if not disturbed:
             return None
-        return f"others used the CPU during most samples of {disturbed} of {len(confirmations)} processes"
+        of = f"{len(disturbed)} of {len(measured)} processes" if len(measured) > 1 else "the process"
+        return f"too few samples of {of} were undisturbed: {disturbed[0].culprit}"
 
     def _weaker(self, entry: store.Entry) -> str | None:
         """Whether the machine itself is slower now than when the baseline was recorded."""

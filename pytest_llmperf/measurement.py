@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from pytest_llmperf import sampling, trace
 from pytest_llmperf.backends.base import RequestStatistics
 from pytest_llmperf.cases import Workload
+from pytest_llmperf.devices import fitness
+from pytest_llmperf.devices.fitness import Fitness
 from pytest_llmperf.trace import Trace
-
-#: Other processes and the hypervisor taking more than this share of one core during a sample contaminate it where not
-#: one core was idle: a worker on a CPU uses every core, and one that waits at a barrier makes the others wait.
-CONTAMINATED = 0.25
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed generation: its trace, and who used the machine's cores meanwhile (1.0 = one whole core).
+    """One timed generation: its trace, and what else the machine did meanwhile.
 
-    ``statistics`` is what the engine says of each request itself; empty where it keeps none.
+    ``statistics`` is what the engine says of each request itself; empty where it keeps none. ``culprit`` is why the
+    sample is contaminated; None if it is not.
     """
 
     trace: Trace
-    others: float
-    steal: float
-    idle: float
+    fitness: Fitness
     peak_memory: int
     statistics: tuple[RequestStatistics, ...] = ()
-
-    @property
-    def contaminated(self) -> bool:
-        return self.others + self.steal > CONTAMINATED and self.idle < 1.0
+    culprit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +37,12 @@ class Measurement:
 
     Attributes:
         load: seconds from the request to load until the engine was ready, imports included.
-        warm_up: the discarded generations; the first pays for compilation, tuning and caches.
+        warm_up: the generations before the figures settled; the first pays for compilation, tuning and caches.
         samples: those that count.
         settled: whether the figures settled before the samples began.
         engagement: what was seen of the optimization.
+        discarded: the contaminated generations, in whose place others were taken.
+        clean: whether there were enough others. If not, the contaminated ones are among the samples.
     """
 
     backend: str
@@ -55,6 +52,8 @@ class Measurement:
     samples: tuple[Sample, ...]
     settled: bool
     engagement: Mapping[str, Any]
+    discarded: tuple[Sample, ...] = ()
+    clean: bool = True
 
     @property
     def cold_start(self) -> float:
@@ -69,8 +68,14 @@ class Measurement:
 
     @property
     def contamination(self) -> float:
-        """Fraction of the samples that were contaminated."""
-        return fmean(sample.contaminated for sample in self.samples)
+        """Fraction of the generations after the warm-up that were contaminated."""
+        return fmean(one.culprit is not None for one in (*self.samples, *self.discarded))
+
+    @property
+    def culprit(self) -> str | None:
+        """What contaminated most of them, or the first; None if nothing did."""
+        found = Counter(one.culprit for one in (*self.discarded, *self.samples) if one.culprit is not None)
+        return found.most_common(1)[0][0] if found else None
 
     @property
     def peak_memory(self) -> int:
@@ -96,8 +101,12 @@ def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int
         requests=workload.batch_size,
         max_new_tokens=workload.max_new_tokens,
     )
+    if "fitness" not in answer:
+        raise trace.TraceError(
+            "its worker is of another version of pytest-llmperf and does not say who used the machine"
+        )
     statistics = tuple(RequestStatistics(**one) for one in answer["statistics"])
-    return Sample(found, **answer["contention"], peak_memory=answer["peak_memory"], statistics=statistics)
+    return Sample(found, fitness.parse(answer["fitness"]), answer["peak_memory"], statistics)
 
 
 def measure(
@@ -133,8 +142,11 @@ def measure(
         made += 1
         return generate(ask, workload, prompts)
 
-    collected = sampling.collect(next_sample, lambda sample: sample.trace.latency, plan)
-    for sample in collected.kept:  # in a first generation the engine may begin to count after having set itself up
+    def culprits(samples: Sequence[Sample]) -> list[str | None]:
+        return fitness.culprits([sample.fitness for sample in samples])
+
+    collected = sampling.collect(next_sample, lambda sample: sample.trace.latency, culprits, plan)
+    for sample, _ in collected.kept:  # in a first generation the engine may begin to count after having set itself up
         trace.check_statistics(sample.trace, sample.statistics)
     progress(f"{backend} {workload}: proving that the optimization ran")
     return Measurement(
@@ -142,7 +154,9 @@ def measure(
         workload=workload,
         load=load,
         warm_up=tuple(sample.trace for sample in collected.warm_up),
-        samples=collected.kept,
+        samples=tuple(replace(sample, culprit=culprit) for sample, culprit in collected.kept),
         settled=collected.settled,
         engagement=ask("evidence"),
+        discarded=tuple(replace(sample, culprit=culprit) for sample, culprit in collected.discarded),
+        clean=collected.clean,
     )

@@ -432,8 +432,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         for line in terminal.table(results, session.written if isinstance(session.written, dict) else ()):
             write(line)
         write("cold start: " + ", ".join(terminal.cold_starts(results)))
-    if disturbed := terminal.disturbed(results):
-        write("samples disturbed by other processes or the hypervisor: " + ", ".join(disturbed))
+    for line in terminal.disturbed(results):
+        write(line)
     for line in terminal.parity_lines(run.parities):
         write(line)
     for line in terminal.notes(results):

@@ -26,7 +26,9 @@ class Result:
         verdict: against the stored baseline.
         tolerance: the slowdown allowed.
         tolerance_source: where it was stated.
-        contamination: fraction of the samples that other processes disturbed.
+        contamination: fraction of the first process's generations that something disturbed.
+        discarded: how many of them were replaced by others; 0 if there were too few others, so that all count.
+        culprit: what disturbed most of them; None if nothing did.
         cold_start: seconds until the first generation was complete.
         peak_memory: bytes.
         engagement: what was seen of the optimization.
@@ -43,6 +45,8 @@ class Result:
     tolerance: float
     tolerance_source: str
     contamination: float
+    discarded: int
+    culprit: str | None
     cold_start: float
     peak_memory: int
     engagement: Mapping[str, Any]

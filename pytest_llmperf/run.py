@@ -22,7 +22,7 @@ from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.compare import Comparison
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.engines import Engines
-from pytest_llmperf.gate import ABSOLUTE_FLOOR, MOSTLY, Gate
+from pytest_llmperf.gate import ABSOLUTE_FLOOR, Gate
 from pytest_llmperf.host import Arm, BaseUnableError, WorkerError, WorkerHungError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.measurement import Measurement, measure
@@ -226,7 +226,7 @@ class Run:
         first, fresh = self.first(backend, workload), wanted - 1
         while True:
             made = [first, *self.fresh(backend, workload, fresh)]
-            undisturbed = [one for one in made if one.settled and one.contamination <= MOSTLY]
+            undisturbed = [one for one in made if one.settled and one.clean]
             if len(undisturbed) == wanted:
                 return undisturbed
             if len(undisturbed) + 2 * wanted - len(made) < wanted:
@@ -326,6 +326,8 @@ class Run:
             tolerance=tolerance,
             tolerance_source=source,
             contamination=first.contamination,
+            discarded=len(first.discarded),
+            culprit=first.culprit,
             cold_start=first.cold_start,
             peak_memory=first.peak_memory,
             engagement=first.engagement,

@@ -1,4 +1,4 @@
-"""Which generations count: where warm-up ends, and when there are enough samples."""
+"""Which generations count: where warm-up ends, which are discarded as contaminated, and when there are enough."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ SETTLED = 1.10
 class Plan:
     """How many generations one process makes of a workload.
 
+    What is contaminated is replaced within the same bounds: no more is discarded than would be enough samples.
+
     Attributes:
         minimum: samples at least, whatever they cost.
         maximum: samples at most.
@@ -29,14 +31,35 @@ class Plan:
     budget: float
     warm_up: int = 6
 
+    def enough(self, latencies: Sequence[float]) -> bool:
+        """Whether so many samples are enough, or so many of those that were discarded."""
+        count = len(latencies)
+        return count >= self.minimum and (count >= self.maximum or sum(latencies) >= self.budget)
+
 
 @dataclass(frozen=True)
 class Samples(Generic[T]):
-    """What a process generated: first the discarded warm-up, then the samples, in order."""
+    """What a process generated: first the warm-up, then what is steady, each in order.
+
+    Attributes:
+        warm_up: what does not count, since the figures had not settled.
+        steady: what came after it, and why each of those is contaminated, or None.
+        settled: whether the figures settled at all.
+        clean: whether enough of them were not contaminated; then the others are discarded. Else all are kept.
+    """
 
     warm_up: tuple[T, ...]
-    kept: tuple[T, ...]
+    steady: tuple[tuple[T, str | None], ...]
     settled: bool
+    clean: bool
+
+    @property
+    def kept(self) -> tuple[tuple[T, str | None], ...]:
+        return tuple((one, culprit) for one, culprit in self.steady if culprit is None or not self.clean)
+
+    @property
+    def discarded(self) -> tuple[tuple[T, str | None], ...]:
+        return tuple((one, culprit) for one, culprit in self.steady if culprit is not None and self.clean)
 
 
 def settled_from(latencies: Sequence[float]) -> int:
@@ -52,21 +75,48 @@ def settled_from(latencies: Sequence[float]) -> int:
     return index
 
 
-def collect(generate: Callable[[], T], latency: Callable[[T], float], plan: Plan) -> Samples[T]:
-    """Generate until there are enough settled samples.
+def collect(
+    generate: Callable[[], T],
+    latency: Callable[[T], float],
+    culprits: Callable[[Sequence[T]], Sequence[str | None]],
+    plan: Plan,
+) -> Samples[T]:
+    """Generate until there are enough settled samples that nobody contaminated, or no further one should be tried.
+
+    A generation is discarded for its culprit alone, never for its latency, which would make slow code look fast; and
+    where warm-up ends is found from the others, since a disturbance is no warm-up.
 
     Args:
         generate: makes one generation.
         latency: its duration in seconds.
+        culprits: why each of the generations so far is contaminated, or None.
         plan: when to stop.
     """
     made: list[T] = []
     while True:
         made.append(generate())
-        latencies = [latency(one) for one in made]
+        found = culprits(made)
+        calm = [index for index, culprit in enumerate(found) if culprit is None or index == 0]  # 0 never counts anyway
+        latencies = [latency(made[index]) for index in calm]
+        spent = [latency(made[index]) for index, culprit in enumerate(found) if culprit is not None and index]
         start = settled_from(latencies)
-        kept = len(made) - start
-        if kept >= plan.minimum and (kept >= plan.maximum or sum(latencies[start:]) >= plan.budget):
-            return Samples(tuple(made[:start]), tuple(made[start:]), settled=True)
-        if len(made) >= plan.warm_up + plan.maximum:
-            return Samples(tuple(made[: plan.warm_up]), tuple(made[plan.warm_up :]), settled=False)
+        if plan.enough(latencies[start:]):
+            return _samples(made, found, calm[start], settled=True, clean=True)
+        if len(calm) >= plan.warm_up + plan.maximum:
+            return _samples(made, found, calm[plan.warm_up], settled=False, clean=True)
+        if plan.enough(spent):
+            if len(calm) - start >= plan.minimum:
+                return _samples(made, found, calm[start], settled=True, clean=True)
+            first = settled_from([latency(one) for one in made])
+            if len(made) - first >= plan.minimum:
+                return _samples(made, found, first, settled=True, clean=False)
+            if len(made) >= plan.warm_up + plan.maximum:
+                return _samples(made, found, plan.warm_up, settled=False, clean=False)
+
+
+def _samples(
+    made: Sequence[T], culprits: Sequence[str | None], first: int, *, settled: bool, clean: bool
+) -> Samples[T]:
+    """Those generations, of which the ones from ``first`` on are steady."""
+    steady = tuple(zip(made[first:], culprits[first:], strict=True))
+    return Samples(tuple(made[:first]), steady, settled, clean)

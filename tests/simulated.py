@@ -8,7 +8,8 @@ from typing import Any
 
 from pytest_llmperf import Engagement, Observation, Score
 from pytest_llmperf.devices import health
-from pytest_llmperf.worker import recorder
+from pytest_llmperf.devices.fitness import Fitness
+from pytest_llmperf.worker import recorder, watch
 
 CONFIG = {
     "model_type": "llama",
@@ -27,7 +28,8 @@ CONFIG = {
 class Simulated:
     """Emits varied tokens at scripted times on a scripted clock; scores tokens as a reference would.
 
-    ``ttft`` and ``tpot`` are seconds, or functions of the generation's number (0 is the cold one).
+    ``ttft`` and ``tpot`` are seconds, or functions of the generation's number (0 is the cold one). ``fitness`` says
+    of a generation's number what is seen of the machine during it.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Simulated:
         cold: float = 1.0,
         wrong_from: int | None = None,
         evidence: Engagement | None = None,
+        fitness: Callable[[int], Fitness] | None = None,
     ) -> None:
         self.now = 0.0
         self.ttft, self.tpot, self.cold, self.wrong_from = ttft, tpot, cold, wrong_from
@@ -45,6 +48,11 @@ class Simulated:
         recorder.clock = lambda: self.now
         # A generation that takes no time cannot be disturbed, but one tick of the kernel's counters would look so.
         health.snapshot = lambda: health.Snapshot(0.0, 0.0, 0.0, 0.0)
+        health.busiest = lambda: None
+        watch.canary = lambda: 0.002
+        if fitness is not None:
+            made = count()
+            watch.Watch.end = lambda _watch, _before: fitness(next(made))
 
     def token(self, request: int, position: int) -> int:
         right = 1 + (request * 31 + position * position * 7 + position) % 997

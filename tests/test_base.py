@@ -90,8 +90,9 @@ def test_one_comparison_serves_all_metrics(repository: Suite) -> None:
     (comparison,) = raw["comparisons"]
     assert (comparison["backend"], len(comparison["pairs"])) == ("sim", 3)
     turn = comparison["pairs"][0]["turns"][0]
-    assert [len(turn[arm]) for arm in ("base", "head")] == [2, 2]
-    assert turn["base"][0]["trace"]["tokens"] == turn["head"][0]["trace"]["tokens"]
+    samples = turn["samples"]
+    assert [len(samples[arm]) for arm in ("base", "head")] == [2, 2]
+    assert samples["base"][0]["trace"]["tokens"] == samples["head"][0]["trace"]["tokens"]
 
 
 # What base imports

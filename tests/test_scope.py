@@ -25,7 +25,7 @@ def make(suite: Suite, tmp_path: Path) -> Any:
     def scope(*arguments: str, **changes: Any) -> Scope:
         suite.ini(llm_dtype="", llm_backends="", llm_reference="", llm_batch_sizes="", llm_max_new_tokens="")
         config = suite.pytester.parseconfigure("-p", "benchmark", "-p", "llmperf", *arguments)
-        return Scope(replace(config.stash[plugin.KEY].settings, **changes), REGISTRY, tmp_path)
+        return Scope(replace(config.stash[plugin.KEY].settings, **changes), REGISTRY, tmp_path, tmp_path)
 
     return scope
 

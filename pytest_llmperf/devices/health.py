@@ -1,12 +1,16 @@
-"""What else used the machine while a sample was taken: other processes, and the hypervisor."""
+"""What the kernel says of the machine while a sample is taken: others' CPU use, stalls, clocks, throttling."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+
+#: What tasks wait for that the kernel accounts (PSI).
+RESOURCES = ("cpu", "memory", "io")
 
 
 def usable_cpus() -> set[int]:
@@ -16,7 +20,7 @@ def usable_cpus() -> set[int]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Cumulative counters, in seconds.
+    """Cumulative counters, in seconds where nothing else is said. What the system does not count is None.
 
     Attributes:
         wall: a monotonic clock.
@@ -24,6 +28,9 @@ class Snapshot:
         steal: CPU time that the hypervisor gave to others.
         own: CPU time of this process and of its children that have ended.
         cpus: how many CPUs this process may use; not a counter.
+        stalled: time in which some or all tasks waited for a resource, by ``some memory``, ``full io`` and so on.
+        throttled: how often a usable CPU was slowed down for its temperature.
+        megahertz: mean clock of the usable CPUs; not a counter.
     """
 
     wall: float
@@ -31,6 +38,9 @@ class Snapshot:
     steal: float
     own: float
     cpus: int = 1
+    stalled: Mapping[str, float] | None = None
+    throttled: int | None = None
+    megahertz: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,53 @@ def parse_stat(text: str, ticks: int, cpus: Collection[int]) -> tuple[float, flo
     return busy, stolen
 
 
+def _text(file: Path) -> str:
+    """What a file of the kernel's says; nothing if it is not there or may not be read."""
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def parse_pressure(resource: str, text: str) -> dict[str, float]:
+    """Seconds stalled, by ``some <resource>`` and ``full <resource>``, from a pressure file (in microseconds)."""
+    found = {}
+    for kind, *fields in filter(None, map(str.split, text.splitlines())):
+        total = dict(field.partition("=")[::2] for field in fields).get("total", "")
+        if total.isdecimal():
+            found[f"{kind} {resource}"] = int(total) / 1e6
+    return found
+
+
+def stalled(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> dict[str, float] | None:
+    """Seconds stalled so far; None where the kernel does not account it.
+
+    Of this process's own control group (version 2) where that has the files, since a container sees the whole host's
+    in ``/proc``, and a neighbour who waits for his own memory limit is nobody's culprit.
+    """
+    lines = _text(proc / "self/cgroup").splitlines()
+    group = next((line.removeprefix("0::").lstrip("/") for line in lines if line.startswith("0::")), "")
+    found: dict[str, float] = {}
+    for resource in RESOURCES:
+        own = _text(cgroups / group / f"{resource}.pressure")
+        found |= parse_pressure(resource, own or _text(proc / "pressure" / resource))
+    return found or None
+
+
+def megahertz(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu")) -> float | None:
+    """Mean clock of those CPUs now; None where the kernel does not know it, as on most virtual machines."""
+    texts = [_text(root / f"cpu{number}/cpufreq/scaling_cur_freq").strip() for number in cpus]
+    known = [int(text) / 1e3 for text in texts if text.isdecimal()]
+    return fmean(known) if known else None
+
+
+def throttled(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu")) -> int | None:
+    """How often one of those CPUs, or its package, was slowed down for its temperature; None where nobody counts."""
+    files = [file for number in cpus for file in root.glob(f"cpu{number}/thermal_throttle/*_throttle_count")]
+    counts = [int(text) for file in files if (text := _text(file).strip()).isdecimal()]
+    return sum(counts) if counts else None
+
+
 def snapshot() -> Snapshot:
     """Now. The kernel counts in ticks, of 10 ms mostly, so that differences are good to about that."""
     cpus = usable_cpus()
@@ -68,7 +125,7 @@ def snapshot() -> Snapshot:
         busy = steal = 0.0
     used = os.times()
     own = used.user + used.system + used.children_user + used.children_system
-    return Snapshot(time.perf_counter(), busy, steal, own, len(cpus))
+    return Snapshot(time.perf_counter(), busy, steal, own, len(cpus), stalled(), throttled(cpus), megahertz(cpus))
 
 
 def contention(before: Snapshot, after: Snapshot) -> Contention:
@@ -80,3 +137,61 @@ def contention(before: Snapshot, after: Snapshot) -> Contention:
     others = busy - (after.own - before.own)
     idle = after.cpus - (busy + steal) / wall
     return Contention(max(0.0, others / wall), max(0.0, steal / wall), max(0.0, idle))
+
+
+def stalls(before: Snapshot, after: Snapshot) -> dict[str, float] | None:
+    """Share of the time between two snapshots in which tasks were stalled; None where the kernel does not say."""
+    wall = after.wall - before.wall
+    if before.stalled is None or after.stalled is None or wall <= 0:
+        return None
+    both = before.stalled.keys() & after.stalled.keys()
+    return {name: max(0.0, after.stalled[name] - before.stalled[name]) / wall for name in sorted(both)}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A line of ``/proc/<pid>/stat``: whose it is, and the CPU time it has used, in ticks."""
+
+    name: str
+    parent: int
+    group: int
+    ticks: int
+
+
+def parse_process(text: str) -> Process | None:
+    """What ``/proc/<pid>/stat`` says; None if that is not what the text is.
+
+    A name may hold blanks and parentheses, so the fields are counted from the last one that closes (proc(5)).
+    """
+    head, _, rest = text.rpartition(")")
+    fields = rest.split()
+    try:
+        return Process(head.partition("(")[2], int(fields[1]), int(fields[2]), int(fields[11]) + int(fields[12]))
+    except (IndexError, ValueError):
+        return None
+
+
+def process(pid: int, proc: Path = Path("/proc")) -> Process | None:
+    """A process, or None if it is not to be seen from here."""
+    return parse_process(_text(proc / str(pid) / "stat"))
+
+
+def busiest(seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
+    """Who uses the most CPU now, as in ``4711 (python)``, this process group excepted; None if nobody uses any.
+
+    Takes ``seconds``, and two looks at every process, so it is asked only after a sample that others disturbed.
+    """
+
+    def look() -> dict[int, Process]:
+        pids = [int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()]
+        return {pid: found for pid in pids if (found := process(pid, proc)) and found.group != os.getpgrp()}
+
+    try:
+        before = look()
+        time.sleep(seconds)
+        after = look()
+    except OSError:
+        return None
+    used = {pid: after[pid].ticks - before[pid].ticks for pid in before.keys() & after.keys()}
+    most = max(used, key=lambda pid: (used[pid], -pid), default=None)
+    return f"{most} ({after[most].name})" if most is not None and used[most] > 0 else None

@@ -146,10 +146,15 @@ def notes(results: Iterable[Result]) -> list[str]:
 
 
 def disturbed(results: Iterable[Result]) -> list[str]:
-    """The cases some of whose samples others disturbed, and how many of them, worst first."""
+    """A line per workload some of whose generations something disturbed: what, and what became of them; worst first."""
     found = sorted((result for result in results if result.contamination), key=lambda result: -result.contamination)
-    cases = {f"{result.case.backend} {result.case.workload} {result.contamination:.0%}": None for result in found}
-    return list(cases)
+    lines = {
+        f"{result.case.backend} {result.case.workload}: {result.contamination:.0%} of the generations were disturbed, "
+        + (f"{result.discarded} discarded" if result.discarded else "too many to discard them")
+        + f": {result.culprit}": None
+        for result in found
+    }
+    return list(lines)
 
 
 def cold_starts(results: Iterable[Result]) -> list[str]:

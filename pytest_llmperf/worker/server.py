@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.backends.base import Engine, EngineSpec, Observation
-from pytest_llmperf.devices import health
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.recorder import Recorder
+from pytest_llmperf.worker.watch import Watch
 
 #: Leading logits that are compared at every position.
 OBSERVED_LOGITS = 8
@@ -82,6 +82,7 @@ class Worker:
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self.device = "cpu"
+        self.watch = Watch()
 
     def load(self, backend: list[dict[str, str]], spec: dict[str, Any]) -> dict[str, Any]:
         """Load an engine and what changes it, in that order. Returns the seconds it took, imports included."""
@@ -91,22 +92,24 @@ class Worker:
         for part in backend[1:]:
             loader = find(part)(loader)
         self.engine = loader(EngineSpec(**spec))
-        return {"seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        self.watch = Watch()
+        return {"seconds": seconds}
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int) -> dict[str, Any]:
         """One generation: tokens, times, what the engine says of them itself, and what else used the machine."""
         assert self.engine is not None
-        before = health.snapshot()
+        before = self.watch.begin()
         recorder = Recorder(len(prompts))
         self.engine.generate(prompts, max_new_tokens, recorder)
-        contention = health.contention(before, health.snapshot())
+        fitness = self.watch.end(before)
         return {
             "tokens": recorder.tokens,
             "times": recorder.times,
             "statistics": [asdict(one) for one in self.engine.statistics()]
             if hasattr(self.engine, "statistics")
             else [],
-            "contention": asdict(contention),
+            "fitness": asdict(fitness),
             "peak_memory": peak_memory(self.device),
         }
 

@@ -1,0 +1,96 @@
+"""Watches the machine around a generation, in the worker. Nothing here runs inside the timed span."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llmperf.devices import fitness, gpu, health
+from pytest_llmperf.devices.fitness import Fitness
+
+#: Rounds of one burst of the canary, and bursts; see `canary`.
+ROUNDS, BURSTS = 20_000, 3
+
+
+def canary() -> float:
+    """Seconds that a fixed small piece of work takes now: the best of a few bursts of about 2 ms.
+
+    It shows what no counter does: a core that runs slower, because of its clock, or of somebody on its other hardware
+    thread whom the hypervisor hides. That lasts, so the best burst is slow too, while a tick or an interrupt spoils one
+    of them only. The loop of an interpreter keeps a core's front end busy, and so feels a neighbour there more than a
+    kernel does, where a chain of dependent instructions (SHA-256) hardly feels him. It touches a few KiB, so that the
+    caches keep what the sample needs, starts no threads, and is too short to heat anything.
+    """
+    best = float("inf")
+    for _ in range(BURSTS):
+        value = 1
+        start = time.perf_counter()
+        for _ in range(ROUNDS):
+            value = (value * 1103515245 + 12345) & 0x7FFFFFFF
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def pci_address() -> str | None:
+    """Of torch's current device, whose index need not be that of the vendors' libraries; None if torch uses none."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():  # asking would take memory of a device that is used elsewhere
+        return None
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was seen before a generation."""
+
+    snapshot: health.Snapshot
+    canary: float
+    gpu: gpu.Reading | None
+    cost: float
+
+
+class Watch:
+    """Sees what else the machine does. The engine, if it uses an accelerator, is loaded.
+
+    A look takes about 0.7 ms without an accelerator, and a canary 6 ms. What a look at an accelerator takes is the
+    driver's affair, so that the cost is recorded with each sample.
+    """
+
+    def __init__(self) -> None:
+        address = pci_address()
+        self._probe = gpu.probe(address) if address else None
+
+    def begin(self) -> Before:
+        """Look just before a generation; the counters last, so that no look is counted as the generation's."""
+        start = time.perf_counter()
+        reading = self._probe.read() if self._probe else None
+        looked = time.perf_counter() - start
+        sung = canary()
+        start = time.perf_counter()
+        return Before(health.snapshot(), sung, reading, looked + time.perf_counter() - start)
+
+    def end(self, before: Before) -> Fitness:
+        """Look just after it, and say what went on meanwhile; the counters first."""
+        start = time.perf_counter()
+        after = health.snapshot()
+        reading = self._probe.read() if self._probe else None
+        cost = before.cost + time.perf_counter() - start
+        used = health.contention(before.snapshot, after)
+        throttled = None
+        if after.throttled is not None and before.snapshot.throttled is not None:
+            throttled = after.throttled - before.snapshot.throttled
+        return Fitness(
+            others=used.others,
+            steal=used.steal,
+            idle=used.idle,
+            busiest=health.busiest() if fitness.crowded(used) and used.others > used.steal else None,
+            stalled=health.stalls(before.snapshot, after),
+            megahertz=after.megahertz,
+            throttled=throttled,
+            canaries=(before.canary, canary()),
+            gpu=gpu.during(before.gpu, reading) if before.gpu and reading else None,
+            cost=cost,
+        )
