@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_base_runs_its_own_modules(repository: Suite) -> None:
     commit(repository)
     (package / "__init__.py").write_text("TPOT = 0.00525\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(repository.path / "src"))
+        patch.setenv("PYTHONPATH", str(repository.path / "src"), prepend=os.pathsep)
         assert repository.decode("--llm-base=HEAD").ret == 1
         commit(repository)
         assert repository.decode("--llm-base=HEAD").ret == 0
@@ -118,7 +119,7 @@ def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> N
     (repository.path / "lib").mkdir()
     (repository.path / "lib" / "fresh.py").write_text("TPOT = 0.005\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(repository.path / "lib"))
+        patch.setenv("PYTHONPATH", str(repository.path / "lib"), prepend=os.pathsep)
         repository.backends(sim="Simulated(tpot=__import__('fresh').TPOT)")
         git(repository.path, "add", "conftest.py")
         git(repository.path, "commit", "--quiet", "--message", "the module is forgotten")
