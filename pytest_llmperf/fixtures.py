@@ -133,7 +133,8 @@ class Perf:
         outcome = result.verdict.outcome
         if run.updates(result.case):
             return result
-        if outcome is Outcome.REGRESSION or (run.settings.strict and outcome in STRICT_FAILURES):
+        doubtful = outcome in STRICT_FAILURES or result.verdict.questionable
+        if outcome is Outcome.REGRESSION or (run.settings.strict and doubtful):
             pytest.fail(verdict_line(result), pytrace=False)
         return result
 

@@ -88,9 +88,9 @@ class Gate:
         confirmations = fresh(CONFIRMATIONS)
         figures = [one.figures(case.metric) for one in confirmations]
         found = verdict.confirm(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-        if found.outcome is not Outcome.REGRESSION:
-            return found
-        doubt = self._disturbed(confirmations) or self._weaker(entry)
+        doubt = self._disturbed(confirmations)
+        if found.outcome is Outcome.REGRESSION:
+            doubt = doubt or self._weaker(entry)
         return verdict.contaminated(found, doubt) if doubt else found
 
     def _recorded(self, case: Case) -> Sequence[store.Entry]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 
-from pytest_llmperf.verdict import CONSISTENT, Outcome, Verdict, change_of
+from pytest_llmperf.verdict import CONSISTENT, Outcome, Verdict, change_of, questioned
 
 #: Pairs without which nothing is decided, and without which no regression is called. Were the processes of an innocent
 #: change slow or fast at random, three slow ones of head against three fast ones of base would come once in 64 times.
@@ -94,7 +94,7 @@ def compare(pairs: Pairs, tolerance: float, floor: float) -> tuple[Verdict, bool
     if len(pairs) >= FEWEST_TO_FAIL and head - base > floor and ratio > threshold and low > consistent:
         return replace(found, outcome=Outcome.REGRESSION, reason=said), True
     if len(pairs) >= FEWEST and base - head > floor and ratio < 1 / threshold and high < 1 / consistent:
-        return replace(found, outcome=Outcome.FASTER, reason=said), True
+        return questioned(replace(found, outcome=Outcome.FASTER, reason=said)), True
     beneath = base * tolerance <= floor and head - base <= floor
     if len(pairs) >= FEWEST and (excluded or beneath):
         return replace(found, outcome=Outcome.OK), True

@@ -31,6 +31,11 @@ LEVEL = 0.99
 CONSISTENT = 1 / 3
 
 
+#: An improvement beyond this fraction is asked about: a step that was skipped looks like one, and so does a baseline
+#: that nobody has renewed.
+LARGE = 0.25
+
+
 class Outcome(str, Enum):
     """What the gate says of a case. Only a regression fails its test."""
 
@@ -67,7 +72,8 @@ class Verdict:
         processes, blocks: how many invocations head has, and how many blocks in all.
         basis: what was compared.
         reason: one readable clause; empty for a plain ok.
-        flagged: the screen saw a slowdown; the case is inconclusive until `confirm` has judged fresh processes.
+        flagged: the screen saw a slowdown, inconclusive until `confirm` has judged fresh processes, or a large
+            improvement, which they confirm likewise.
         head, baseline: the two centres, in the samples' unit. NaN without a baseline.
     """
 
@@ -84,6 +90,11 @@ class Verdict:
     flagged: bool = False
     head: float = math.nan
     baseline: float = math.nan
+
+    @property
+    def questionable(self) -> bool:
+        """Whether it is an improvement too large to be taken on trust."""
+        return self.outcome is Outcome.FASTER and self.ratio * (1 + LARGE) < 1
 
     @property
     def change(self) -> float:
@@ -237,6 +248,7 @@ def screen(
     Flagged is what is slower by more than the threshold, ``max(tolerance, noise_floor(baseline, earlier))``, and by
     more than the floor. It needs `confirm`: one process is never enough to call a regression. What is slower by more
     than the tolerance, but not by more than the baseline's own processes differ, is inconclusive: nobody can tell.
+    Flagged as well is an improvement too large to be taken on trust, `LARGE`.
 
     Args:
         baseline: the stored invocations.
@@ -261,7 +273,8 @@ def screen(
     if verdict.ratio > 1 + tolerance:
         return _unresolved(verdict, tolerance, floor)
     if verdict.ratio < 1 / (1 + threshold) and verdict.high < 1:
-        return replace(verdict, outcome=Outcome.FASTER, reason=change)
+        faster = replace(verdict, outcome=Outcome.FASTER, reason=change)
+        return replace(faster, flagged=faster.questionable)
     return verdict
 
 
@@ -272,11 +285,11 @@ def confirm(
     floor: float,
     earlier: Sequence[Invocations] = (),
 ) -> Verdict:
-    """Judge a flagged case by its fresh invocations: regression, ok or inconclusive.
+    """Judge a flagged case by its fresh invocations: regression, faster, ok or inconclusive.
 
     A regression needs all of: a ratio above 1 + threshold, as in `screen`; the interval's low end and every single
     invocation's ratio above 1 + threshold / 3; a difference above the floor. The flagged invocation must not be among
-    the fresh ones: it was selected for being slow, so it is biased.
+    the fresh ones: it was selected for being slow, so it is biased. Faster is the same the other way round.
 
     Raises:
         ValueError: there are fewer than 2 fresh invocations; else as `screen`, which explains the arguments.
@@ -284,10 +297,14 @@ def confirm(
     if len(head_fresh) < 2:
         raise ValueError(f"a confirmation takes at least 2 fresh invocations of head, not {len(head_fresh)}")
     verdict = _compare(baseline, head_fresh, tolerance, floor, "latency", earlier)
+    needed, reason = verdict.threshold * CONSISTENT, f"{change_of(verdict.ratio)} in {len(head_fresh)} fresh processes"
+    most = max(_statistics(head_fresh)) / verdict.baseline
+    if verdict.ratio < 1 / (1 + verdict.threshold) and max(verdict.high, most) < 1 / (1 + needed):
+        return questioned(replace(verdict, outcome=Outcome.FASTER, reason=reason))
     if verdict.ratio <= 1 + verdict.threshold:
         calm = replace(verdict, reason=f"not confirmed in {len(head_fresh)} fresh processes")
         return calm if verdict.ratio <= 1 + tolerance else _unresolved(calm, tolerance, floor)
-    needed, least = verdict.threshold * CONSISTENT, min(_statistics(head_fresh)) / verdict.baseline
+    least = min(_statistics(head_fresh)) / verdict.baseline
     doubts = []
     if verdict.low <= 1 + needed:
         doubts.append(f"the {LEVEL:.0%} interval reaches down to {change_of(verdict.low)}, not above {needed:.1%}")
@@ -295,10 +312,18 @@ def confirm(
         doubts.append(f"one process was {change_of(least)}, not above {needed:.1%}")
     if verdict.head - verdict.baseline <= floor:
         doubts.append(f"the difference is within the floor of {1e3 * floor:.3g} ms")
-    reason = f"{change_of(verdict.ratio)} in {len(head_fresh)} fresh processes"
     if doubts:
         return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=f"{reason}, but {' and '.join(doubts)}")
     return replace(verdict, outcome=Outcome.REGRESSION, reason=reason)
+
+
+def questioned(verdict: Verdict) -> Verdict:
+    """A large improvement, with what to ask of it; others as they are."""
+    if not verdict.questionable:
+        return verdict
+    return replace(
+        verdict, reason=f"{verdict.reason}: is something not measured any more, or what it is held against stale?"
+    )
 
 
 def _unresolved(verdict: Verdict, tolerance: float, floor: float) -> Verdict:

@@ -193,6 +193,25 @@ def test_a_faster_backend_is_said_to_be(recorded: Suite) -> None:
     result = recorded.decode()
     assert result.ret == 0
     result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*-20.0%*faster", "1 cases gated: 1 faster"])
+    assert recorded.loads["sim"] == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_large_improvement_is_confirmed_and_questioned(recorded: Suite, strict: bool) -> None:
+    recorded.backends(sim="Simulated(tpot=0.0025)")
+    result = recorded.decode(*(["--llm-strict"] if strict else []))
+    assert result.ret == strict
+    assert recorded.loads["sim"] == 3
+    result.stdout.fnmatch_lines(
+        ["faster: 50.0% faster in 2 fresh processes: is something not measured any more, or what it is held against*"]
+    )
+
+
+def test_a_large_improvement_of_one_process_is_none(recorded: Suite) -> None:
+    recorded.backends(sim="Simulated(tpot=0.0025 if process == 1 else 0.005)")
+    result = recorded.decode("--llm-strict")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*ok", "ok: not confirmed in 2 fresh processes*"])
 
 
 @pytest.mark.parametrize(
