@@ -113,8 +113,7 @@ class Comparison:
         """
         while True:
             found, final = self._verdict(metric, tolerance, floor)
-            enough = len(self.pairs) >= paired.FEWEST_TO_FAIL and self._spent >= self._budget
-            if final or enough or len(self.pairs) >= MOST_PAIRS:
+            if final or self._exhausted:
                 return found
             self.add_pair()
 
@@ -122,10 +121,32 @@ class Comparison:
         undisturbed = blocks(self.pairs, metric)
         if len(undisturbed) > 1:
             return paired.compare(undisturbed, tolerance, floor)
+        return nothing(Outcome.INCONCLUSIVE, self.disturbance()), False
+
+    def disturbance(self) -> str:
+        """How many pairs had no undisturbed turn, and what disturbed most turns."""
         culprits = Counter(turn.culprit for pair in self.pairs for turn in pair.turns if turn.culprit is not None)
         why = f": {culprits.most_common(1)[0][0]}" if culprits else ""
-        reason = f"{len(self.pairs) - len(undisturbed)} of {len(self.pairs)} pairs had no undisturbed turn{why}"
-        return nothing(Outcome.INCONCLUSIVE, reason), False
+        return f"{sum(not pair.kept for pair in self.pairs)} of {len(self.pairs)} pairs had no undisturbed turn{why}"
+
+    def spend(self) -> None:
+        """Measure pairs for as long as the budget lasts, and no fewer than a verdict takes. Raises as `judge` does."""
+        while not self._exhausted:
+            self.add_pair()
+
+    def processes(self, metric: str) -> list[list[float]]:
+        """The figures of each process, in its undisturbed turns."""
+        return [
+            [sample.trace.metric(metric) for turn in pair.kept for sample in turn.samples[name]]
+            for pair in self.pairs
+            if pair.kept
+            for name in ("base", "head")
+        ]
+
+    @property
+    def _exhausted(self) -> bool:
+        enough = len(self.pairs) >= paired.FEWEST_TO_FAIL and self._spent >= self._budget
+        return enough or len(self.pairs) >= MOST_PAIRS
 
     def add_pair(self) -> None:
         """Measure another pair. Raises as `judge` does."""

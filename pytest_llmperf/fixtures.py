@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import chain, repeat
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llmperf import trace
+from pytest_llmperf.base import BaseError
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.host import WorkerError
 from pytest_llmperf.report.terminal import verdict_line
-from pytest_llmperf.run import ImpossibleError, ParityError, Run
+from pytest_llmperf.run import DisturbedError, ImpossibleError, ParityError, Run
 from pytest_llmperf.scope import UnusableError
 from pytest_llmperf.verdict import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import TypeVar
 
     from pytest_llmperf.backends.registry import Combination
@@ -44,7 +46,7 @@ def failing_plainly(work: Callable[[], T]) -> T:
     """Run something on a worker; what goes wrong there fails this test with its message, not with our traceback."""
     try:
         return work()
-    except (WorkerError, trace.TraceError, ImpossibleError, ParityError) as error:
+    except (WorkerError, trace.TraceError, BaseError, DisturbedError, ImpossibleError, ParityError) as error:
         message = str(error)
     pytest.fail(message, pytrace=False)
 
@@ -127,6 +129,11 @@ class Perf:
             self._benchmark.pedantic(lambda: None)
             failing_plainly(lambda: run.generate_once(name, self.workload))
             return None
+        if run.settings.self_test:
+            case = run.case(name, self.workload, metric)
+            figures = failing_plainly(lambda: run.self_test(case, self._stated))
+            self._play(figures)
+            return None
         result = failing_plainly(lambda: run.judge(name, self.workload, metric, self._stated))
         self.judged = True
         self._hand_over(result)
@@ -139,15 +146,6 @@ class Perf:
         return result
 
     def _hand_over(self, result: Result) -> None:
-        # One more generation may be asked for, by --benchmark-cprofile.
-        durations = chain(result.samples, repeat(result.spread.median))
-
-        def setup() -> None:
-            self._clock.now = 0.0
-
-        def play() -> None:
-            self._clock.now = next(durations)
-
         self._benchmark.group = f"{METRICS[result.case.metric][0]}, {result.case.workload}"
         self._benchmark.extra_info.update(
             case=str(result.case),
@@ -158,7 +156,19 @@ class Perf:
             peak_memory=result.peak_memory,
             verdict=result.verdict.outcome.value,
         )
-        self._benchmark.pedantic(play, setup=setup, rounds=len(result.samples))
+        self._play(result.samples)
+
+    def _play(self, samples: Sequence[float]) -> None:
+        # One more generation may be asked for, by --benchmark-cprofile.
+        durations = chain(samples, repeat(median(samples)))
+
+        def setup() -> None:
+            self._clock.now = 0.0
+
+        def play() -> None:
+            self._clock.now = next(durations)
+
+        self._benchmark.pedantic(play, setup=setup, rounds=len(samples))
 
 
 #: What fails a test under ``--llm-strict``, besides a regression.

@@ -267,6 +267,8 @@ def _reason_to_skip(item: pytest.Item, session: Session, run: Run) -> str | None
         )
     if devices and not {run.device.name, run.device.kind}.intersection(devices):
         return f"needs {' or '.join(devices)}, and this is {run.device.name}"
+    if session.settings.self_test and "llm_perf" not in item.fixturenames:  # type: ignore[attr-defined]
+        return "--llm-self-test tries the gate alone"
     backend = getattr(item, "callspec", None) and item.callspec.params.get("llm_backend")  # type: ignore[attr-defined]
     missing = backend and run.scope.missing(backend)
     if missing and session.settings.strict:
@@ -413,19 +415,24 @@ def _gated_nothing(session: Session, run: Run) -> bool:
     compared = any(result.verdict.outcome.compared or run.updates(case) for case, result in run.results.items())
     collects = config.getoption("collectonly", False)
     accepts = run.settings.update_baselines in ("all", "slower")
-    gates = session.gating and measures and not collects and not accepts
+    gates = session.gating and measures and not collects and not accepts and not run.settings.self_test
     return bool(asked and gates and not compared)
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     session = config.stash[KEY]
     run = session.started
-    if run is None or not (run.results or run.parities or session.watch or _gated_nothing(session, run)):
+    said = run and (run.results or run.parities or run.assessments or session.watch or _gated_nothing(session, run))
+    if run is None or not said:
         return
     from pytest_llmperf.report import terminal
 
     write = terminalreporter.write_line
     terminalreporter.section("llmperf")
+    if run.settings.self_test:
+        for line in terminal.assessments(run.assessments):
+            write(line)
+        return
     results = list(run.results.values())
     write(f"{run.model.name}, {run.dtype}, {run.device.name}; in process; speedup over {run.settings.reference}")
     if results:

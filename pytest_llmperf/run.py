@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -15,11 +15,11 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from pytest_llmperf import baseline as store
-from pytest_llmperf import models, roofline, verdict
+from pytest_llmperf import models, roofline, selftest, verdict
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.compare import Comparison
+from pytest_llmperf.compare import Ask, Comparison, blocks
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.engines import Engines
 from pytest_llmperf.gate import ABSOLUTE_FLOOR, Gate
@@ -31,6 +31,7 @@ from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
 from pytest_llmperf.result import ParityResult, Result
 from pytest_llmperf.scope import Scope, UnusableError
+from pytest_llmperf.selftest import Assessment
 from pytest_llmperf.settings import Settings
 from pytest_llmperf.trace import Trace, checked
 from pytest_llmperf.update import Change
@@ -43,6 +44,10 @@ class ParityError(ValueError):
 
 class ImpossibleError(ValueError):
     """A figure that cannot be true; one line says why."""
+
+
+class DisturbedError(ValueError):
+    """Something else used the machine all the time; one line says what."""
 
 
 class Run:
@@ -69,6 +74,7 @@ class Run:
         self.progress = progress
         self.settings, self.device, self.model, self.dtype = scope.settings, scope.device, scope.model, scope.dtype
         self.results: dict[Case, Result] = {}
+        self.assessments: dict[Case, Assessment] = {}
         self.parities: list[ParityResult] = []
         self._unready: WorkerError | None = None
         self._first: dict[tuple[str, Workload], Measurement] = {}
@@ -275,12 +281,51 @@ class Run:
         except BaseUnableError as error:
             return verdict.nothing(Outcome.NEW, f"base, {self.scope.base}, cannot run it: {error}")
 
+    def self_test(self, case: Case, stated_tolerance: float | None) -> list[float]:
+        """Try the gate on a case, in pairs of fresh processes that serve all metrics of the workload.
+
+        Returns:
+            The figures of the processes that were slowed by nothing.
+
+        Raises:
+            WorkerError, TraceError: it could not be measured.
+        """
+        backend, workload = self.scope.registry[case.backend], case.workload
+        key = (case.backend, workload)
+
+        @contextmanager
+        def start() -> Iterator[dict[str, Ask]]:
+            with self.engines.pair(backend, Arm(python=self._interpreter(backend).path)) as arms:
+                yield arms | {"slow": partial(arms["head"], slowdown=selftest.INJECTED)}
+
+        if key not in self._comparisons:
+            self._comparisons[key] = Comparison(
+                workload,
+                self.prompts.batch(workload),
+                start,
+                self.settings.budget,
+                lambda text: self.progress(f"{case.backend} {text}"),
+            )
+        comparison = self._comparisons[key]
+        comparison.spend()
+        tolerance, _ = self.scope.tolerance(case, stated_tolerance)
+        processes = comparison.processes(case.metric)
+        same, slowed = (blocks(comparison.pairs, case.metric, "base", arm) for arm in ("head", "slow"))
+        if len(same) < 2:
+            raise DisturbedError(f"{case}: {comparison.disturbance()}; nothing can be said of the gate here now")
+        self.assessments[case] = selftest.assess(same, slowed, processes, tolerance, ABSOLUTE_FLOOR)
+        return [figure for samples in processes for figure in samples]
+
     # Verdicts
 
     def updates(self, case: Case) -> bool:
         """Whether this run accepts a case's figures instead of gating them."""
         which = self.settings.update_baselines
         return which is not None and (which != "new" or self.gate.is_new(case))
+
+    def case(self, backend: str, workload: Workload, metric: str) -> Case:
+        """The case of this run's model and dtype."""
+        return Case(self.model.name, self.dtype, backend, workload, metric)
 
     def judge(self, backend: str, workload: Workload, metric: str, stated_tolerance: float | None = None) -> Result:
         """Measure a case and compare it with its baseline; or accept it, with ``--llm-update-baselines``.
@@ -289,7 +334,7 @@ class Run:
             WorkerError, TraceError: it could not be measured.
             ImpossibleError: the figure cannot be true.
         """
-        case = Case(self.model.name, self.dtype, backend, workload, metric)
+        case = self.case(backend, workload, metric)
         update = self.updates(case)
         first = self.first(backend, workload)
         reference = self._first.get((self.settings.reference, workload))
@@ -467,6 +512,7 @@ class Run:
                 {"backend": backend, "workload": str(workload), "pairs": [asdict(pair) for pair in one.pairs]}
                 for (backend, workload), one in self._comparisons.items()
             ],
+            "self_test": [{"case": case.key, **asdict(found)} for case, found in self.assessments.items()],
             "results": [result.as_dict() for result in self.results.values()],
             "parity": [found.as_dict() for found in self.parities],
         }

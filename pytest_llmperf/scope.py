@@ -126,6 +126,8 @@ class Scope:
             raise UnusableError("--llm-compare says which cases are compared with base; name it with --llm-base")
         if found is not None and settings.update_baselines in ("all", "slower"):
             raise UnusableError("--llm-update-baselines stores figures and --llm-base compares them; choose one")
+        if settings.self_test and (found is not None or settings.update_baselines):
+            raise UnusableError("--llm-self-test gates nothing and accepts nothing; leave out the base and the update")
         if found is not None and found.python is not None:
             Interpreter(found.python).python_version()
         return found

@@ -195,6 +195,9 @@ OPTIONS = (
     Option("budget", _seconds, "SECONDS", "After this long no further pair of processes is begun for one backend and workload "
            "that is compared with base; 4 pairs are measured whatever they take, unless fewer decide. Default: 90. "
            "Example: --llm-budget=300", 90.0),
+    Option("self-test", _flag, "", "Try the gate instead of gating: measure unchanged code against itself, and against itself slowed by "
+           "5%%, in pairs of fresh processes, for --llm-budget seconds a backend and workload, and say what the gate can tell here. "
+           "Default: off. Example: pytest --llm-self-test suites/", False),
     Option("invocations", _invocations, "N", "Fresh processes that a new baseline is made of, at least 3. Default: 5. "
            "Example: --llm-invocations=9", 5),
     Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive or missing baselines, backends that "
@@ -247,6 +250,7 @@ class Settings:
     base_python: str | None
     compare: str
     budget: float
+    self_test: bool
     invocations: int
     strict: bool
     timeout: float

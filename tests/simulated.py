@@ -46,6 +46,7 @@ class Simulated:
         self._evidence = evidence or Engagement(True, "scripted")
         self.generations: Iterator[int] = count()
         recorder.clock = lambda: self.now
+        recorder.sleep = self.sleep
         # A generation that takes no time cannot be disturbed, but one tick of the kernel's counters would look so.
         health.snapshot = lambda: health.Snapshot(0.0, 0.0, 0.0, 0.0)
         health.busiest = lambda: None
@@ -53,6 +54,9 @@ class Simulated:
         if fitness is not None:
             made = count()
             watch.Watch.end = lambda _watch, _before: fitness(next(made))
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
     def token(self, request: int, position: int) -> int:
         right = 1 + (request * 31 + position * position * 7 + position) % 997

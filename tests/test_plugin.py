@@ -37,6 +37,7 @@ VALUES = {
     "base-python": ("/opt/b/bin/python", "/opt/b/bin/python"),
     "compare": ("always", "always"),
     "budget": ("300", 300.0),
+    "self-test": ("yes", True),
     "invocations": ("5", 5),
     "strict": ("on", True),
     "timeout": ("1.5", 1.5),

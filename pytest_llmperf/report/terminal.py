@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.cases import Case
     from pytest_llmperf.parity import Parity
     from pytest_llmperf.result import ParityResult, Result
+    from pytest_llmperf.selftest import Assessment
     from pytest_llmperf.update import Change
     from pytest_llmperf.verdict import Verdict
 
@@ -129,6 +130,43 @@ def refusal(slower: Sequence[Change]) -> str:
         f"slower than the gate allows, so not written in CI: {cases}; "
         "accept with --llm-update-baselines=slower if it is intended"
     )
+
+
+def assessments(found: Mapping[Case, Assessment]) -> list[str]:
+    """The self-test's table, a line per case, and what its columns mean."""
+
+    def share(value: float | None) -> str:
+        return "none" if value is None else f"{value:.0%}" if value in (0, 1) or value >= 0.1 else f"{value:.1%}"
+
+    rows: list[Sequence[str]] = [
+        (
+            "case",
+            "pairs",
+            "tolerance",
+            "false alarms",
+            "inconclusive",
+            "+5% caught",
+            "resolution",
+            "recommended",
+            "stored",
+        )
+    ]
+    rows += [
+        (
+            f"{case.metric} {case.workload} {case.backend}",
+            f"{one.pairs}",
+            *map(share, (one.tolerance, one.false_alarms, one.undecided, one.power, one.resolution, one.recommended)),
+            share(one.noise),
+        )
+        for case, one in found.items()
+    ]
+    return [
+        *_aligned(rows),
+        "false alarms, inconclusive: of unchanged code beside itself. +5% caught: beside itself slowed by 5 %.",
+        "resolution: the smallest slowdown caught in 9 of 10 comparisons. recommended: the smallest tolerance at which "
+        "unchanged code is ok in 9 of 10 and never fails.",
+        "stored: what a stored baseline has to allow here, since processes of unchanged code differed by as much.",
+    ]
 
 
 def notes(results: Iterable[Result]) -> list[str]:

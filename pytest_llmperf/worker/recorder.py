@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 #: The only clock that latencies are read from. A module attribute, so that a simulated engine can script it.
 clock: Callable[[], float] = time.perf_counter
+#: Passes time, by that clock; likewise.
+sleep: Callable[[float], None] = time.sleep
 
 
 class Recorder:
@@ -25,3 +27,19 @@ class Recorder:
         now = self._clock()
         self.times[request].append(now - self._started)
         self.tokens[request].append(token)
+
+
+class SlowedRecorder(Recorder):
+    """Takes a known share longer for every step: it sleeps before it stamps, while the engine waits for it."""
+
+    __slots__ = ("_share", "_stamped")
+
+    def __init__(self, requests: int, share: float) -> None:
+        super().__init__(requests)
+        self._share = share
+        self._stamped = self._started
+
+    def __call__(self, request: int, token: int) -> None:
+        sleep((self._clock() - self._stamped) * self._share)
+        super().__call__(request, token)
+        self._stamped = self._clock()

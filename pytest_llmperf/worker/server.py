@@ -16,7 +16,7 @@ from typing import Any
 
 from pytest_llmperf.backends.base import Engine, EngineSpec, Observation
 from pytest_llmperf.worker import protocol
-from pytest_llmperf.worker.recorder import Recorder
+from pytest_llmperf.worker.recorder import Recorder, SlowedRecorder
 from pytest_llmperf.worker.watch import Watch
 
 #: Leading logits that are compared at every position.
@@ -96,11 +96,14 @@ class Worker:
         self.watch = Watch()
         return {"seconds": seconds}
 
-    def generate(self, prompts: list[list[int]], max_new_tokens: int) -> dict[str, Any]:
-        """One generation: tokens, times, what the engine says of them itself, and what else used the machine."""
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0) -> dict[str, Any]:
+        """One generation: tokens, times, what the engine says of them itself, and what else used the machine.
+
+        With a slowdown every step takes that share longer, which is how the gate tests itself.
+        """
         assert self.engine is not None
         before = self.watch.begin()
-        recorder = Recorder(len(prompts))
+        recorder = SlowedRecorder(len(prompts), slowdown) if slowdown else Recorder(len(prompts))
         self.engine.generate(prompts, max_new_tokens, recorder)
         fitness = self.watch.end(before)
         return {
