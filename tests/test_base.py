@@ -12,6 +12,7 @@ import pytest
 from inner import Suite, usage_error
 
 from pytest_llmperf.base import BaseError, resolve
+from pytest_llmperf.host import Checkout
 from pytest_llmperf.worker.bootstrap import moved, own
 
 TPOT = 0.005
@@ -187,6 +188,28 @@ def test_paths_of_the_tree_have_counterparts(tmp_path: Path) -> None:
     assert moved(str(root / ".venv/lib/site-packages"), root, folder) == str(root / ".venv/lib/site-packages")
     assert own(root / "src" / "x.py", root)
     assert not own(Path(sys.prefix) / "x.py", Path(sys.prefix).parent)
+
+
+def test_links_into_the_tree_are_followed(tmp_path: Path) -> None:
+    """Else base would import head's modules through a link, and find no difference."""
+    root, folder, link = tmp_path / "head", tmp_path / "base", tmp_path / "link"
+    for path in (root / "src", folder / "src"):
+        path.mkdir(parents=True)
+    link.symlink_to(root)
+    assert moved(str(link / "src"), root, folder) == str(folder / "src")
+    assert own(link / "src" / "x.py", root)
+    checkout = Checkout("abc", root, folder)
+    found = checkout.reference({"module": "conftest", "name": "load", "file": str(link / "conftest.py")})
+    assert found["file"] == str(folder / "conftest.py")
+
+
+@pytest.mark.parametrize("prefix", ["usr", "usr/src/app"])
+def test_a_tree_in_an_environment_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """A system's Python has the prefix /usr, and containers keep their application in /usr/src/app."""
+    root = tmp_path / "usr" / "src" / "app"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / prefix))
+    assert own(root / "stack.py", root)
+    assert not own(root / "lib" / "site-packages" / "x.py", root)
 
 
 # Bad input

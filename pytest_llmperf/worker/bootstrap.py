@@ -34,17 +34,23 @@ class Guard:
 
 
 def own(path: Path, root: Path) -> bool:
-    """Whether a file or folder is the tree's own and not of an environment that lies in it."""
-    if not path.is_relative_to(root):
+    """Whether a file or folder is the tree's own and not of an environment that lies in it.
+
+    Links are followed, or head's code would be taken for somebody else's. An environment that the tree lies in, as
+    /usr/src/app in the /usr of a system's Python, or that is the tree, says nothing of its files.
+    """
+    path, root = path.resolve(), root.resolve()
+    if not path.is_relative_to(root) or "site-packages" in path.relative_to(root).parts:
         return False
-    return "site-packages" not in path.parts and not path.is_relative_to(sys.prefix)
+    environments = (Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
+    return not any(root in prefix.parents and path.is_relative_to(prefix) for prefix in environments)
 
 
 def moved(path: str, root: Path, folder: Path) -> str:
     """The path's counterpart in the base's checkout, where it has one; else the path."""
     if not own(Path(path), root):
         return path
-    counterpart = folder / Path(path).relative_to(root)
+    counterpart = folder / Path(path).resolve().relative_to(root.resolve())
     return str(counterpart) if counterpart.exists() else path
 
 
