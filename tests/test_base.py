@@ -97,6 +97,17 @@ def test_one_comparison_serves_all_metrics(repository: Suite) -> None:
     assert samples["base"][0]["trace"]["tokens"] == samples["head"][0]["trace"]["tokens"]
 
 
+def test_a_new_case_that_is_slower_than_base_fails_and_is_not_accepted(repository: Suite) -> None:
+    repository.backends(sim=SLOW)
+    result = repository.decode("--llm-base=base", "--llm-update-baselines=new")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*regression: decode latency*", "1 cases gated: 1 regression"])
+    assert not repository.baseline.exists()
+    repository.backends(sim=FAST)
+    assert repository.decode("--llm-base=base", "--llm-update-baselines=new").ret == 0
+    assert "bfloat16/sim/b1-p16-n8/tpot" in repository.stored()["entries"]
+
+
 # What base imports
 
 
