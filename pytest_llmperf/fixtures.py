@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf import trace
+from pytest_llmperf.base import BaseError
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.host import WorkerError
 from pytest_llmperf.report.terminal import verdict_line
@@ -44,7 +45,7 @@ def failing_plainly(work: Callable[[], T]) -> T:
     """Run something on a worker; what goes wrong there fails this test with its message, not with our traceback."""
     try:
         return work()
-    except (WorkerError, trace.TraceError, ImpossibleError, ParityError) as error:
+    except (WorkerError, trace.TraceError, ImpossibleError, ParityError, BaseError) as error:
         message = str(error)
     pytest.fail(message, pytrace=False)
 

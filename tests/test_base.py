@@ -182,6 +182,51 @@ def test_nor_after_a_failure(repository: Suite) -> None:
     assert worktrees(repository) == 1
 
 
+def test_a_checkout_that_is_gone_already_spoils_no_run(repository: Suite) -> None:
+    base = resolve("base", None, repository.path)
+    assert base is not None
+    with base.arm() as arm:
+        checkout = arm(sys.executable).checkout
+        assert checkout is not None
+        git(repository.path, "worktree", "remove", "--force", str(checkout.folder))
+    assert worktrees(repository) == 1
+
+
+def test_a_checkout_that_fails_fails_its_test_in_one_line(repository: Suite) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(repository.path / "tmp"))
+        patch.setattr("tempfile.tempdir", None)
+        (repository.path / "tmp").mkdir()
+        hook = repository.path / ".git" / "worktrees"
+        hook.write_text("not a folder")
+        result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("--llm-base: git worktree in * failed: *")
+    assert "Traceback" not in result.stdout.str()
+    result.stdout.no_fnmatch_line("*base.py:*")
+
+
+def test_in_a_hook_of_git_its_index_is_left_alone(repository: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository.path / "staged.txt").write_text("for the next commit")
+    git(repository.path, "add", "staged.txt")
+    monkeypatch.setenv("GIT_INDEX_FILE", str(repository.path / ".git" / "index"))
+    base = resolve("base", None, repository.path)
+    assert base is not None
+    with base.arm():
+        pass
+    assert git(repository.path, "status", "--porcelain") == "A  staged.txt"
+
+
+def test_base_builds_kernels_elsewhere(repository: Suite) -> None:
+    """By torch.utils.cpp_extension.load, say: whoever comes second is given what the first has built by that name."""
+    base = resolve("base", None, repository.path)
+    assert base is not None
+    with base.arm() as arm:
+        folder = arm(sys.executable).environment["TORCH_EXTENSIONS_DIR"]
+        assert not Path(folder).is_relative_to(repository.path)
+    assert not Path(folder).exists()
+
+
 def test_head_is_the_tree_as_it_is(repository: Suite) -> None:
     before = (repository.path / "conftest.py").read_text()
     repository.decode("--llm-base=base")
@@ -232,6 +277,7 @@ def test_a_tree_in_an_environment_is_its_own(tmp_path: Path, monkeypatch: pytest
         (["--llm-base=no-such"], "--llm-base=no-such: * has no such revision; fetch it*"),
         (["--llm-base=--help"], "--llm-base=--help: * has no such revision*"),
         (["--llm-base-python=/nowhere/python"], "*/nowhere/python*"),
+        (["--llm-base-python="], "*--llm-base-python: cannot ask '' what *"),
         (["--llm-compare=always"], "--llm-compare says which cases are compared with base; name it with --llm-base"),
         (["--llm-base=base", "--llm-compare=some"], "*'some' is neither 'flagged' nor 'always'"),
         (["--llm-base=base", "--llm-update-baselines"], "--llm-update-baselines stores figures and --llm-base *"),
