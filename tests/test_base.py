@@ -142,9 +142,13 @@ def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> N
     )
 
 
-@pytest.mark.parametrize("base", ["broken", "raising"])
+@pytest.mark.parametrize("base", ["broken", "raising", "idle"])
 def test_what_base_cannot_run_is_new_and_nothing_was_gated(repository: Suite, base: str) -> None:
-    engine = {"broken": "no_such_name", "raising": "Simulated(tpot=lambda number: 1 / 0)"}[base]
+    engine = {
+        "broken": "no_such_name",
+        "raising": "Simulated(tpot=lambda number: 1 / 0)",
+        "idle": 'Simulated(tpot=0.01, evidence=Engagement(False, "fell back"))',
+    }[base]
     repository.backends(sim=engine)
     commit(repository)
     repository.backends(sim=FAST)
