@@ -142,6 +142,27 @@ def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> N
     )
 
 
+@pytest.mark.parametrize("editable", [False, True])
+def test_what_was_installed_from_head_is_not_bases(
+    repository: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, editable: bool
+) -> None:
+    """By ``pip install .``, as CI does: the copy in site-packages is head's code, whatever revision is checked out."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "stack.py").write_text("TPOT = 0.005\n")
+    (site / "stack-1.dist-info").mkdir()
+    origin = {"url": repository.path.as_uri(), "dir_info": {"editable": True} if editable else {}}
+    for name, text in (("METADATA", "Name: stack\nVersion: 1\n"), ("RECORD", "stack.py,,\n")):
+        (site / "stack-1.dist-info" / name).write_text(text)
+    (site / "stack-1.dist-info" / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)")
+    commit(repository)
+    result = repository.decode("--llm-base=HEAD")
+    result.stdout.fnmatch_lines(f"tpot b1-p16-n8 sim*{'ok' if editable else 'new'}")
+    if not editable:
+        result.stdout.fnmatch_lines("new: base, HEAD (*), cannot run it: *stack.py was installed from head*")
+
+
 @pytest.mark.parametrize("base", ["broken", "raising", "idle"])
 def test_what_base_cannot_run_is_new_and_nothing_was_gated(repository: Suite, base: str) -> None:
     engine = {
