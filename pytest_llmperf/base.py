@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +50,16 @@ class Base:
             return
         with tempfile.TemporaryDirectory(prefix="llmperf-base-") as parent:
             folder = Path(parent).resolve() / self.root.name
-            _git(self.root, "worktree", "add", "--detach", "--quiet", str(folder), self.revision)
             checkout = Checkout(self.revision, self.root, folder)
+            # Kernels that torch builds at run time are kept by their names, under which base would find head's.
+            environment = {"TORCH_EXTENSIONS_DIR": str(Path(parent).resolve() / "extensions")}
             try:
-                yield lambda python: Arm("base", self.python or python, checkout=checkout)
+                _git(self.root, "worktree", "add", "--detach", "--quiet", str(folder), self.revision)
+                yield lambda python: Arm("base", self.python or python, environment, checkout)
             finally:
-                _git(self.root, "worktree", "remove", "--force", str(folder))
+                # Where it fails, git was interrupted or has forgotten the folder already; what was measured stands.
+                with suppress(BaseError):
+                    _git(self.root, "worktree", "remove", "--force", str(folder))
 
 
 def resolve(revision: str | None, python: str | None, folder: Path) -> Base | None:
@@ -69,7 +74,7 @@ def resolve(revision: str | None, python: str | None, folder: Path) -> Base | No
         BaseError: there is no repository, or no such commit in it.
     """
     if revision is None:
-        return Base(folder, None, None, python) if python else None
+        return Base(folder, None, None, python) if python is not None else None
     root = Path(_git(folder, "rev-parse", "--show-toplevel")).resolve()
     try:
         commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
@@ -80,10 +85,15 @@ def resolve(revision: str | None, python: str | None, folder: Path) -> Base | No
     return Base(root, commit, revision, python)
 
 
+#: What git tells its hooks of the repository that it works on; there a worktree would be given that one's index.
+OF_A_HOOK = {"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX"}
+
+
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     except OSError as error:
         raise BaseError(f"--llm-base needs git, which cannot be run ({error})") from None
     except subprocess.CalledProcessError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,16 +165,21 @@ class Comparison:
     def _pair(self, arms: Mapping[str, Ask]) -> Pair:
         number, made = len(self.pairs) + 1, 0
 
-        def sample(name: str) -> Sample:
-            nonlocal made
-            made += 1
-            self._progress(f"{self._workload}: pair {number}, {name}: generation {made}")
+        @contextmanager
+        def arm(name: str) -> Iterator[Ask]:
             try:
-                return generate(arms[name], self._workload, self._prompts)
+                yield arms[name]
             except (WorkerError, TraceError) as error:
                 if name != "base":
                     raise
                 raise BaseUnableError(str(error)) from error
+
+        def sample(name: str) -> Sample:
+            nonlocal made
+            made += 1
+            self._progress(f"{self._workload}: pair {number}, {name}: generation {made}")
+            with arm(name) as ask:
+                return generate(ask, self._workload, self._prompts)
 
         for name in arms:
             for _ in range(WARM_UP):
@@ -191,4 +196,9 @@ class Comparison:
             kept = sum(one.culprit is None for one in turns)
             enough = kept >= FEWEST_BLOCKS and self._clock() - began >= PAIR_SECONDS
             if enough or kept >= MOST_BLOCKS or len(turns) - kept > SPARE_TURNS:
-                return Pair(tuple(turns))
+                break
+        for name in ("base", "head"):  # a base that fell back to a slow path would hide a slowdown of head
+            self._progress(f"{self._workload}: pair {number}, {name}: proving that the optimization ran")
+            with arm(name) as ask:
+                ask("evidence")
+        return Pair(tuple(turns))

@@ -68,7 +68,7 @@ class Checkout:
         file = Path(reference["file"])
         if not reference["file"] or not own(file, self.root):
             return reference
-        return reference | {"file": str(self.folder / file.relative_to(self.root))}
+        return reference | {"file": str(self.folder / file.resolve().relative_to(self.root.resolve()))}
 
 
 @dataclass(frozen=True)

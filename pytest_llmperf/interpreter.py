@@ -66,7 +66,8 @@ def _installed(python: str) -> dict[str, str]:
         done = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
         answer: dict[str, str] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise InterpreterError(f"--llm-python: cannot ask {python} what is installed there: {error}") from None
+        said = f"cannot ask {python!r} what is installed there: {error}"
+        raise InterpreterError(f"--llm-python or --llm-base-python: {said}") from None
     return {_normal(name): version for name, version in answer.items()}
 
 

@@ -319,9 +319,10 @@ class Run:
     # Verdicts
 
     def updates(self, case: Case) -> bool:
-        """Whether this run accepts a case's figures instead of gating them."""
+        """Whether this run accepts a case's figures instead of gating them; not what is slower than base."""
         which = self.settings.update_baselines
-        return which is not None and (which != "new" or self.gate.is_new(case))
+        slower = case in self.results and self.results[case].verdict.outcome is Outcome.REGRESSION
+        return which is not None and (which != "new" or self.gate.is_new(case)) and not slower
 
     def case(self, backend: str, workload: Workload, metric: str) -> Case:
         """The case of this run's model and dtype."""
@@ -353,7 +354,8 @@ class Run:
         else:
             beside = partial(self.beside_base, case, tolerance) if self.scope.base is not None else None
             found = self.gate.judge(case, first, reference, tolerance, None if update else fresh, beside)
-        quiet = self.quiet(backend, workload) if update else []
+        slower = found.outcome is Outcome.REGRESSION  # than base: a new case is screened by no baseline
+        quiet = self.quiet(backend, workload) if update and not slower else []
         if quiet:
             cold_start = replace(case, metric="cold-start")
             for accepted, allowed in ((case, tolerance), (cold_start, None)):

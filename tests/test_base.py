@@ -12,6 +12,7 @@ import pytest
 from inner import Suite, usage_error
 
 from pytest_llmperf.base import BaseError, resolve
+from pytest_llmperf.host import Checkout
 from pytest_llmperf.worker.bootstrap import moved, own
 
 TPOT = 0.005
@@ -96,6 +97,17 @@ def test_one_comparison_serves_all_metrics(repository: Suite) -> None:
     assert samples["base"][0]["trace"]["tokens"] == samples["head"][0]["trace"]["tokens"]
 
 
+def test_a_new_case_that_is_slower_than_base_fails_and_is_not_accepted(repository: Suite) -> None:
+    repository.backends(sim=SLOW)
+    result = repository.decode("--llm-base=base", "--llm-update-baselines=new")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*regression: decode latency*", "1 cases gated: 1 regression"])
+    assert not repository.baseline.exists()
+    repository.backends(sim=FAST)
+    assert repository.decode("--llm-base=base", "--llm-update-baselines=new").ret == 0
+    assert "bfloat16/sim/b1-p16-n8/tpot" in repository.stored()["entries"]
+
+
 # What base imports
 
 
@@ -130,9 +142,34 @@ def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> N
     )
 
 
-@pytest.mark.parametrize("base", ["broken", "raising"])
+@pytest.mark.parametrize("editable", [False, True])
+def test_what_was_installed_from_head_is_not_bases(
+    repository: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, editable: bool
+) -> None:
+    """By ``pip install .``, as CI does: the copy in site-packages is head's code, whatever revision is checked out."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "stack.py").write_text("TPOT = 0.005\n")
+    (site / "stack-1.dist-info").mkdir()
+    origin = {"url": repository.path.as_uri(), "dir_info": {"editable": True} if editable else {}}
+    for name, text in (("METADATA", "Name: stack\nVersion: 1\n"), ("RECORD", "stack.py,,\n")):
+        (site / "stack-1.dist-info" / name).write_text(text)
+    (site / "stack-1.dist-info" / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)")
+    commit(repository)
+    result = repository.decode("--llm-base=HEAD")
+    result.stdout.fnmatch_lines(f"tpot b1-p16-n8 sim*{'ok' if editable else 'new'}")
+    if not editable:
+        result.stdout.fnmatch_lines("new: base, HEAD (*), cannot run it: *stack.py was installed from head*")
+
+
+@pytest.mark.parametrize("base", ["broken", "raising", "idle"])
 def test_what_base_cannot_run_is_new_and_nothing_was_gated(repository: Suite, base: str) -> None:
-    engine = {"broken": "no_such_name", "raising": "Simulated(tpot=lambda number: 1 / 0)"}[base]
+    engine = {
+        "broken": "no_such_name",
+        "raising": "Simulated(tpot=lambda number: 1 / 0)",
+        "idle": 'Simulated(tpot=0.01, evidence=Engagement(False, "fell back"))',
+    }[base]
     repository.backends(sim=engine)
     commit(repository)
     repository.backends(sim=FAST)
@@ -170,6 +207,51 @@ def test_nor_after_a_failure(repository: Suite) -> None:
     assert worktrees(repository) == 1
 
 
+def test_a_checkout_that_is_gone_already_spoils_no_run(repository: Suite) -> None:
+    base = resolve("base", None, repository.path)
+    assert base is not None
+    with base.arm() as arm:
+        checkout = arm(sys.executable).checkout
+        assert checkout is not None
+        git(repository.path, "worktree", "remove", "--force", str(checkout.folder))
+    assert worktrees(repository) == 1
+
+
+def test_a_checkout_that_fails_fails_its_test_in_one_line(repository: Suite) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(repository.path / "tmp"))
+        patch.setattr("tempfile.tempdir", None)
+        (repository.path / "tmp").mkdir()
+        hook = repository.path / ".git" / "worktrees"
+        hook.write_text("not a folder")
+        result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("--llm-base: git worktree in * failed: *")
+    assert "Traceback" not in result.stdout.str()
+    result.stdout.no_fnmatch_line("*base.py:*")
+
+
+def test_in_a_hook_of_git_its_index_is_left_alone(repository: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository.path / "staged.txt").write_text("for the next commit")
+    git(repository.path, "add", "staged.txt")
+    monkeypatch.setenv("GIT_INDEX_FILE", str(repository.path / ".git" / "index"))
+    base = resolve("base", None, repository.path)
+    assert base is not None
+    with base.arm():
+        pass
+    assert git(repository.path, "status", "--porcelain") == "A  staged.txt"
+
+
+def test_base_builds_kernels_elsewhere(repository: Suite) -> None:
+    """By torch.utils.cpp_extension.load, say: whoever comes second is given what the first has built by that name."""
+    base = resolve("base", None, repository.path)
+    assert base is not None
+    with base.arm() as arm:
+        folder = arm(sys.executable).environment["TORCH_EXTENSIONS_DIR"]
+        assert not Path(folder).is_relative_to(repository.path)
+    assert not Path(folder).exists()
+
+
 def test_head_is_the_tree_as_it_is(repository: Suite) -> None:
     before = (repository.path / "conftest.py").read_text()
     repository.decode("--llm-base=base")
@@ -189,6 +271,28 @@ def test_paths_of_the_tree_have_counterparts(tmp_path: Path) -> None:
     assert not own(Path(sys.prefix) / "x.py", Path(sys.prefix).parent)
 
 
+def test_links_into_the_tree_are_followed(tmp_path: Path) -> None:
+    """Else base would import head's modules through a link, and find no difference."""
+    root, folder, link = tmp_path / "head", tmp_path / "base", tmp_path / "link"
+    for path in (root / "src", folder / "src"):
+        path.mkdir(parents=True)
+    link.symlink_to(root)
+    assert moved(str(link / "src"), root, folder) == str(folder / "src")
+    assert own(link / "src" / "x.py", root)
+    checkout = Checkout("abc", root, folder)
+    found = checkout.reference({"module": "conftest", "name": "load", "file": str(link / "conftest.py")})
+    assert found["file"] == str(folder / "conftest.py")
+
+
+@pytest.mark.parametrize("prefix", ["usr", "usr/src/app"])
+def test_a_tree_in_an_environment_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """A system's Python has the prefix /usr, and containers keep their application in /usr/src/app."""
+    root = tmp_path / "usr" / "src" / "app"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / prefix))
+    assert own(root / "stack.py", root)
+    assert not own(root / "lib" / "site-packages" / "x.py", root)
+
+
 # Bad input
 
 
@@ -198,6 +302,7 @@ def test_paths_of_the_tree_have_counterparts(tmp_path: Path) -> None:
         (["--llm-base=no-such"], "--llm-base=no-such: * has no such revision; fetch it*"),
         (["--llm-base=--help"], "--llm-base=--help: * has no such revision*"),
         (["--llm-base-python=/nowhere/python"], "*/nowhere/python*"),
+        (["--llm-base-python="], "*--llm-base-python: cannot ask '' what *"),
         (["--llm-compare=always"], "--llm-compare says which cases are compared with base; name it with --llm-base"),
         (["--llm-base=base", "--llm-compare=some"], "*'some' is neither 'flagged' nor 'always'"),
         (["--llm-base=base", "--llm-update-baselines"], "--llm-update-baselines stores figures and --llm-base *"),

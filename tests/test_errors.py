@@ -29,7 +29,7 @@ def refusal(suite: Suite, *arguments: str) -> str:
             "backend 'compile+compile-static': compile and compile-static both *",
         ),
         ("--llm-python=warp=python3", "unknown backend 'warp'; known: *"),
-        ("--llm-python=sim=/no/python", "--llm-python: cannot ask /no/python what is installed there: *"),
+        ("--llm-python=sim=/no/python", "*--llm-python*: cannot ask '/no/python' what is installed there: *"),
         ("--llm-reference=warp", "unknown backend 'warp'; known: *"),
         ("--llm-model=gpt-9", "unknown model 'gpt-9'; known: *"),
         ("--llm-model=suites", "folder 'suites' has no config.json; *"),

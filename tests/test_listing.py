@@ -83,7 +83,7 @@ def test_an_interpreter_is_asked_and_imports_nothing(bare: Path) -> None:
 
 
 def test_a_path_that_is_no_interpreter(tmp_path: Path) -> None:
-    with pytest.raises(InterpreterError, match=r"cannot ask .*python what is installed there"):
+    with pytest.raises(InterpreterError, match=r"cannot ask .*python' what is installed there"):
         Interpreter(str(tmp_path / "python")).version("torch")
 
 

@@ -7,19 +7,28 @@ instead; what is not there fails to import, since a base that ran head's code wo
 from __future__ import annotations
 
 import importlib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 
 class Guard:
-    """A finder before all others, which refuses modules of the tree under test that are not installed ones."""
+    """A finder before all others, which refuses modules of the tree under test, and those installed from it.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the tree.
+        copies: files that were installed from it.
+    """
+
+    def __init__(self, root: Path, copies: Collection[str]) -> None:
         self._root = root
+        self._copies = copies
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -28,23 +37,48 @@ class Guard:
         spec: ModuleSpec | None = next(
             (one for finder in others if (one := finder.find_spec(name, path, target))), None
         )
-        if spec is not None and spec.has_location and spec.origin and own(Path(spec.origin), self._root):
+        if spec is None or not spec.has_location or not spec.origin:
+            return spec
+        if spec.origin in self._copies:
+            raise ImportError(f"base has no {name} of its own: {spec.origin} was installed from head", name=name)
+        if own(Path(spec.origin), self._root):
             raise ImportError(f"base has no {name} of its own: it would be head's, {spec.origin}", name=name)
         return spec
 
 
 def own(path: Path, root: Path) -> bool:
-    """Whether a file or folder is the tree's own and not of an environment that lies in it."""
-    if not path.is_relative_to(root):
+    """Whether a file or folder is the tree's own and not of an environment that lies in it.
+
+    Links are followed, or head's code would be taken for somebody else's. An environment that the tree lies in, as
+    /usr/src/app in the /usr of a system's Python, or that is the tree, says nothing of its files.
+    """
+    path, root = path.resolve(), root.resolve()
+    if not path.is_relative_to(root) or "site-packages" in path.relative_to(root).parts:
         return False
-    return "site-packages" not in path.parts and not path.is_relative_to(sys.prefix)
+    environments = (Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
+    return not any(root in prefix.parents and path.is_relative_to(prefix) for prefix in environments)
+
+
+def copies(root: Path, folder: Path) -> set[str]:
+    """Files that ``pip install .`` put elsewhere, or of a wheel that was built in the tree and base does not have."""
+    found: set[str] = set()
+    for distribution in metadata.distributions():
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")  # PEP 610
+        path = Path(unquote(urlsplit(origin.get("url", "")).path))
+        if not origin.get("url", "").startswith("file:") or not own(path, root):
+            continue
+        directory = origin.get("dir_info")
+        vendored = directory is None and (folder / path.resolve().relative_to(root.resolve())).exists()
+        if not vendored and not (directory or {}).get("editable"):
+            found.update(str(distribution.locate_file(file)) for file in distribution.files or ())
+    return found
 
 
 def moved(path: str, root: Path, folder: Path) -> str:
     """The path's counterpart in the base's checkout, where it has one; else the path."""
     if not own(Path(path), root):
         return path
-    counterpart = folder / Path(path).relative_to(root)
+    counterpart = folder / Path(path).resolve().relative_to(root.resolve())
     return str(counterpart) if counterpart.exists() else path
 
 
@@ -54,7 +88,7 @@ def relocate(root: Path, folder: Path) -> None:
     for finder in sys.meta_path:  # an editable install by setuptools maps names to folders, in its module's MAPPING
         mapping = getattr(sys.modules.get(getattr(finder, "__module__", "")), "MAPPING", {})
         mapping.update({name: moved(path, root, folder) for name, path in mapping.items()})
-    sys.meta_path.insert(0, Guard(root))
+    sys.meta_path.insert(0, Guard(root, copies(root, folder)))
 
 
 def main() -> None:
