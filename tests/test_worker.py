@@ -15,7 +15,7 @@ import pytest
 from inner import Suite, eventually, pytest_process, running
 
 from pytest_llmperf.devices import fitness
-from pytest_llmperf.host import Arm, Host, WorkerFailedError, WorkerLostError
+from pytest_llmperf.host import Arm, Checkout, Host, WorkerFailedError, WorkerLostError
 from pytest_llmperf.worker import protocol
 
 # An engine that misbehaves at its second generation, when it has been measured for a while.
@@ -328,14 +328,17 @@ def test_an_interpreter_that_is_not_there_is_said() -> None:
 
 
 def test_an_arm_s_checkout_and_environment_come_first(tmp_path: Path) -> None:
-    package = tmp_path / "head" / "stack"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("import os\nVALUE = os.environ['WHICH']\n")
+    for arm in ("head", "base"):
+        package = tmp_path / arm / "stack"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"import os\nVALUE = '{arm} ' + os.environ['WHICH']\n")
     (tmp_path / "engine.py").write_text("import stack\n\ndef load(spec):\n    raise ValueError(stack.VALUE)\n")
-    host = Host(Arm(checkout=tmp_path / "head", environment={"WHICH": "arm"}), {"OTHER": "1"})
+    environment = {"WHICH": "arm", "PYTHONPATH": str(tmp_path / "head")}
+    checkout = Checkout("abc", tmp_path / "head", tmp_path / "base")
+    host = Host(Arm(checkout=checkout, environment=environment), {"OTHER": "1"})
     backend = {"module": "engine", "name": "load", "file": str(tmp_path / "engine.py")}
     try:
-        with pytest.raises(WorkerFailedError, match="ValueError: arm"):
+        with pytest.raises(WorkerFailedError, match="ValueError: base arm"):
             host.call("load", 30, backend=[backend], spec=dict.fromkeys(("model", "config", "dtype", "device"), "cpu"))
     finally:
         host.close()
