@@ -12,7 +12,7 @@ from typing import Any
 from pytest_llmperf import paired
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices import fitness
-from pytest_llmperf.host import BaseUnableError, WorkerError
+from pytest_llmperf.host import BaseUnableError, WorkerError, unable
 from pytest_llmperf.measurement import Sample, generate
 from pytest_llmperf.paired import Block
 from pytest_llmperf.trace import TraceError
@@ -67,10 +67,15 @@ class Pair:
         """Those during which nothing else used the machine. Which they are does not depend on the figures."""
         return [turn for turn in self.turns if turn.culprit is None]
 
+    @property
+    def counts(self) -> bool:
+        """Whether they are enough."""
+        return len(self.kept) >= FEWEST_BLOCKS
+
 
 def blocks(pairs: Iterable[Pair], metric: str, base: str = "base", head: str = "head") -> list[list[Block]]:
-    """What `paired.compare` compares; pairs without an undisturbed turn are left out."""
-    return [[turn.block(metric, base, head) for turn in pair.kept] for pair in pairs if pair.kept]
+    """What `paired.compare` compares; pairs with too few undisturbed turns are left out."""
+    return [[turn.block(metric, base, head) for turn in pair.kept] for pair in pairs if pair.counts]
 
 
 class Comparison:
@@ -124,10 +129,11 @@ class Comparison:
         return nothing(Outcome.INCONCLUSIVE, self.disturbance()), False
 
     def disturbance(self) -> str:
-        """How many pairs had no undisturbed turn, and what disturbed most turns."""
+        """How many pairs had too few undisturbed turns, and what disturbed most turns."""
         culprits = Counter(turn.culprit for pair in self.pairs for turn in pair.turns if turn.culprit is not None)
         why = f": {culprits.most_common(1)[0][0]}" if culprits else ""
-        return f"{sum(not pair.kept for pair in self.pairs)} of {len(self.pairs)} pairs had no undisturbed turn{why}"
+        few = sum(not pair.counts for pair in self.pairs)
+        return f"{few} of {len(self.pairs)} pairs had too few undisturbed turns{why}"
 
     def spend(self) -> None:
         """Measure pairs for as long as the budget lasts, and no fewer than a verdict takes. Raises as `judge` does."""
@@ -139,7 +145,7 @@ class Comparison:
         return [
             [sample.trace.metric(metric) for turn in pair.kept for sample in turn.samples[name]]
             for pair in self.pairs
-            if pair.kept
+            if pair.counts
             for name in ("base", "head")
         ]
 
@@ -172,7 +178,7 @@ class Comparison:
             except (WorkerError, TraceError) as error:
                 if name != "base":
                     raise
-                raise BaseUnableError(str(error)) from error
+                raise unable(error) from error
 
         def sample(name: str) -> Sample:
             nonlocal made

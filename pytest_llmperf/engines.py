@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
-from pytest_llmperf.host import Arm, BaseUnableError, Host, WorkerError, WorkerFailedError, WorkerLostError
+from pytest_llmperf.host import Arm, Host, WorkerError, WorkerFailedError, WorkerLostError, unable
 
 #: After one of these an engine's state cannot be relied on, though its process still answers.
 FATAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError", "NotEngagedError"}
@@ -152,7 +152,7 @@ class Engines:
             except WorkerError as error:
                 if isinstance(error, WorkerFailedError) and error.kind in OUT_OF_MEMORY:
                     raise
-                raise BaseUnableError(str(error)) from error
+                raise unable(error) from error
             hosts[1].answer("load", self._timeout)
             yield {name: partial(self._call, host) for name, host in zip(("base", "head"), hosts, strict=True)}
 

@@ -58,7 +58,8 @@ class Gate:
     ) -> Verdict:
         """Screen a case; confirm it beside base if there is one, else in fresh processes, if it was flagged.
 
-        With a base, what no baseline of this machine can screen is flagged too.
+        With a base, what no baseline of this machine can screen is flagged too, and what is slower than the tolerance
+        but not than the baseline's own processes.
 
         Args:
             case: which.
@@ -80,11 +81,14 @@ class Gate:
         earlier = self._sets(case)[1:]
         mine = [first.figures(case.metric)]
         found = verdict.screen(entry.invocations, mine, tolerance, ABSOLUTE_FLOOR, earlier=earlier)
+        if beside_base is not None and (found.flagged or found.ratio > 1 + tolerance):
+            beside = beside_base()
+            if beside.outcome.compared:
+                return beside
+            return replace(found, reason=f"{found.reason}; {beside.reason}")
         if not found.flagged or fresh is None:
             doubt = self._disturbed([first])
             return verdict.contaminated(found, doubt) if doubt else found
-        if beside_base is not None:
-            return beside_base()
         confirmations = fresh(CONFIRMATIONS)
         figures = [one.figures(case.metric) for one in confirmations]
         found = verdict.confirm(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR, earlier)

@@ -49,6 +49,15 @@ class BaseUnableError(WorkerError):
     """Base cannot run what head can, so head's figure is new."""
 
 
+class BaseLostError(BaseUnableError):
+    """Base's worker died or hung, which may be the machine's doing: nothing is known of head's figure."""
+
+
+def unable(error: Exception) -> BaseUnableError:
+    """What an error of base's means."""
+    return (BaseLostError if isinstance(error, WorkerLostError) else BaseUnableError)(str(error))
+
+
 @dataclass(frozen=True)
 class Checkout:
     """A copy of the repository under test at another revision.

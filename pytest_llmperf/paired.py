@@ -22,8 +22,8 @@ FEWEST, FEWEST_TO_FAIL = 3, 4
 T_INTERVAL = (
     127.321, 14.089, 7.453, 5.598, 4.773, 4.317, 4.029, 3.833, 3.690, 3.581, 3.497, 3.428, 3.372, 3.326, 3.286,
 )  # fmt: skip
-#: One-sided 95 %.
-T_EXCLUDED = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782, 1.771, 1.761, 1.753)
+#: One-sided 98 %, likewise for an exclusion that is to hold at 95 %.
+T_EXCLUDED = (15.895, 4.849, 3.482, 2.999, 2.757, 2.612, 2.517, 2.449, 2.398, 2.359, 2.328, 2.303, 2.282, 2.264, 2.249)
 #: The widest interval, as a log-ratio either way: a factor of 1,000 says that nothing is known, and fits into JSON.
 UNKNOWN = math.log(1000)
 

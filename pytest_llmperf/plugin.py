@@ -408,8 +408,9 @@ def _prune_baselines(session: Session, run: Run, exitstatus: int) -> list[str] |
 
 
 def _gated_nothing(session: Session, run: Run) -> bool:
-    """A gate that compared nothing is not a pass: in CI, or where a tolerance or strictness was asked for."""
-    asked = os.environ.get("CI") or run.settings.strict or "max_regression" in run.settings.stated
+    """A gate that compared nothing is not a pass: in CI, or where a base, a tolerance or strictness was asked for."""
+    stated = run.settings.strict or run.scope.base is not None or "max_regression" in run.settings.stated
+    asked = os.environ.get("CI") or stated
     config = session.config
     measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
     compared = any(result.verdict.outcome.compared or run.updates(case) for case, result in run.results.items())

@@ -23,7 +23,7 @@ from pytest_llmperf.compare import Ask, Comparison, blocks
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.engines import Engines
 from pytest_llmperf.gate import ABSOLUTE_FLOOR, Gate
-from pytest_llmperf.host import Arm, BaseUnableError, WorkerError, WorkerHungError
+from pytest_llmperf.host import Arm, BaseLostError, BaseUnableError, WorkerError, WorkerHungError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.measurement import Measurement, measure
 from pytest_llmperf.parity import error_margin
@@ -278,6 +278,8 @@ class Run:
             )
         try:
             return self._comparisons[key].judge(case.metric, tolerance, ABSOLUTE_FLOOR)
+        except BaseLostError as error:
+            return verdict.nothing(Outcome.INCONCLUSIVE, f"base, {self.scope.base}, was lost: {error}")
         except BaseUnableError as error:
             return verdict.nothing(Outcome.NEW, f"base, {self.scope.base}, cannot run it: {error}")
 

@@ -122,8 +122,6 @@ class Scope:
     def _base(self, root: Path) -> Base | None:
         settings = self.settings
         found = base.resolve(settings.base, settings.base_python, root)
-        if found is None and "compare" in settings.stated:
-            raise UnusableError("--llm-compare says which cases are compared with base; name it with --llm-base")
         if found is not None and settings.update_baselines in ("all", "slower"):
             raise UnusableError("--llm-update-baselines stores figures and --llm-base compares them; choose one")
         if settings.self_test and (found is not None or settings.update_baselines):

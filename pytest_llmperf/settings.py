@@ -190,7 +190,7 @@ OPTIONS = (
            "or has no figures of. Default: none. Example: --llm-base=origin/main"),
     Option("base-python", str, "PATH", "Interpreter to compare with in the same way: another environment, with other versions. "
            "Default: that of head. Example: --llm-base-python=/opt/torch-2.12/bin/python"),
-    Option("compare", _comparison, "WHICH", "Cases that are compared with base: 'flagged' or 'always'. Default: flagged. "
+    Option("compare", _comparison, "WHICH", "Cases that are compared with the base, if one is given: 'flagged' or 'always'. Default: flagged. "
            "Example: --llm-base=main --llm-compare=always", "flagged"),
     Option("budget", _seconds, "SECONDS", "After this long no further pair of processes is begun for one backend and workload "
            "that is compared with base; 4 pairs are measured whatever they take, unless fewer decide. Default: 90. "

@@ -136,7 +136,7 @@ def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> N
         git(repository.path, "add", "conftest.py")
         git(repository.path, "commit", "--quiet", "--message", "the module is forgotten")
         result = repository.decode("--llm-base=HEAD")
-    assert result.ret == 0
+    assert result.ret == 1  # nothing was compared
     result.stdout.fnmatch_lines(
         "new: base, HEAD (*), cannot run it: *base has no fresh of its own: it would be head's*"
     )
@@ -173,11 +173,51 @@ def test_what_base_cannot_run_is_new_and_nothing_was_gated(repository: Suite, ba
     repository.backends(sim=engine)
     commit(repository)
     repository.backends(sim=FAST)
-    result = repository.decode("--llm-base=HEAD", "--llm-max-regression=5%")
+    result = repository.decode("--llm-base=HEAD")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*new", "ERROR: nothing was compared*"])
-    assert repository.decode("--llm-base=HEAD").ret == 0
-    assert repository.decode("--llm-base=HEAD", "--llm-strict").ret == 1
+
+
+def test_what_base_cannot_run_beside_others_is_no_failure_unless_strict(repository: Suite) -> None:
+    repository.backends(sim="no_such_name")
+    commit(repository)
+    repository.backends(sim=FAST)
+    result = repository.decode("--llm-base=HEAD", backends="ref,sim")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("1 cases gated: 1 ok, 1 new")
+    assert repository.decode("--llm-base=HEAD", "--llm-strict", backends="ref,sim").ret == 1
+
+
+def test_what_is_flagged_and_base_cannot_run_is_no_news(repository: Suite) -> None:
+    repository.backends(sim="no_such_name")
+    commit(repository)
+    repository.backends(sim=SLOW)
+    repository.record({"sim/tpot": TPOT})
+    result = repository.decode("--llm-base=HEAD", "--llm-strict")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("inconclusive: flagged: 5.0% slower in one process*; base, HEAD (*), cannot run it: *")
+
+
+def test_a_base_that_dies_is_inconclusive(repository: Suite) -> None:
+    repository.backends(sim="Simulated(tpot=lambda number: os.kill(os.getpid(), 9))")
+    commit(repository)
+    repository.backends(sim=FAST)
+    result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("inconclusive: base, HEAD (*), was lost: worker died during generate*")
+
+
+def test_what_the_baseline_cannot_tell_is_compared_with_base(repository: Suite) -> None:
+    """Slower than the tolerance, but not than processes of the baseline differ."""
+    repository.backends(sim=SLOW)
+    repository.record({"sim/tpot": TPOT})
+    stored = repository.stored()
+    (entry,) = stored["entries"]["bfloat16/sim/b1-p16-n8/tpot"]
+    entry["invocations"] = [[TPOT * factor] * 10 for factor in (0.9, 1.0, 1.1)]
+    repository.baseline.write_text(json.dumps(stored))
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*regression: decode latency*base 5.000 ms, +5.0%*")
 
 
 def test_a_failure_of_head_is_an_error_and_not_news(repository: Suite) -> None:
@@ -303,7 +343,6 @@ def test_a_tree_in_an_environment_is_its_own(tmp_path: Path, monkeypatch: pytest
         (["--llm-base=--help"], "--llm-base=--help: * has no such revision*"),
         (["--llm-base-python=/nowhere/python"], "*/nowhere/python*"),
         (["--llm-base-python="], "*--llm-base-python: cannot ask '' what *"),
-        (["--llm-compare=always"], "--llm-compare says which cases are compared with base; name it with --llm-base"),
         (["--llm-base=base", "--llm-compare=some"], "*'some' is neither 'flagged' nor 'always'"),
         (["--llm-base=base", "--llm-update-baselines"], "--llm-update-baselines stores figures and --llm-base *"),
         (["--llm-base=base", "--llm-budget=0"], "*--llm-budget*"),

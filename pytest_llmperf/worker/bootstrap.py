@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Collection, Sequence
 from importlib import metadata
@@ -85,6 +86,9 @@ def moved(path: str, root: Path, folder: Path) -> str:
 def relocate(root: Path, folder: Path) -> None:
     """Import from ``folder`` what would be imported from ``root``."""
     sys.path[:] = [moved(entry, root, folder) for entry in sys.path]
+    if "PYTHONPATH" in os.environ:  # for processes that the worker starts
+        entries = os.environ["PYTHONPATH"].split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(moved(entry, root, folder) if entry else entry for entry in entries)
     for finder in sys.meta_path:  # an editable install by setuptools maps names to folders, in its module's MAPPING
         mapping = getattr(sys.modules.get(getattr(finder, "__module__", "")), "MAPPING", {})
         mapping.update({name: moved(path, root, folder) for name, path in mapping.items()})

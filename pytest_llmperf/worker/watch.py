@@ -39,6 +39,8 @@ def pci_address() -> str | None:
     if torch is None or not torch.cuda.is_initialized():  # asking would take memory of a device that is used elsewhere
         return None
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    if not hasattr(found, "pci_domain_id"):
+        return None
     return f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
 
 
@@ -63,10 +65,17 @@ class Watch:
         address = pci_address()
         self._probe = gpu.probe(address) if address else None
 
+    def _look(self) -> gpu.Reading | None:
+        """The accelerator's state; unknown where a library answers in another shape. No figure is lost for that."""
+        try:
+            return self._probe.read() if self._probe else None
+        except (AttributeError, LookupError, TypeError, ValueError):
+            return None
+
     def begin(self) -> Before:
         """Look just before a generation; the counters last, so that no look is counted as the generation's."""
         start = time.perf_counter()
-        reading = self._probe.read() if self._probe else None
+        reading = self._look()
         looked = time.perf_counter() - start
         sung = canary()
         start = time.perf_counter()
@@ -76,7 +85,7 @@ class Watch:
         """Look just after it, and say what went on meanwhile; the counters first."""
         start = time.perf_counter()
         after = health.snapshot()
-        reading = self._probe.read() if self._probe else None
+        reading = self._look()
         cost = before.cost + time.perf_counter() - start
         used = health.contention(before.snapshot, after)
         throttled = None
