@@ -11,11 +11,16 @@ from pytest_llmperf.devices import fingerprint
 
 
 def options(description: str | None, count: str, default: int, what: str) -> argparse.Namespace:
-    """The command line: ``--<count>`` (how many measurements) and ``--output``."""
+    """The command line of a script that has no options of its own."""
+    return parser(description, count, default, what).parse_args()
+
+
+def parser(description: str | None, count: str, default: int, what: str) -> argparse.ArgumentParser:
+    """``--<count>`` (how many measurements) and ``--output``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(f"--{count}", type=int, default=default, help=f"{what} (default: {default})")
     parser.add_argument("--output", type=Path, help="write the data as JSON")
-    return parser.parse_args()
+    return parser
 
 
 def write(output: Path | None, command: str, **data: Any) -> None:

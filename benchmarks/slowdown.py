@@ -66,7 +66,7 @@ def pytest(folder: Path, sleep: float, *arguments: str) -> subprocess.CompletedP
     workload = CASE.workload
     options = [f"--llm-batch-sizes={workload.batch_size}", f"--llm-prompt-lengths={workload.prompt_length}"]
     options += [f"--llm-max-new-tokens={workload.max_new_tokens}", f"--llm-baseline-dir={folder / 'baselines'}"]
-    options += ["--junitxml=junit.xml", "-q"]
+    options += [f"--llm-dtype={CASE.dtype}", "--junitxml=junit.xml", "-q"]
     command = [sys.executable, "-m", "pytest", "test_decode.py", *options, *arguments]
     return subprocess.run(
         command,
