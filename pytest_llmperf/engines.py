@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
-from pytest_llmperf.host import Arm, Host, WorkerError, WorkerFailedError, WorkerLostError, unable
+from pytest_llmperf.host import Arm, BaseUnableError, Host, WorkerError, WorkerFailedError, WorkerLostError, unable
 
 #: After one of these an engine's state cannot be relied on, though its process still answers.
 FATAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError", "NotEngagedError"}
@@ -131,7 +131,7 @@ class Engines:
         """A new process of the base arm and one of head, gone afterwards: how to ask ``base`` and ``head``.
 
         Raises:
-            BaseUnableError: base cannot load the backend.
+            BaseUnableError: base cannot load the backend, or, found in the end, is the same code.
             WorkerError: head cannot, or there is no memory for both.
         """
         if not self._roomy:
@@ -155,6 +155,11 @@ class Engines:
                 raise unable(error) from error
             hosts[1].answer("load", self._timeout)
             yield {name: partial(self._call, host) for name, host in zip(("base", "head"), hosts, strict=True)}
+            if base.checkout is not None and not self._call(hosts[0], "imported", folder=str(base.checkout.folder)):
+                raise BaseUnableError(
+                    f"it imported nothing from {base.checkout.root} at that revision, so it is the same code as head; "
+                    "is what you test installed from elsewhere?"
+                )
 
     def _call(self, host: Host, operation: str, **arguments: Any) -> Any:
         return host.call(operation, self._timeout, **arguments)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from inner import Suite, usage_error
+from inner import BACKENDS, TESTS, Suite, usage_error
 
 from pytest_llmperf.base import BaseError, resolve
 from pytest_llmperf.host import Checkout
@@ -176,6 +176,21 @@ def test_what_base_cannot_run_is_new_and_nothing_was_gated(repository: Suite, ba
     result = repository.decode("--llm-base=HEAD")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*new", "ERROR: nothing was compared*"])
+
+
+def test_a_base_that_is_heads_code_is_no_comparison(
+    repository: Suite, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The stack under test is installed from elsewhere, and the repository holds its suites alone."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "stack.py").write_text("from simulated import Simulated\n\ndef load(spec):\n    return Simulated()\n")
+    repository.backends(backends=f'[{BACKENDS}, Backend("stack", "stack:load")]')
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in (elsewhere, TESTS):
+            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        result = repository.decode("--llm-base=base", backends="stack")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("new: base, base (*), cannot run it: it imported nothing from *, so it is the same*")
 
 
 def test_what_base_cannot_run_beside_others_is_no_failure_unless_strict(repository: Suite) -> None:

@@ -149,6 +149,11 @@ class Worker:
 
         return measure(device, dtype, buffer_bytes)
 
+    def imported(self, folder: str) -> int:
+        """How many of the modules imported so far lie in a folder."""
+        files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+        return sum(file is not None and Path(file).is_relative_to(folder) for file in files)
+
     def convert(self, source: str, target: str) -> None:
         """Unpack an embedded model into a folder of safetensors."""
         from pytest_llmperf.worker.convert import convert
