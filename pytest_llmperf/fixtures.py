@@ -11,10 +11,11 @@ import pytest
 
 from pytest_llmperf import trace
 from pytest_llmperf.base import BaseError
+from pytest_llmperf.beside import DisturbedError
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.host import WorkerError
 from pytest_llmperf.report.terminal import verdict_line
-from pytest_llmperf.run import DisturbedError, ImpossibleError, ParityError, Run
+from pytest_llmperf.run import ImpossibleError, ParityError, Run
 from pytest_llmperf.scope import UnusableError
 from pytest_llmperf.verdict import Outcome
 
@@ -131,7 +132,8 @@ class Perf:
             return None
         if run.settings.self_test:
             case = run.case(name, self.workload, metric)
-            figures = failing_plainly(lambda: run.self_test(case, self._stated))
+            tolerance, _ = run.scope.tolerance(case, self._stated)
+            figures = failing_plainly(lambda: run.beside.self_test(case, tolerance))
             self._play(figures)
             return None
         result = failing_plainly(lambda: run.judge(name, self.workload, metric, self._stated))

@@ -423,7 +423,9 @@ def _gated_nothing(session: Session, run: Run) -> bool:
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     session = config.stash[KEY]
     run = session.started
-    said = run and (run.results or run.parities or run.assessments or session.watch or _gated_nothing(session, run))
+    said = run and (
+        run.results or run.parities or run.beside.assessments or session.watch or _gated_nothing(session, run)
+    )
     if run is None or not said:
         return
     from pytest_llmperf.report import terminal
@@ -431,7 +433,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     write = terminalreporter.write_line
     terminalreporter.section("llmperf")
     if run.settings.self_test:
-        for line in terminal.assessments(run.assessments):
+        for line in terminal.assessments(run.beside.assessments):
             write(line)
         return
     results = list(run.results.values())

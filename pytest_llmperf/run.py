@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -15,15 +14,15 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from pytest_llmperf import baseline as store
-from pytest_llmperf import models, roofline, selftest, verdict
+from pytest_llmperf import models, roofline, verdict
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination, Registry
+from pytest_llmperf.beside import Beside
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.compare import Ask, Comparison, blocks
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.engines import Engines
-from pytest_llmperf.gate import ABSOLUTE_FLOOR, Gate
-from pytest_llmperf.host import Arm, BaseLostError, BaseUnableError, WorkerError, WorkerHungError
+from pytest_llmperf.gate import Gate
+from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.measurement import Measurement, measure
 from pytest_llmperf.parity import error_margin
@@ -31,11 +30,10 @@ from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
 from pytest_llmperf.result import ParityResult, Result
 from pytest_llmperf.scope import Scope, UnusableError
-from pytest_llmperf.selftest import Assessment
 from pytest_llmperf.settings import Settings
 from pytest_llmperf.trace import Trace, checked
 from pytest_llmperf.update import Change
-from pytest_llmperf.verdict import Outcome, Verdict
+from pytest_llmperf.verdict import Outcome
 
 
 class ParityError(ValueError):
@@ -44,10 +42,6 @@ class ParityError(ValueError):
 
 class ImpossibleError(ValueError):
     """A figure that cannot be true; one line says why."""
-
-
-class DisturbedError(ValueError):
-    """Something else used the machine all the time; one line says what."""
 
 
 class Run:
@@ -74,7 +68,6 @@ class Run:
         self.progress = progress
         self.settings, self.device, self.model, self.dtype = scope.settings, scope.device, scope.model, scope.dtype
         self.results: dict[Case, Result] = {}
-        self.assessments: dict[Case, Assessment] = {}
         self.parities: list[ParityResult] = []
         self._unready: WorkerError | None = None
         self._first: dict[tuple[str, Workload], Measurement] = {}
@@ -82,8 +75,7 @@ class Run:
         #: Whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
         self._fresh: dict[tuple[str, Workload], list[Measurement]] = {}
-        self._comparisons: dict[tuple[str, Workload], Comparison] = {}
-        self._finally = ExitStack()
+        self.beside = Beside(scope, lambda: self.engines, lambda workload: self.prompts.batch(workload), progress)
 
     # Engines
 
@@ -251,73 +243,6 @@ class Run:
         )
         return checked(answer["tokens"], answer["times"], requests=len(prompts), max_new_tokens=workload.max_new_tokens)
 
-    # Base beside head
-
-    @cached_property
-    def _base_arm(self) -> Callable[[str], Arm]:
-        assert self.scope.base is not None
-        return self._finally.enter_context(self.scope.base.arm())
-
-    def beside_base(self, case: Case, tolerance: float) -> Verdict:
-        """Compare a case with base, in pairs of fresh processes that serve all metrics of the workload.
-
-        Raises:
-            WorkerError, TraceError: head could not be measured.
-            BaseError: git could not check the base out.
-        """
-        backend, workload = self.scope.registry[case.backend], case.workload
-        key = (case.backend, workload)
-        if key not in self._comparisons:
-            arm = self._base_arm(self._interpreter(backend).path)
-            self._comparisons[key] = Comparison(
-                workload,
-                self.prompts.batch(workload),
-                lambda: self.engines.pair(backend, arm),
-                self.settings.budget,
-                lambda text: self.progress(f"{case.backend} {text}"),
-            )
-        try:
-            return self._comparisons[key].judge(case.metric, tolerance, ABSOLUTE_FLOOR)
-        except BaseLostError as error:
-            return verdict.nothing(Outcome.INCONCLUSIVE, f"base, {self.scope.base}, was lost: {error}")
-        except BaseUnableError as error:
-            return verdict.nothing(Outcome.NEW, f"base, {self.scope.base}, cannot run it: {error}")
-
-    def self_test(self, case: Case, stated_tolerance: float | None) -> list[float]:
-        """Try the gate on a case, in pairs of fresh processes that serve all metrics of the workload.
-
-        Returns:
-            The figures of the processes that were slowed by nothing.
-
-        Raises:
-            WorkerError, TraceError: it could not be measured.
-        """
-        backend, workload = self.scope.registry[case.backend], case.workload
-        key = (case.backend, workload)
-
-        @contextmanager
-        def start() -> Iterator[dict[str, Ask]]:
-            with self.engines.pair(backend, Arm(python=self._interpreter(backend).path)) as arms:
-                yield arms | {"slow": partial(arms["head"], slowdown=selftest.INJECTED)}
-
-        if key not in self._comparisons:
-            self._comparisons[key] = Comparison(
-                workload,
-                self.prompts.batch(workload),
-                start,
-                self.settings.budget,
-                lambda text: self.progress(f"{case.backend} {text}"),
-            )
-        comparison = self._comparisons[key]
-        comparison.spend()
-        tolerance, _ = self.scope.tolerance(case, stated_tolerance)
-        processes = comparison.processes(case.metric)
-        same, slowed = (blocks(comparison.pairs, case.metric, "base", arm) for arm in ("head", "slow"))
-        if len(same) < 2:
-            raise DisturbedError(f"{case}: {comparison.disturbance()}; nothing can be said of the gate here now")
-        self.assessments[case] = selftest.assess(same, slowed, processes, tolerance, ABSOLUTE_FLOOR)
-        return [figure for samples in processes for figure in samples]
-
     # Verdicts
 
     def updates(self, case: Case) -> bool:
@@ -352,9 +277,9 @@ class Run:
         spread = verdict.summarize(figures)
         utilization = self._utilization(case, spread.median)
         if self.scope.base is not None and self.settings.compare == "always":
-            found = self.beside_base(case, tolerance)
+            found = self.beside.base(case, tolerance)
         else:
-            beside = partial(self.beside_base, case, tolerance) if self.scope.base is not None else None
+            beside = partial(self.beside.base, case, tolerance) if self.scope.base is not None else None
             found = self.gate.judge(case, first, reference, tolerance, None if update else fresh, beside)
         slower = found.outcome is Outcome.REGRESSION  # than base: a new case is screened by no baseline
         quiet = self.quiet(backend, workload) if update and not slower else []
@@ -514,9 +439,9 @@ class Run:
             ],
             "comparisons": [
                 {"backend": backend, "workload": str(workload), "pairs": [asdict(pair) for pair in one.pairs]}
-                for (backend, workload), one in self._comparisons.items()
+                for (backend, workload), one in self.beside.comparisons.items()
             ],
-            "self_test": [{"case": case.key, **asdict(found)} for case, found in self.assessments.items()],
+            "self_test": [{"case": case.key, **asdict(found)} for case, found in self.beside.assessments.items()],
             "results": [result.as_dict() for result in self.results.values()],
             "parity": [found.as_dict() for found in self.parities],
         }
@@ -525,7 +450,7 @@ class Run:
         """Stop every worker and remove the base's checkout. Safe to call more than once, and when there is neither."""
         if "engines" in self.__dict__:
             self.engines.close_all()
-        self._finally.close()
+        self.beside.close()
 
 
 def begin(settings: Settings, registry: Registry, root: Path, progress: Callable[[str], None]) -> Run:

@@ -1,0 +1,117 @@
+"""What is measured side by side in a run: base and head, or, for the gate's test of itself, head and head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property, partial
+
+from pytest_llmperf import selftest, verdict
+from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.compare import Ask, Comparison, blocks
+from pytest_llmperf.engines import Engines
+from pytest_llmperf.gate import ABSOLUTE_FLOOR
+from pytest_llmperf.host import Arm, BaseLostError, BaseUnableError
+from pytest_llmperf.scope import Scope
+from pytest_llmperf.selftest import Assessment
+from pytest_llmperf.verdict import Outcome, Verdict
+
+Arms = AbstractContextManager[dict[str, Ask]]
+
+
+class DisturbedError(ValueError):
+    """Something else used the machine all the time; one line says what."""
+
+
+class Beside:
+    """The comparisons of a run, one for each backend and workload; each serves every metric.
+
+    Args:
+        scope: what is measured.
+        engines: the worker processes, made when first asked for.
+        prompts: a workload's token ids, one row per request.
+        progress: told what is being done.
+
+    Attributes:
+        comparisons: those begun, by backend and workload.
+        assessments: what the gate's test of itself found, by case.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        engines: Callable[[], Engines],
+        prompts: Callable[[Workload], list[list[int]]],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._scope = scope
+        self._engines = engines
+        self._prompts = prompts
+        self._progress = progress
+        self._finally = ExitStack()
+        self.comparisons: dict[tuple[str, Workload], Comparison] = {}
+        self.assessments: dict[Case, Assessment] = {}
+
+    def base(self, case: Case, tolerance: float) -> Verdict:
+        """Compare a case with base.
+
+        Raises:
+            WorkerError, TraceError: head could not be measured.
+            BaseError: git could not check the base out.
+        """
+        try:
+            return self._comparison(case, self._base_and_head).judge(case.metric, tolerance, ABSOLUTE_FLOOR)
+        except BaseLostError as error:
+            return verdict.nothing(Outcome.INCONCLUSIVE, f"base, {self._scope.base}, was lost: {error}")
+        except BaseUnableError as error:
+            return verdict.nothing(Outcome.NEW, f"base, {self._scope.base}, cannot run it: {error}")
+
+    def self_test(self, case: Case, tolerance: float) -> list[float]:
+        """Try the gate on a case: head beside itself, and beside itself slowed.
+
+        Returns:
+            The figures of the processes that were slowed by nothing.
+
+        Raises:
+            WorkerError, TraceError: it could not be measured.
+            DisturbedError: the machine was never left alone.
+        """
+        comparison = self._comparison(case, self._head_and_head)
+        comparison.spend()
+        processes = comparison.processes(case.metric)
+        same, slowed = (blocks(comparison.pairs, case.metric, "base", arm) for arm in ("head", "slow"))
+        if len(same) < 2:
+            raise DisturbedError(f"{case}: {comparison.disturbance()}; nothing can be said of the gate here now")
+        self.assessments[case] = selftest.assess(same, slowed, processes, tolerance, ABSOLUTE_FLOOR)
+        return [figure for samples in processes for figure in samples]
+
+    def close(self) -> None:
+        """Remove the base's checkout, if there is one."""
+        self._finally.close()
+
+    def _comparison(self, case: Case, start: Callable[[str], Arms]) -> Comparison:
+        key = (case.backend, case.workload)
+        if key not in self.comparisons:
+            self.comparisons[key] = Comparison(
+                case.workload,
+                self._prompts(case.workload),
+                partial(start, case.backend),
+                self._scope.settings.budget,
+                lambda text: self._progress(f"{case.backend} {text}"),
+            )
+        return self.comparisons[key]
+
+    @cached_property
+    def _base_arm(self) -> Callable[[str], Arm]:
+        assert self._scope.base is not None
+        return self._finally.enter_context(self._scope.base.arm())
+
+    def _base_and_head(self, name: str) -> Arms:
+        backend = self._scope.registry[name]
+        return self._engines().pair(backend, self._base_arm(self._scope.interpreter(backend).path))
+
+    @contextmanager
+    def _head_and_head(self, name: str) -> Iterator[dict[str, Ask]]:
+        backend = self._scope.registry[name]
+        with self._engines().pair(backend, Arm(python=self._scope.interpreter(backend).path)) as arms:
+            yield arms | {"slow": partial(arms["head"], slowdown=selftest.INJECTED)}
