@@ -446,6 +446,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         write(line)
     for line in terminal.parity_lines(run.parities):
         write(line)
+    if unseen := terminal.blind(results):
+        write(unseen)
     for line in terminal.notes(results):
         write(line)
     if any(map(run.updates, run.results)):

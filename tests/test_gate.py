@@ -145,6 +145,23 @@ def test_an_interrupted_run_writes_no_baseline(suite: Suite) -> None:
     assert not suite.baseline.exists()
 
 
+# What it could not have seen
+
+
+def test_a_baseline_that_hides_slowdowns_is_said(recorded: Suite) -> None:
+    stored = recorded.stored()
+    (entry,) = stored["entries"][f"{SIM}/tpot"]
+    entry["invocations"] = [[TPOT * factor] * 10 for factor in (0.8, 1.0, 1.2)]
+    recorded.baseline.write_text(json.dumps(stored))
+    result = recorded.decode()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("slowdowns that would not surely have been seen are below: tpot b1-p16-n8 sim ???%")
+
+
+def test_a_baseline_that_hides_none_is_not(recorded: Suite) -> None:
+    recorded.decode().stdout.no_fnmatch_line("slowdowns that would not*")
+
+
 # Slower, faster, the same
 
 

@@ -72,6 +72,9 @@ def verdict_line(result: Result) -> str:
     )
 
 
+#: A resolution beyond so many tolerances is said, and of so many cases.
+FAR, MENTIONED = 1.5, 4
+
 HEADER = ("case", "median [q1, q3]", "speedup", "roof", "vs baseline [99 %]", "verdict")
 
 
@@ -181,6 +184,20 @@ def notes(results: Iterable[Result]) -> list[str]:
         f"{reason} ({cases[0]}{f' and {len(cases) - 1} more' if len(cases) > 1 else ''})"
         for reason, cases in said.items()
     ]
+
+
+def blind(results: Iterable[Result]) -> str:
+    """The cases whose comparison could not have seen a slowdown of their tolerance, worst first; empty if all could."""
+    unseen = sorted(
+        (result for result in results if result.verdict.resolution > FAR * result.tolerance),
+        key=lambda result: -result.verdict.resolution,
+    )
+    cases = [
+        f"{result.case.metric} {result.case.workload} {result.case.backend} {result.verdict.resolution:.0%}"
+        for result in unseen[:MENTIONED]
+    ]
+    more = f" and {len(unseen) - MENTIONED} more" if len(unseen) > MENTIONED else ""
+    return f"slowdowns that would not surely have been seen are below: {', '.join(cases)}{more}" if cases else ""
 
 
 def disturbed(results: Iterable[Result]) -> list[str]:
