@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_llmperf import paired
@@ -45,8 +45,13 @@ class Turn:
 
     @classmethod
     def of(cls, samples: Mapping[str, Sequence[Sample]]) -> Turn:
-        """A turn, judged by itself: a canary or a clock that is slow in all of it disturbs no comparison."""
-        records = [sample.fitness for arm in samples.values() for sample in arm]
+        """A turn, judged by itself: a clock that is low in all of it disturbs no comparison.
+
+        Canaries are left out. Where a neighbour on a core's other hardware thread comes and goes, they disturbed more
+        than half of the turns, and two or three pairs of four were left; what is faster than a turn is left to the
+        statistics, which see it in how pairs differ.
+        """
+        records = [replace(sample.fitness, canaries=None) for arm in samples.values() for sample in arm]
         culprit = next(filter(None, fitness.culprits(records)), None)
         return cls({name: tuple(arm) for name, arm in samples.items()}, culprit)
 
