@@ -13,9 +13,9 @@ from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.host import Arm, BaseUnableError, Host, WorkerError, WorkerFailedError, WorkerLostError, unable
 
-#: After one of these an engine's state cannot be relied on, though its process still answers.
-FATAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError", "NotEngagedError"}
 OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
+#: After one of these an engine's state cannot be relied on, though its process still answers.
+FATAL = {*OUT_OF_MEMORY, "AcceleratorError", "NotEngagedError"}
 
 
 @dataclass
@@ -68,15 +68,23 @@ class Engines:
             "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache),
         }
 
-    def _load(self, backend: Combination) -> Loaded:
-        self._progress(f"{backend.name}: loading {self._spec.model} ({self._spec.dtype})")
-        host = Host(self._arm(backend), {**self._environment, **backend.environment})
+    @contextlib.contextmanager
+    def _started(self, backend: Combination, arm: Arm) -> Iterator[Host]:
+        """A new process that was asked to load the backend and has yet to answer; it is gone if that fails."""
+        host = Host(arm, {**self._environment, **backend.environment})
         try:
-            answer = host.call("load", self._timeout, backend=backend.reference(), spec=asdict(self._spec))
+            parts = [arm.checkout.reference(part) if arm.checkout else part for part in backend.reference()]
+            host.ask("load", backend=parts, spec=asdict(self._spec))
+            yield host
         except BaseException:
             host.close()
             raise
-        return Loaded(host, self._arm(backend), float(answer["seconds"]))
+
+    def _load(self, backend: Combination) -> Loaded:
+        self._progress(f"{backend.name}: loading {self._spec.model} ({self._spec.dtype})")
+        arm = self._arm(backend)
+        with self._started(backend, arm) as host:
+            return Loaded(host, arm, float(host.answer("load", self._timeout)["seconds"]))
 
     def get(self, backend: Combination) -> Loaded:
         """The backend's engine, loaded now if it is not. A backend that failed to load is not tried again."""
@@ -139,14 +147,10 @@ class Engines:
         self._make_room(backend.name)
         self._progress(f"{backend.name}: loading a pair of processes, base and head")
         with contextlib.ExitStack() as stack:
-            hosts = []
-            for arm in (base, self._arm(backend)):
-                hosts.append(Host(arm, {**self._environment, **backend.environment}))
-                stack.callback(hosts[-1].close)
-                parts = backend.reference()
-                if arm.checkout is not None:
-                    parts = [arm.checkout.reference(part) for part in parts]
-                hosts[-1].ask("load", backend=parts, spec=asdict(self._spec))  # side by side: loading is not timed
+            # Side by side: loading is not timed.
+            hosts = [stack.enter_context(self._started(backend, arm)) for arm in (base, self._arm(backend))]
+            for host in hosts:
+                stack.callback(host.close)
             try:
                 hosts[0].answer("load", self._timeout)
             except WorkerError as error:
