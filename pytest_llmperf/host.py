@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import pytest_llmperf
 from pytest_llmperf.worker import protocol
-from pytest_llmperf.worker.bootstrap import own
+from pytest_llmperf.worker.bootstrap import counterpart, own
 
 #: Lines of a worker's own output that an error shows.
 LAST_LINES = 8
@@ -77,7 +77,7 @@ class Checkout:
         file = Path(reference["file"])
         if not reference["file"] or not own(file, self.root):
             return reference
-        return reference | {"file": str(self.folder / file.resolve().relative_to(self.root.resolve()))}
+        return reference | {"file": str(counterpart(file, self.root, self.folder))}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Sequence
+from functools import cache
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -53,11 +54,24 @@ def own(path: Path, root: Path) -> bool:
     Links are followed, or head's code would be taken for somebody else's. An environment that the tree lies in, as
     /usr/src/app in the /usr of a system's Python, or that is the tree, says nothing of its files.
     """
-    path, root = path.resolve(), root.resolve()
+    root, environments = _tree(root)
+    path = path.resolve()
     if not path.is_relative_to(root) or "site-packages" in path.relative_to(root).parts:
         return False
-    environments = (Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
-    return not any(root in prefix.parents and path.is_relative_to(prefix) for prefix in environments)
+    return not any(path.is_relative_to(environment) for environment in environments)
+
+
+@cache  # asked of every module that a worker of base imports
+def _tree(root: Path) -> tuple[Path, tuple[Path, ...]]:
+    """The tree without links, and the environments that lie in it."""
+    root = root.resolve()
+    prefixes = (Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
+    return root, tuple(prefix for prefix in prefixes if root in prefix.parents)
+
+
+def counterpart(path: Path, root: Path, folder: Path) -> Path:
+    """Where a path of the tree is in the base's checkout."""
+    return folder / path.resolve().relative_to(_tree(root)[0])
 
 
 def copies(root: Path, folder: Path) -> set[str]:
@@ -69,7 +83,7 @@ def copies(root: Path, folder: Path) -> set[str]:
         if not origin.get("url", "").startswith("file:") or not own(path, root):
             continue
         directory = origin.get("dir_info")
-        vendored = directory is None and (folder / path.resolve().relative_to(root.resolve())).exists()
+        vendored = directory is None and counterpart(path, root, folder).exists()
         if not vendored and not (directory or {}).get("editable"):
             found.update(str(distribution.locate_file(file)) for file in distribution.files or ())
     return found
@@ -79,8 +93,8 @@ def moved(path: str, root: Path, folder: Path) -> str:
     """The path's counterpart in the base's checkout, where it has one; else the path."""
     if not own(Path(path), root):
         return path
-    counterpart = folder / Path(path).resolve().relative_to(root.resolve())
-    return str(counterpart) if counterpart.exists() else path
+    found = counterpart(Path(path), root, folder)
+    return str(found) if found.exists() else path
 
 
 def relocate(root: Path, folder: Path) -> None:
