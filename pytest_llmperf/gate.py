@@ -13,7 +13,7 @@ from pytest_llmperf.cases import METRICS, Case
 from pytest_llmperf.devices.fingerprint import Fingerprint
 from pytest_llmperf.measurement import Measurement
 from pytest_llmperf.update import Change
-from pytest_llmperf.verdict import Invocations, Outcome, Verdict
+from pytest_llmperf.verdict import Outcome, Verdict
 
 #: Fresh processes that confirm a flagged case.
 CONFIRMATIONS = 2
@@ -69,16 +69,15 @@ class Gate:
             fresh: makes that many measurements in fresh processes; None to screen only.
             beside_base: compares the case with base.
         """
-        recorded = self._recorded(case)
-        entry = self._own(recorded)
-        if entry is None and beside_base is not None:
+        recorded, own = self._recorded(case), self._own(case)
+        if not own and beside_base is not None:
             return beside_base()
         if not recorded:
             why = "this case is new to it" if self.stored else f"{self.path} does not exist"
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
-        if entry is None:
+        if not own:
             return self._elsewhere(case, recorded, first, reference, tolerance)
-        earlier = self._sets(case)[1:]
+        entry, earlier = own[0], [one.invocations for one in own[1:]]
         mine = [first.figures(case.metric)]
         found = verdict.screen(entry.invocations, mine, tolerance, ABSOLUTE_FLOOR, earlier=earlier)
         if beside_base is not None and (found.flagged or found.ratio > 1 + tolerance):
@@ -101,17 +100,13 @@ class Gate:
         """The case's entries, of each machine the newest first."""
         return self.stored.entries.get(case.key, ()) if self.stored else ()
 
-    def _own(self, recorded: Sequence[store.Entry]) -> store.Entry | None:
-        """The newest entry of this machine, if it has one."""
-        return next((entry for entry in recorded if not self._differs(entry)), None)
-
-    def _sets(self, case: Case) -> list[Invocations]:
+    def _own(self, case: Case) -> list[store.Entry]:
         """What this machine recorded of a case, newest first."""
-        return [entry.invocations for entry in self._recorded(case) if not self._differs(entry)]
+        return [entry for entry in self._recorded(case) if not self._differs(entry)]
 
     def is_new(self, case: Case) -> bool:
         """Whether this machine has no record of a case."""
-        return not self._sets(case)
+        return not self._own(case)
 
     def _differs(self, entry: store.Entry) -> str | None:
         """What is different about the machine of an entry, or None: absolute latencies may be compared."""
@@ -204,7 +199,8 @@ class Gate:
             unit=METRICS[case.metric][1],
             invocations=rows,
         )
-        self.changes[case] = update.change(case, self._sets(case), rows, tolerance, ABSOLUTE_FLOOR)
+        before = [entry.invocations for entry in self._own(case)]
+        self.changes[case] = update.change(case, before, rows, tolerance, ABSOLUTE_FLOOR)
 
     def write(self, device: str, model: str, refused: Collection[Case]) -> dict[Case, store.Entry]:
         """Merge what was accepted, but not the refused cases, into the file, once. Returns what was written.

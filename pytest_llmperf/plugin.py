@@ -415,18 +415,18 @@ def _gated_nothing(session: Session, run: Run) -> bool:
     measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
     compared = any(result.verdict.outcome.compared or run.updates(case) for case, result in run.results.items())
     collects = config.getoption("collectonly", False)
-    accepts = run.settings.update_baselines in ("all", "slower")
-    gates = session.gating and measures and not collects and not accepts and not run.settings.self_test
+    otherwise = run.settings.accepts_all or run.settings.self_test
+    gates = session.gating and measures and not collects and not otherwise
     return bool(asked and gates and not compared)
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     session = config.stash[KEY]
     run = session.started
-    said = run and (
-        run.results or run.parities or run.beside.assessments or session.watch or _gated_nothing(session, run)
-    )
-    if run is None or not said:
+    if run is None:
+        return
+    measured = run.results or run.parities or run.beside.assessments
+    if not (measured or session.watch or _gated_nothing(session, run)):
         return
     from pytest_llmperf.report import terminal
 

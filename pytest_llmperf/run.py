@@ -276,10 +276,10 @@ class Run:
         figures = first.figures(metric)
         spread = verdict.summarize(figures)
         utilization = self._utilization(case, spread.median)
-        if self.scope.base is not None and self.settings.compare == "always":
-            found = self.beside.base(case, tolerance)
+        beside = partial(self.beside.base, case, tolerance) if self.scope.base is not None else None
+        if beside is not None and self.settings.compare == "always":
+            found = beside()
         else:
-            beside = partial(self.beside.base, case, tolerance) if self.scope.base is not None else None
             found = self.gate.judge(case, first, reference, tolerance, None if update else fresh, beside)
         slower = found.outcome is Outcome.REGRESSION  # than base: a new case is screened by no baseline
         quiet = self.quiet(backend, workload) if update and not slower else []

@@ -43,6 +43,11 @@ DEFAULTS = {
 }
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 natively."""
+    return bool(NATIVE_BFLOAT16.intersection(fingerprint.take().isa))
+
+
 def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> Interpreter:
     """The Python that a backend runs in: the one stated for it or for a part of it, else pytest's own.
 
@@ -122,7 +127,7 @@ class Scope:
     def _base(self, root: Path) -> Base | None:
         settings = self.settings
         found = base.resolve(settings.base, settings.base_python, root)
-        if found is not None and settings.update_baselines in ("all", "slower"):
+        if found is not None and settings.accepts_all:
             raise UnusableError("--llm-update-baselines stores figures and --llm-base compares them; choose one")
         if settings.self_test and (found is not None or settings.update_baselines):
             raise UnusableError("--llm-self-test gates nothing and accepts nothing; leave out the base and the update")
@@ -135,7 +140,7 @@ class Scope:
         return interpreter_of(backend, self.settings.python)
 
     def _dtype(self) -> str:
-        native = self.device.kind != "cpu" or NATIVE_BFLOAT16.intersection(fingerprint.take().isa)
+        native = self.device.kind != "cpu" or multiplies_bfloat16()
         own = self.model.half_type if self.device.kind != "cpu" else "bfloat16" if native else "float32"
         dtype = self.settings.dtype or own
         if dtype not in self.device.dtypes:

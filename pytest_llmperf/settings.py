@@ -260,6 +260,11 @@ class Settings:
     #: Options that somebody set, on the command line or in ini; the others have their defaults.
     stated: frozenset[str] = frozenset()
 
+    @property
+    def accepts_all(self) -> bool:
+        """Whether every case's figures are accepted, so that none is gated."""
+        return self.update_baselines in ("all", "slower")
+
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare every option, on the command line and in ini."""
