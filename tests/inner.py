@@ -169,6 +169,14 @@ class Suite:
         new = store.Baseline("cpu", "tiny", {environment.id: environment}, entries)
         store.write(self.baseline, store.merge(store.load(self.baseline), new))
 
+    def spread(self, name: str, *factors: float) -> None:
+        """Make the processes of a recorded ``backend/metric`` differ: a factor each, the middle one 1."""
+        stored = self.stored()
+        backend, _, metric = name.partition("/")
+        (entry,) = stored["entries"][f"bfloat16/{backend}/b1-p16-n8/{metric}"]
+        entry["invocations"] = [[entry["median"] * factor] * 10 for factor in factors]
+        self.baseline.write_text(json.dumps(stored))
+
     def stored(self) -> dict[str, Any]:
         return json.loads(self.baseline.read_text())  # type: ignore[no-any-return]
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llmperf.compare import MOST_PAIRS
 from pytest_llmperf.paired import FEWEST_TO_FAIL, Block, Pairs, compare
 from pytest_llmperf.verdict import Outcome
 
 TOLERANCE = 0.03
 FLOOR = 50e-6
-MOST_PAIRS = 12
 
 figures = st.floats(1e-3, 10)
 blocks = st.builds(Block, figures, figures)
