@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -92,7 +91,6 @@ class Comparison:
         start: starts a process of either arm, loaded, gone afterwards: how to ask each, by its name.
         budget: seconds, start of processes included, after which no further pair is begun.
         progress: told what is being done.
-        clock: seconds.
     """
 
     def __init__(
@@ -102,14 +100,12 @@ class Comparison:
         start: Callable[[], AbstractContextManager[Mapping[str, Ask]]],
         budget: float,
         progress: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._workload = workload
         self._prompts = prompts
         self._start = start
         self._budget = budget
         self._progress = progress
-        self._clock = clock
         self._spent = 0.0
         self._unable: BaseUnableError | None = None
         self.pairs: list[Pair] = []
@@ -125,7 +121,7 @@ class Comparison:
             found, final = self._verdict(metric, tolerance, floor)
             if final or self._exhausted:
                 return found
-            self.add_pair()
+            self._add_pair()
 
     def _verdict(self, metric: str, tolerance: float, floor: float) -> tuple[Verdict, bool]:
         undisturbed = blocks(self.pairs, metric)
@@ -135,15 +131,15 @@ class Comparison:
 
     def disturbance(self) -> str:
         """How many pairs had too few undisturbed turns, and what disturbed most turns."""
-        culprits = Counter(turn.culprit for pair in self.pairs for turn in pair.turns if turn.culprit is not None)
-        why = f": {culprits.most_common(1)[0][0]}" if culprits else ""
+        culprit = fitness.chief(turn.culprit for pair in self.pairs for turn in pair.turns)
         few = sum(not pair.counts for pair in self.pairs)
-        return f"{few} of {len(self.pairs)} pairs had too few undisturbed turns{why}"
+        said = f"{few} of {len(self.pairs)} pairs had too few undisturbed turns"
+        return f"{said}: {culprit}" if culprit else said
 
     def spend(self) -> None:
         """Measure pairs for as long as the budget lasts, and no fewer than a verdict takes. Raises as `judge` does."""
         while not self._exhausted:
-            self.add_pair()
+            self._add_pair()
 
     def processes(self, metric: str) -> list[list[float]]:
         """The figures of each process, in its undisturbed turns."""
@@ -159,11 +155,10 @@ class Comparison:
         enough = len(self.pairs) >= paired.FEWEST_TO_FAIL and self._spent >= self._budget
         return enough or len(self.pairs) >= MOST_PAIRS
 
-    def add_pair(self) -> None:
-        """Measure another pair. Raises as `judge` does."""
+    def _add_pair(self) -> None:
         if self._unable is not None:
             raise self._unable
-        began = self._clock()
+        began = time.monotonic()
         try:
             with self._start() as arms:
                 self.pairs.append(self._pair(arms))
@@ -171,7 +166,7 @@ class Comparison:
             self._unable = error
             raise
         finally:
-            self._spent += self._clock() - began
+            self._spent += time.monotonic() - began
 
     def _pair(self, arms: Mapping[str, Ask]) -> Pair:
         number, made = len(self.pairs) + 1, 0
@@ -195,21 +190,21 @@ class Comparison:
         for name in arms:
             for _ in range(WARM_UP):
                 sample(name)
-        turns: list[Turn] = []
-        began = self._clock()
+        pair = Pair(())
+        began = time.monotonic()
         while True:
             # Whoever goes first alternates, within a turn and from turn to turn, so that a drift favours nobody.
-            order = list(arms) if (number + len(turns)) % 2 else list(arms)[::-1]
+            order = list(arms) if (number + len(pair.turns)) % 2 else list(arms)[::-1]
             samples: dict[str, list[Sample]] = {name: [] for name in arms}
             for name in (*order, *order[::-1]):
                 samples[name].append(sample(name))
-            turns.append(Turn.of(samples))
-            kept = sum(one.culprit is None for one in turns)
-            enough = kept >= FEWEST_BLOCKS and self._clock() - began >= PAIR_SECONDS
-            if enough or kept >= MOST_BLOCKS or len(turns) - kept > SPARE_TURNS:
+            pair = Pair((*pair.turns, Turn.of(samples)))
+            kept = len(pair.kept)
+            enough = pair.counts and time.monotonic() - began >= PAIR_SECONDS
+            if enough or kept >= MOST_BLOCKS or len(pair.turns) - kept > SPARE_TURNS:
                 break
         for name in ("base", "head"):  # a base that fell back to a slow path would hide a slowdown of head
             self._progress(f"{self._workload}: pair {number}, {name}: proving that the optimization ran")
             with arm(name) as ask:
                 ask("evidence")
-        return Pair(tuple(turns))
+        return pair

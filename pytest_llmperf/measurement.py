@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -74,8 +73,7 @@ class Measurement:
     @property
     def culprit(self) -> str | None:
         """What contaminated most of them, or the first; None if nothing did."""
-        found = Counter(one.culprit for one in (*self.discarded, *self.samples) if one.culprit is not None)
-        return found.most_common(1)[0][0] if found else None
+        return fitness.chief(one.culprit for one in (*self.discarded, *self.samples))
 
     @property
     def peak_memory(self) -> int:

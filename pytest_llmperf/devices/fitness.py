@@ -7,7 +7,8 @@ its own noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,12 @@ def _of_the_gpu(gpu: Reading, clock: float | None) -> str | None:
         memory = "" if one.memory is None else f" with {one.memory / 2**30:.1f} GiB"
         return f"process {one.pid} ({one.name}) is on the GPU{memory}"
     return None
+
+
+def chief(found: Iterable[str | None]) -> str | None:
+    """The culprit of most of what was contaminated, or the first; None if nothing was."""
+    counted = Counter(why for why in found if why is not None)
+    return counted.most_common(1)[0][0] if counted else None
 
 
 def culprits(records: Sequence[Fitness]) -> list[str | None]:

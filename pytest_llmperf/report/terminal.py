@@ -29,6 +29,11 @@ def figure(seconds: float, metric: str) -> str:
     return f"{seconds:.2f} s"
 
 
+def label(case: Case) -> str:
+    """A case in a table of one model and dtype."""
+    return f"{case.metric} {case.workload} {case.backend}"
+
+
 def spread(result: Result) -> str:
     """Median and quartiles in one unit."""
     scale, unit = (1e3, "ms") if result.case.metric in ("ttft", "tpot") else (1.0, "s")
@@ -39,7 +44,7 @@ def spread(result: Result) -> str:
 
 def change(verdict: Verdict) -> str:
     """The change against the baseline with its 99 % interval."""
-    if not verdict.outcome.compared or math.isnan(verdict.ratio):
+    if math.isnan(verdict.ratio):
         return "-"
     low, high = verdict.low - 1, verdict.high - 1
     return f"{verdict.change:+.1%} [{low:+.1%}, {high:+.1%}]"
@@ -48,7 +53,7 @@ def change(verdict: Verdict) -> str:
 def verdict_line(result: Result) -> str:
     """One line for a person whose test failed: which case, how much, how sure, what to do."""
     case, found = result.case, result.verdict
-    if not found.outcome.compared or math.isnan(found.ratio):
+    if math.isnan(found.ratio):
         return f"{case}: {found.outcome}: {found.reason}"
     what = METRICS[case.metric][0]
     processes = "1 process" if found.processes == 1 else f"{found.processes} fresh processes"
@@ -87,7 +92,7 @@ def table(results: Iterable[Result], accepted: Container[Case] = ()) -> list[str
         roof = result.utilization
         rows.append(
             (
-                f"{result.case.metric} {result.case.workload} {result.case.backend}",
+                label(result.case),
                 spread(result),
                 f"{result.speedup:.2f}x" if result.speedup else "-",
                 f"{roof.name} {roof.fraction:.0%}" if roof else "-",
@@ -113,7 +118,7 @@ def changes(accepted: Iterable[Change]) -> list[str]:
         starred |= one.beyond_noise
         rows.append(
             (
-                f"{case.metric} {case.workload} {case.backend}",
+                label(case),
                 "-" if one.old is None else figure(one.old, case.metric),
                 figure(one.new, case.metric),
                 moved,
@@ -156,7 +161,7 @@ def assessments(found: Mapping[Case, Assessment]) -> list[str]:
     ]
     rows += [
         (
-            f"{case.metric} {case.workload} {case.backend}",
+            label(case),
             f"{one.pairs}",
             *map(share, (one.tolerance, one.false_alarms, one.undecided, one.power, one.resolution, one.recommended)),
             share(one.noise),
@@ -177,9 +182,7 @@ def notes(results: Iterable[Result]) -> list[str]:
     said: dict[str, list[str]] = {}
     for result in results:
         if result.verdict.reason:
-            said.setdefault(f"{result.verdict.outcome}: {result.verdict.reason}", []).append(
-                f"{result.case.metric} {result.case.workload} {result.case.backend}"
-            )
+            said.setdefault(f"{result.verdict.outcome}: {result.verdict.reason}", []).append(label(result.case))
     return [
         f"{reason} ({cases[0]}{f' and {len(cases) - 1} more' if len(cases) > 1 else ''})"
         for reason, cases in said.items()
@@ -192,10 +195,7 @@ def blind(results: Iterable[Result]) -> str:
         (result for result in results if result.verdict.resolution > FAR * result.tolerance),
         key=lambda result: -result.verdict.resolution,
     )
-    cases = [
-        f"{result.case.metric} {result.case.workload} {result.case.backend} {result.verdict.resolution:.0%}"
-        for result in unseen[:MENTIONED]
-    ]
+    cases = [f"{label(result.case)} {result.verdict.resolution:.0%}" for result in unseen[:MENTIONED]]
     more = f" and {len(unseen) - MENTIONED} more" if len(unseen) > MENTIONED else ""
     return f"slowdowns that would not surely have been seen are below: {', '.join(cases)}{more}" if cases else ""
 
