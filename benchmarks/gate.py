@@ -14,7 +14,6 @@ a difference of means above the smaller of the two relative standard deviations.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -35,35 +34,6 @@ from pytest_llmperf.trace import Trace
 ROOT = Path(__file__).parent.parent
 KINDS = {"same": 0.0, "sleep-5": 0.05, "sleep-10": 0.10, "work-5": 0.05, "work-10": 0.10}
 METRICS = ("ttft", "tpot", "latency")
-CONFTEST = """\
-import extra
-
-from pytest_llmperf import Backend
-
-
-class Slowed:
-    def __init__(self, spec):
-        from pytest_llmperf.backends.transformers_engine import TransformersEngine
-
-        self.engine = TransformersEngine(spec)  # whose attention is sdpa
-        self.evidence, self.close = self.engine.evidence, self.engine.close
-
-    def generate(self, prompts, max_new_tokens, on_token):
-        first = True
-
-        def late(request, token):
-            nonlocal first
-            if not first:
-                extra.do()
-            first = False
-            on_token(request, token)
-
-        self.engine.generate(prompts, max_new_tokens, late)
-
-
-def pytest_llmperf_backends():
-    return [Backend("slowed", Slowed)]
-"""
 NOTHING = "def do():\n    pass\n"
 SLEEP = "import time\n\n\ndef do():\n    time.sleep({seconds})\n"
 WORK = """\
@@ -89,8 +59,7 @@ def measure(folder: Path, *arguments: str) -> dict[str, Any]:
     """One run of the suites in the folder: its raw results."""
     options = ["--llm-batch-sizes=1", "--llm-prompt-lengths=64", "--llm-max-new-tokens=16", "--llm-results=raw.json"]
     command = [sys.executable, "-m", "pytest", "-q", "suites", "--llm-backends=slowed", *options, *arguments]
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not (folder / "raw.json").exists():
         raise SystemExit(done.stdout + done.stderr)
@@ -171,7 +140,7 @@ def one_run(folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Measure, print, write the data; 1 if the criterion does not hold."""
-    parser: argparse.ArgumentParser = script.parser(__doc__, "runs", 10, "runs of three decisions")
+    parser = script.parser(__doc__, "runs", 10, "runs of three decisions")
     parser.add_argument("--kind", choices=KINDS, default="same", help="what head does more (default: same)")
     parser.add_argument("--load", action="store_true", help="beside a process that uses a core half of the time")
     options = parser.parse_args()
@@ -180,7 +149,7 @@ def main() -> int:
         folder = Path(name)
         (folder / "pytest.ini").write_text("[pytest]\n")
         (folder / ".gitignore").write_text("raw.json\n__pycache__\n.pytest_cache\n")
-        (folder / "conftest.py").write_text(CONFTEST)
+        (folder / "conftest.py").write_text(script.SLOWED)
         (folder / "extra.py").write_text(NOTHING)
         (folder / "suites").mkdir()
         for suite in ("test_prefill.py", "test_decode.py", "test_latency.py"):

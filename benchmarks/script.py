@@ -9,6 +9,38 @@ from typing import Any
 
 from pytest_llmperf.devices import fingerprint
 
+#: A conftest.py with a backend ``slowed``: sdpa, and ``extra.do()`` of the module beside it before every token but the
+#: first.
+SLOWED = """\
+import extra
+
+from pytest_llmperf import Backend
+
+
+class Slowed:
+    def __init__(self, spec):
+        from pytest_llmperf.backends.transformers_engine import TransformersEngine
+
+        self.engine = TransformersEngine(spec)  # whose attention is sdpa
+        self.evidence, self.close = self.engine.evidence, self.engine.close
+
+    def generate(self, prompts, max_new_tokens, on_token):
+        first = True
+
+        def late(request, token):
+            nonlocal first
+            if not first:
+                extra.do()
+            first = False
+            on_token(request, token)
+
+        self.engine.generate(prompts, max_new_tokens, late)
+
+
+def pytest_llmperf_backends():
+    return [Backend("slowed", Slowed)]
+"""
+
 
 def options(description: str | None, count: str, default: int, what: str) -> argparse.Namespace:
     """The command line of a script that has no options of its own."""

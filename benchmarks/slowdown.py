@@ -27,37 +27,15 @@ ROOT = Path(__file__).parent.parent
 CASE = Case("smollm2-135m", "bfloat16", "sdpa", Workload(1, 64, 16), "tpot")
 SLOWDOWN = 0.15
 
-CONFTEST = """\
+EXTRA = """\
 import os
 import time
-
-from pytest_llmperf import Backend
 
 SLEEP = float(os.environ["SLEEP"])
 
 
-class Sleeper:
-    def __init__(self, spec):
-        from pytest_llmperf.backends.transformers_engine import TransformersEngine
-
-        self.engine = TransformersEngine(spec)  # whose attention is sdpa
-        self.evidence, self.close = self.engine.evidence, self.engine.close
-
-    def generate(self, prompts, max_new_tokens, on_token):
-        first = True
-
-        def late(request, token):
-            nonlocal first
-            if not first:
-                time.sleep(SLEEP)
-            first = False
-            on_token(request, token)
-
-        self.engine.generate(prompts, max_new_tokens, late)
-
-
-def pytest_llmperf_backends():
-    return [Backend("sleeper", Sleeper)]
+def do():
+    time.sleep(SLEEP)
 """
 
 
@@ -79,20 +57,20 @@ def pytest(folder: Path, sleep: float, *arguments: str) -> subprocess.CompletedP
 
 
 def record(folder: Path) -> float:
-    """Record sdpa, rename its entries to the sleeper's, and return the median TPOT (s)."""
+    """Record sdpa, rename its entries to the slowed one's, and return the median TPOT (s)."""
     done = pytest(folder, 0.0, "--llm-backends=sdpa", "--llm-update-baselines")
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     path = folder / "baselines" / "cpu" / f"{CASE.model}.json"
     stored = json.loads(path.read_text())
     median = stored["entries"][CASE.key][0]["median"]
-    path.write_text(path.read_text().replace("/sdpa/", "/sleeper/"))
+    path.write_text(path.read_text().replace("/sdpa/", "/slowed/"))
     return float(median)
 
 
 def run(folder: Path, sleep: float) -> dict[str, Any]:
     """One gated run: exit code, failures in the JUnit file, and the line that says the verdict."""
-    done = pytest(folder, sleep, "--llm-backends=sleeper")
+    done = pytest(folder, sleep, "--llm-backends=slowed")
     suite = next(ElementTree.parse(folder / "junit.xml").iter("testsuite"))
     lines = [line for line in done.stdout.splitlines() if line.startswith((f"{CASE.model}/", "tpot "))]
     return {"exit": done.returncode, "junit failures": int(suite.get("failures", "-1")), "said": lines}
@@ -106,7 +84,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "pytest.ini").write_text("[pytest]\n")
-        (folder / "conftest.py").write_text(CONFTEST)
+        (folder / "conftest.py").write_text(script.SLOWED)
+        (folder / "extra.py").write_text(EXTRA)
         shutil.copy(ROOT / "suites" / "test_decode.py", folder)
         tpot = record(folder)
         for _ in range(options.runs):
