@@ -11,8 +11,9 @@ RUN = HF_HUB_OFFLINE=1 .venv/bin/python -m
 bench: .venv/installed
 	$(RUN) pytest suites --llm-device=cpu $(ARGS)
 
+# In parallel, and each process on one thread: threads of several wait for one another. Latencies are for make bench.
 test: .venv/installed
-	$(RUN) pytest tests $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) pytest tests -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: .venv/installed
 	.venv/bin/ruff check .
