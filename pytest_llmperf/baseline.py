@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import secrets
 from collections import Counter
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf import files
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.devices.fingerprint import Fingerprint
 from pytest_llmperf.verdict import centre
@@ -198,7 +198,7 @@ def unused(baseline: Baseline, keys_run: Iterable[str]) -> list[str]:
 
 
 def write(path: Path, baseline: Baseline) -> None:
-    """Replace a file in one step: whoever reads it, and whatever fails, sees all of the old text or all of the new.
+    """Replace a file in one step.
 
     Raises:
         BaselineError: the baseline is not valid, or the file cannot be written. The old file is as it was.
@@ -208,18 +208,8 @@ def write(path: Path, baseline: Baseline) -> None:
         _parse(text)
     except ValueError as error:
         raise BaselineError(f"{path}: not written, as it could not be read again: {error}; report this") from None
-    # Same folder, so that the rename stays within one file system; a random name, as containers reuse process ids.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.replace(path, text)
     except OSError as error:
         raise BaselineError(f"{path}: cannot be written ({error}); check the folder and the disk") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,6 +65,10 @@ class Session:
         self.gating = self.skipped = 0
         #: Backend and workload, by node id, of the tests that gate a case and have not measured it.
         self.unmeasured: dict[str, tuple[str, str]] = {}
+        #: Why tests that gate a case are skipped, by node id.
+        self.skips: dict[str, str] = {}
+        #: The reports that could not be written, and why.
+        self.unreported: list[str] = []
         #: What this run's collection leaves out, where baselines are to be pruned.
         self.watch: Watch | None = None
         #: The baselines removed, or why there are none.
@@ -72,6 +77,11 @@ class Session:
         self._registry: Registry | None = None
         self._clock: VirtualClock | None = None
         self._progress: Progress | None = None
+
+    @property
+    def left(self) -> list[str]:
+        """The tests that were to gate a case and have not, each with the reason where that is known."""
+        return [f"{name}: {self.skips[name]}" if name in self.skips else name for name in self.unmeasured]
 
     @property
     def started(self) -> Run | None:
@@ -243,6 +253,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reason = _reason_to_skip(item, session, run)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
+        if gates and reason is not None:
+            session.skips[item.nodeid] = reason
         session.gating += gates
         session.skipped += gates and reason is not None
 
@@ -345,7 +357,7 @@ def _write_results(session: Session, run: Run) -> None:
     if session.settings.results is not None:
         from pytest_llmperf.report import results
 
-        results.write(session.settings.results, run.as_dict())
+        results.write(session.settings.results, results.of(run, session.left))
 
 
 @pytest.fixture
@@ -375,10 +387,42 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         state.written = _write_baselines(run, exitstatus)
     if state.watch is not None:
         state.pruned = _prune_baselines(state, run, exitstatus)
+    if not (run.settings.self_test or session.config.getoption("collectonly", False)):
+        state.unreported = _write_reports(state, run)
     unwritten = any(map(run.updates, run.results)) and (not state.written or isinstance(state.written, str))
-    failed = unwritten or run.slower() or isinstance(state.pruned, str) or _gated_nothing(state, run)
+    lost = unwritten or state.unreported or isinstance(state.pruned, str)
+    failed = lost or run.slower() or _gated_nothing(state, run)
     if exitstatus == pytest.ExitCode.OK and failed:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _write_reports(session: Session, run: Run) -> list[str]:
+    """Write what was asked for, and in GitHub Actions the step's summary. Returns why some could not be written."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY") if os.environ.get("GITHUB_ACTIONS") else None
+    if not (run.settings.report or summary):
+        return []
+    from pathlib import Path
+
+    from pytest_llmperf.report import document, markdown, results, write
+
+    found = document.of(results.of(run, session.left))
+
+    def summarize(path: str) -> None:
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(markdown.render(found))
+
+    tasks = [(str(path), partial(write.write, found, path)) for path in run.settings.report]
+    tasks += [("the step summary", partial(summarize, summary))] if summary else []
+    return [error for what, task in tasks if (error := _failure(what, task))]
+
+
+def _failure(what: str, write: Callable[[], None]) -> str | None:
+    """Why something could not be written; None if it was."""
+    try:
+        write()
+    except OSError as error:
+        return f"{what} was not written: {error}"
+    return None
 
 
 def _write_baselines(run: Run, exitstatus: int) -> dict[Case, Entry] | str:
@@ -463,6 +507,11 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         idle = run.scope.idle(run.results)
         if idle and config.get_verbosity() > 0:
             write(f"llm_tolerances that matched no case of this run: {', '.join(idle)}")
+    for path in run.settings.report:
+        if path.exists() and not session.unreported:
+            write(f"report written to {path}")
+    for line in session.unreported:
+        write(f"ERROR: {line}", red=True, bold=True)
     if _gated_nothing(session, run):
         write("ERROR: nothing was compared with a baseline, so this gate has passed nothing", red=True, bold=True)
 

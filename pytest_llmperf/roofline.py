@@ -130,12 +130,15 @@ class Utilization:
         fraction: achieved rate over the roof's.
         bound: the shortest latency that the roofs allow, in the metric's unit.
         limit: which roof that is, ``compute`` or ``memory``.
+        flops, size: FLOPs and bytes of the work, whose ratio is its arithmetic intensity.
     """
 
     name: str
     fraction: float
     bound: float
     limit: str
+    flops: float
+    size: float
 
 
 def utilization(
@@ -155,11 +158,14 @@ def utilization(
     flops, bandwidth = peaks["flops"], peaks["bandwidth"]
     if metric == "ttft":
         bound = prefill_bound(arch, batch, prompt, dtype, flops, bandwidth, weight_bytes)
-        return Utilization("MFU", mfu(arch, batch, prompt, seconds, flops), bound.seconds, bound.limit)
+        work = prefill_flops(arch, batch, prompt), prefill_bytes(arch, batch, prompt, dtype, weight_bytes)
+        return Utilization("MFU", mfu(arch, batch, prompt, seconds, flops), bound.seconds, bound.limit, *work)
     if metric == "tpot":
         bound = decode_bound(arch, batch, prompt, new, dtype, flops, bandwidth, weight_bytes)
         fraction = mbu(arch, batch, prompt, new, dtype, seconds, bandwidth, weight_bytes)
-        return Utilization("MBU", fraction, bound.seconds, bound.limit)
+        context = mean_context(prompt, new)
+        work = decode_flops(arch, batch, context), decode_bytes(arch, batch, context, dtype, weight_bytes)
+        return Utilization("MBU", fraction, bound.seconds, bound.limit, *work)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -421,30 +421,15 @@ class Run:
         """Of the baselines that this run's tests measured."""
         return {one.key for case in self.results for one in (case, replace(case, metric="cold-start"))}
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything measured so far, as plain JSON values."""
-        return {
-            "schema": 1,
-            "device": self.device.name,
-            "model": self.model.name,
-            "dtype": self.dtype,
-            "environment": {
-                "fingerprint": fingerprint.take().as_dict(),
-                "versions": fingerprint.versions(),
-                "peaks": self.__dict__.get("peaks"),  # those known: writing results measures nothing
-            },
-            "command_ci": bool(os.environ.get("CI")),
-            "measurements": [
-                asdict(one) for one in [*self._first.values(), *chain.from_iterable(self._fresh.values())]
-            ],
-            "comparisons": [
-                {"backend": backend, "workload": str(workload), "pairs": [asdict(pair) for pair in one.pairs]}
-                for (backend, workload), one in self.beside.comparisons.items()
-            ],
-            "self_test": [{"case": case.key, **asdict(found)} for case, found in self.beside.assessments.items()],
-            "results": [result.as_dict() for result in self.results.values()],
-            "parity": [found.as_dict() for found in self.parities],
-        }
+    @property
+    def measurements(self) -> list[Measurement]:
+        """Of every process, the first one's of each backend and workload first."""
+        return [*self._first.values(), *chain.from_iterable(self._fresh.values())]
+
+    @property
+    def known_peaks(self) -> dict[str, float] | None:
+        """The peaks, if anything asked for them so far: nothing is measured now."""
+        return self.__dict__.get("peaks")
 
     def close(self) -> None:
         """Stop every worker and remove the base's checkout. Safe to call more than once, and when there is neither."""
@@ -465,8 +450,9 @@ def begin(settings: Settings, registry: Registry, root: Path, progress: Callable
         stored = store.load(path, scope.device.name, scope.model.name)
         if settings.update_baselines:
             store.check_writable(path.parent)
-        if settings.results is not None:
-            store.check_writable(settings.results.parent)
+        for file in (settings.results, *settings.report):
+            if file is not None:
+                store.check_writable(file.parent)
     except store.BaselineError as error:
         raise UnusableError(str(error)) from None
     return Run(scope, path, stored, progress)

@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ def _dtype(text: str) -> str:
     return full
 
 
+def _reports(text: str) -> tuple[Path, ...]:
+    from pytest_llmperf.report.write import form_of
+
+    paths = tuple(Path(part.strip()) for part in text.split(",") if part.strip())
+    if not paths:
+        raise ValueError("expected at least one file, as in 'report.html,report.md'")
+    for path in paths:
+        form_of(path)
+    return paths
+
+
 def _flag(text: str) -> bool:
     if text.lower() in {"1", "true", "yes", "on"}:
         return True
@@ -141,6 +153,8 @@ class Option:
     default: Any = None
     #: What the option means on the command line without a value; None where it takes one.
     bare: str | None = None
+    #: Whether it may be given more than once, which adds to its values.
+    repeated: bool = False
 
     @property
     def flag(self) -> str:
@@ -206,6 +220,9 @@ OPTIONS = (
            "compilation). Default: 600. Example: --llm-timeout=1800", 600.0),
     Option("results", Path, "FILE", "Write the raw results (every token time) as JSON, after every measurement. Default: not "
            "written. Example: --llm-results=results.json"),
+    Option("report", _reports, "FILES", "Write reports at the end, or when interrupted, each in the form of its suffix: .html (figures, "
+           "tables), .md (for a pull request), .csv, .json; comma-separated, or the option repeated. Default: none, but Markdown "
+           "in the step summary of GitHub Actions. Example: --llm-report=report.html,report.md", (), repeated=True),
 )  # fmt: skip
 
 
@@ -255,6 +272,7 @@ class Settings:
     strict: bool
     timeout: float
     results: Path | None
+    report: tuple[Path, ...]
     #: Pattern and fraction of each line of ``llm_tolerances``.
     tolerances: tuple[tuple[str, float], ...]
     #: Options that somebody set, on the command line or in ini; the others have their defaults.
@@ -274,6 +292,7 @@ def add_options(parser: pytest.Parser) -> None:
             group.addoption(option.flag, action="store_true", default=None, help=option.help)
         else:
             how: dict[str, Any] = {"nargs": "?", "const": option.bare} if option.bare else {}
+            how |= {"action": "append"} if option.repeated else {}
             group.addoption(
                 option.flag, metavar=option.metavar, default=None, type=_typed(option), help=option.help, **how
             )
@@ -303,6 +322,8 @@ def read(config: pytest.Config) -> Settings:
     stated = set()
     for option in OPTIONS:
         value = config.getoption(option.flag)
+        if value is not None and option.repeated:
+            value = tuple(chain.from_iterable(value))
         if value is None and (text := str(config.getini(option.ini)).strip()):
             try:
                 value = option.parse(text)
@@ -321,5 +342,6 @@ def read(config: pytest.Config) -> Settings:
         values["baseline_dir"] = config.rootpath / values["baseline_dir"]
     if values["results"] is not None:
         values["results"] = values["results"].absolute()
+    values["report"] = tuple(path.absolute() for path in values["report"])
     assert values.keys() | {"stated"} == {field.name for field in fields(Settings)}
     return Settings(**values, stated=frozenset(stated))

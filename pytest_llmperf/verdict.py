@@ -126,7 +126,7 @@ def summarize(samples: Sequence[float]) -> Spread:
         ValueError: there are no samples, or one is not positive and finite.
     """
     _check(samples=[samples])
-    q1, q3 = _quantile(samples, 1 / 4), _quantile(samples, 3 / 4)
+    q1, q3 = quantile(samples, 1 / 4), quantile(samples, 3 / 4)
     return Spread(median(samples), q1, q3, min(samples), max(samples), len(samples))
 
 
@@ -209,7 +209,7 @@ def _floor(sets: Sequence[Invocations]) -> float:
 
 def _fence(values: Sequence[float]) -> float:
     """Tukey's outer fence (Exploratory Data Analysis, 1977), Q3 + 3 IQR, or the largest value where that is beyond."""
-    q1, q3 = _quantile(values, 1 / 4), _quantile(values, 3 / 4)
+    q1, q3 = quantile(values, 1 / 4), quantile(values, 3 / 4)
     return max(q3 + 3 * (q3 - q1), *values)
 
 
@@ -232,7 +232,7 @@ def bootstrap_interval(
     centres = [_resampled_centres(arm, resamples, rng) for arm in (baseline, head)]
     ratios = [above / below for below, above in zip(*centres, strict=True)]
     ratio, tail = centre(head) / centre(baseline), (1 - level) / 2
-    return min(ratio, _quantile(ratios, tail)), max(ratio, _quantile(ratios, 1 - tail))
+    return min(ratio, quantile(ratios, tail)), max(ratio, quantile(ratios, 1 - tail))
 
 
 def screen(
@@ -415,7 +415,7 @@ def _medians(values: Sequence[float], size: int) -> list[float]:
     return [run[half] for run in runs] if size % 2 else [(run[half - 1] + run[half]) / 2 for run in runs]
 
 
-def _quantile(values: Sequence[float], p: float) -> float:
+def quantile(values: Sequence[float], p: float) -> float:
     ordered = sorted(values)
     index, share = divmod(p * (len(ordered) - 1), 1)
     lower, upper = ordered[int(index)], ordered[min(int(index) + 1, len(ordered) - 1)]

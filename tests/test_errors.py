@@ -225,7 +225,7 @@ def test_an_update_that_fails_leaves_the_old_file(suite: Suite, monkeypatch: pyt
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pytest_llmperf.baseline.os.fsync", full)
+    monkeypatch.setattr("pytest_llmperf.files.os.fsync", full)
     result = suite.decode("--llm-update-baselines")
     assert result.ret == 1, "asked to write, and nothing was written"
     result.stdout.fnmatch_lines("ERROR: *tiny.json: cannot be written (*No space left on device*")

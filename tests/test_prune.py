@@ -190,7 +190,7 @@ def test_pruning_that_fails_leaves_the_old_file(recorded: Suite, monkeypatch: py
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pytest_llmperf.baseline.os.fsync", full)
+    monkeypatch.setattr("pytest_llmperf.files.os.fsync", full)
     result = recorded.run("--collect-only", PRUNE)
     assert result.ret == 1
     result.stdout.fnmatch_lines("ERROR: *tiny.json: cannot be written (*No space left on device*")

@@ -250,19 +250,19 @@ def test_only_what_is_faster_than_the_roof_is_impossible(
 
 @pytest.mark.parametrize(("fraction", "data_sheet", "measured"), [(1.0, 0, 0), (1.1, 1, 0), (1.15, 1, 0), (1.2, 1, 1)])
 def test_a_measured_roof_is_allowed_its_noise(fraction: float, data_sheet: bool, measured: bool) -> None:
-    found = roofline.Utilization("MFU", fraction, fraction, "compute")
+    found = roofline.Utilization("MFU", fraction, fraction, "compute", 1.0, 1.0)
     assert bool(roofline.impossible(found, 1.0, measured_roof=False)) == bool(data_sheet)
     assert bool(roofline.impossible(found, 1.0, measured_roof=True)) == bool(measured)
 
 
 def test_an_impossible_figure_says_why() -> None:
-    reason = roofline.impossible(roofline.Utilization("MBU", 1.5, 0.015, "memory"), 0.01, measured_roof=False)
+    reason = roofline.impossible(roofline.Utilization("MBU", 1.5, 0.015, "memory", 1.0, 1.0), 0.01, measured_roof=False)
     assert reason is not None
     assert "\n" not in reason
     assert "MBU is 150% of the device's data-sheet roof" in reason
 
 
 def test_a_latency_under_the_other_roof_is_impossible_too() -> None:
-    found = roofline.Utilization("MFU", 0.5, 0.02, "memory")
+    found = roofline.Utilization("MFU", 0.5, 0.02, "memory", 1.0, 1.0)
     assert "under the memory bound" in str(roofline.impossible(found, 0.01, measured_roof=False))
     assert roofline.impossible(replace(found, bound=0.005), 0.01, measured_roof=False) is None

@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS
+from pytest_llmperf.report.text import change, figure, roof, speedup, spread
 from pytest_llmperf.verdict import Outcome
 
 if TYPE_CHECKING:
@@ -19,35 +20,11 @@ if TYPE_CHECKING:
     from pytest_llmperf.result import ParityResult, Result
     from pytest_llmperf.selftest import Assessment
     from pytest_llmperf.update import Change
-    from pytest_llmperf.verdict import Verdict
-
-
-def figure(seconds: float, metric: str) -> str:
-    """A duration in a unit that a reader compares with: milliseconds, but seconds for whole latencies."""
-    if metric in ("ttft", "tpot"):
-        return f"{seconds * 1e3:.1f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.3f} ms"
-    return f"{seconds:.2f} s"
 
 
 def label(case: Case) -> str:
     """A case in a table of one model and dtype."""
     return f"{case.metric} {case.workload} {case.backend}"
-
-
-def spread(result: Result) -> str:
-    """Median and quartiles in one unit."""
-    scale, unit = (1e3, "ms") if result.case.metric in ("ttft", "tpot") else (1.0, "s")
-    digits = 1 if unit == "ms" and result.spread.median >= 0.01 else 3 if unit == "ms" else 2
-    low, high = result.spread.q1 * scale, result.spread.q3 * scale
-    return f"{result.spread.median * scale:.{digits}f} {unit} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def change(verdict: Verdict) -> str:
-    """The change against the baseline with its 99 % interval."""
-    if math.isnan(verdict.ratio):
-        return "-"
-    low, high = verdict.low - 1, verdict.high - 1
-    return f"{verdict.change:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 def verdict_line(result: Result) -> str:
@@ -72,7 +49,7 @@ def verdict_line(result: Result) -> str:
     if found.basis == "base":
         remedy = "If it is intended, allow this case more, in llm_tolerances or by the marker"
     return (
-        f"{case}: {found.outcome}: {compared}, {change(found)} at 99 %, {processes}; "
+        f"{case}: {found.outcome}: {compared}, {change(found.ratio, found.low, found.high)} at 99 %, {processes}; "
         f"allowed {found.threshold:.0%} ({source}){reason}. {remedy}"
     )
 
@@ -89,14 +66,14 @@ def table(results: Iterable[Result], accepted: Container[Case] = ()) -> list[str
     ranked = sorted(results, key=lambda result: (order.index(result.case.metric), result.case.workload))
     rows: list[Sequence[str]] = []
     for result in ranked:
-        roof = result.utilization
+        use = result.utilization
         rows.append(
             (
                 label(result.case),
-                spread(result),
-                f"{result.speedup:.2f}x" if result.speedup else "-",
-                f"{roof.name} {roof.fraction:.0%}" if roof else "-",
-                change(result.verdict),
+                spread(result.spread.median, result.spread.q1, result.spread.q3, result.case.metric),
+                speedup(result.speedup),
+                roof(use.name, use.fraction) if use else "-",
+                change(result.verdict.ratio, result.verdict.low, result.verdict.high),
                 "accepted" if result.case in accepted else str(result.verdict.outcome),
             )
         )

@@ -1,0 +1,288 @@
+"""What every report shows: a run's results as flat rows of plain values, live or from its results file. Pure.
+
+The results file (`pytest_llmperf.report.results`) is the one source: whatever renders a report reads it through here,
+so that a figure is the same in all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from statistics import fmean
+from typing import Any
+
+from pytest_llmperf.cases import METRICS
+from pytest_llmperf.trace import Trace
+from pytest_llmperf.verdict import Outcome, quantile
+
+#: Of a JSON report, and of the results file that every report is made of.
+SCHEMA, RESULTS_SCHEMA = 1, 2
+
+
+class ReportError(ValueError):
+    """A file that no report can be made of; one line says why."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case: its figures, its verdict, and what was seen of the backend. Times in seconds; None where there is none.
+
+    Attributes:
+        case: its key in the baseline file.
+        median, q1, q3, minimum, maximum: of the samples of the first process.
+        samples, processes: how many samples that process made; how many processes were measured.
+        speedup: the reference's median over this one's.
+        roof, utilization: MFU or MBU, and the fraction.
+        bound, limit: the shortest latency that the roofs allow, and which of them says so.
+        flops, size: FLOPs and bytes of the work.
+        itl: the 1st, 10th, 25th, 50th, 75th, 90th and 99th percentile of the gaps between tokens.
+        throughput: output tokens per second.
+        cold_start: s. peak_memory: bytes. tokens_per_joule: output tokens.
+        parity: ``reference``, ``in parity``, ``bounded``, ``not in parity``, or None where it was not checked.
+        outcome, ratio, low, high, threshold, resolution, basis, reason: the verdict's.
+        tolerance, tolerance_source: the slowdown allowed, and where that was stated.
+        said: the verdict as one sentence.
+    """
+
+    case: str
+    model: str
+    dtype: str
+    backend: str
+    batch_size: int
+    prompt_length: int
+    max_new_tokens: int
+    metric: str
+    unit: str
+    median: float
+    q1: float
+    q3: float
+    minimum: float
+    maximum: float
+    samples: int
+    processes: int
+    outcome: str
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    threshold: float | None = None
+    resolution: float | None = None
+    basis: str | None = None
+    reason: str = ""
+    tolerance: float | None = None
+    tolerance_source: str = ""
+    said: str = ""
+    speedup: float | None = None
+    roof: str | None = None
+    utilization: float | None = None
+    bound: float | None = None
+    limit: str | None = None
+    flops: float | None = None
+    size: float | None = None
+    throughput: float | None = None
+    cold_start: float | None = None
+    peak_memory: int | None = None
+    tokens_per_joule: float | None = None
+    parity: str | None = None
+    itl: tuple[float, ...] = ()
+
+    @property
+    def workload(self) -> str:
+        return f"b{self.batch_size}-p{self.prompt_length}-n{self.max_new_tokens}"
+
+    @property
+    def correct(self) -> bool:
+        """Whether its tokens were shown to be the reference's, or as near as its weights allow."""
+        return self.parity in ("reference", "in parity", "bounded")
+
+
+ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A run, or what was measured of it before it was interrupted.
+
+    Attributes:
+        device, model, dtype, reference: what was measured, and what speedup and parity refer to.
+        environment: ``fingerprint``, ``versions`` and ``peaks`` (FLOP/s, bytes/s), as far as known.
+        rows: a case each, in the order of `ranked`.
+        unmeasured: the tests that were to gate a case and have no figure.
+        when, commit: ISO 8601 and the revision under test, where known.
+    """
+
+    device: str
+    model: str
+    dtype: str
+    reference: str
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+    when: str | None = None
+    commit: str | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, {self.dtype}, {self.device}"
+
+    @property
+    def headline(self) -> str:
+        """How it ended, in a few words: the counts of outcomes, the worst first."""
+        if not self.rows:
+            return "nothing was measured"
+        found = Counter(row.outcome for row in self.rows)
+        order = [outcome.value for outcome in Outcome]
+        parts = [f"{found[name]} {name}" for name in sorted(found, key=order.index)]
+        wrong = {row.backend for row in self.rows if row.parity == "not in parity"}
+        parts += [f"not in parity: {', '.join(sorted(wrong))}"] if wrong else []
+        parts += [f"{len(self.unmeasured)} not measured"] if self.unmeasured else []
+        return f"{len(self.rows)} cases: {', '.join(parts)}"
+
+    @property
+    def regressions(self) -> list[Row]:
+        """The slowest first."""
+        found = [row for row in self.rows if row.outcome == Outcome.REGRESSION]
+        return sorted(found, key=lambda row: -(row.ratio or 0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values: the JSON report."""
+        return {"schema": SCHEMA, "kind": "report", "headline": self.headline, **asdict(self)}
+
+
+def ranked(rows: Iterable[Row]) -> list[Row]:
+    """By metric and workload, so that backends stand under each other."""
+    order = list(METRICS)
+    return sorted(
+        rows,
+        key=lambda row: (order.index(row.metric), row.batch_size, row.prompt_length, row.max_new_tokens),
+    )
+
+
+def of(results: Mapping[str, Any]) -> Document:
+    """The document of a results file's content.
+
+    Raises:
+        ReportError: it is not one, or of another schema.
+    """
+    try:
+        if results.get("kind") == "report":
+            return _report(results)
+        if results["schema"] != RESULTS_SCHEMA:
+            raise ReportError(f"its schema is {results['schema']!r}, and this version reads {RESULTS_SCHEMA}")
+        return _document(results)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ReportError(f"it is no results file of pytest-llmperf ({type(error).__name__}: {error})") from None
+
+
+def _report(data: Mapping[str, Any]) -> Document:
+    if data["schema"] != SCHEMA:
+        raise ReportError(f"its schema is {data['schema']!r}, and this version reads {SCHEMA}")
+    rows = tuple(Row(**row | {"itl": tuple(row["itl"])}) for row in data["rows"])
+    known = {name: data[name] for name in ("device", "model", "dtype", "reference", "environment", "when", "commit")}
+    return Document(**known, rows=rows, unmeasured=tuple(data["unmeasured"]))
+
+
+def _document(results: Mapping[str, Any]) -> Document:
+    parity = {(one["backend"], one["workload"]): _standing(one) for one in results["parity"]}
+    measured: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for one in results["measurements"]:  # the first process of each comes first
+        workload = "b{batch_size}-p{prompt_length}-n{max_new_tokens}".format(**one["workload"])
+        measured.setdefault((one["backend"], workload), one)
+    rows = [_row(result, results, parity, measured) for result in results["results"]]
+    return Document(
+        device=results["device"],
+        model=results["model"],
+        dtype=results["dtype"],
+        reference=results["reference"],
+        environment=results["environment"],
+        rows=tuple(ranked(rows)),
+        unmeasured=tuple(results["unmeasured"]),
+        when=results["when"],
+        commit=results["commit"],
+    )
+
+
+def _standing(parity: Mapping[str, Any]) -> str:
+    if not parity["passed"]:
+        return "not in parity"
+    return "bounded" if parity["bounded"] else "in parity"
+
+
+def _row(
+    result: Mapping[str, Any],
+    results: Mapping[str, Any],
+    parity: Mapping[tuple[str, str], str],
+    measured: Mapping[tuple[str, str], Mapping[str, Any]],
+) -> Row:
+    backend, workload, metric = result["case"].removeprefix(f"{results['dtype']}/").rsplit("/", 2)
+    sizes = [int(part[1:]) for part in workload.split("-")]
+    roof = result["utilization"] or {}
+    spread, found = result["spread"], result["verdict"]
+    measurement = measured.get((backend, workload), {"samples": ()})
+    return Row(
+        case=result["case"],
+        model=result["model"],
+        dtype=results["dtype"],
+        backend=backend,
+        batch_size=sizes[0],
+        prompt_length=sizes[1],
+        max_new_tokens=sizes[2],
+        metric=metric,
+        unit=result["unit"],
+        **{name: spread[name] for name in ("median", "q1", "q3", "minimum", "maximum")},
+        samples=spread["n"],
+        processes=len(result["invocations"]),
+        **{name: found[name] for name in ("outcome", "ratio", "low", "high", "threshold", "resolution", "basis")},
+        **{name: result[name] for name in ("tolerance", "tolerance_source", "said", "speedup", "throughput")},
+        **{name: result[name] for name in ("cold_start", "peak_memory")},
+        reason=found["reason"],
+        roof=roof.get("name"),
+        utilization=roof.get("fraction"),
+        bound=roof.get("bound"),
+        limit=roof.get("limit"),
+        flops=roof.get("flops"),
+        size=roof.get("size"),
+        tokens_per_joule=_tokens_per_joule(measurement["samples"], result["throughput"]),
+        parity="reference" if backend == results["reference"] else parity.get((backend, workload)),
+        itl=_itl(measurement["samples"]) if metric == "tpot" else (),
+    )
+
+
+def _itl(samples: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    gaps = list(chain.from_iterable(Trace(**sample["trace"]).itl for sample in samples))
+    return tuple(quantile(gaps, at) for at in ITL_PERCENTILES) if gaps else ()
+
+
+def _tokens_per_joule(samples: Sequence[Mapping[str, Any]], throughput: float | None) -> float | None:
+    """Output tokens per second over the mean power (W) that the device gave; None where it gives none."""
+    gpus = [sample["fitness"]["gpu"] for sample in samples]
+    watts = [gpu["power"] for gpu in gpus if gpu is not None and gpu["power"]]
+    return throughput / fmean(watts) if watts and throughput else None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The fastest backend of a workload that is in parity, by one metric.
+
+    Attributes:
+        row: its case.
+        unproven: a faster backend whose parity was not shown; None if there is none.
+    """
+
+    row: Row
+    unproven: Row | None
+
+
+def advice(rows: Iterable[Row]) -> list[Advice]:
+    """What to run, for each metric and workload of which some backend is in parity. The reference needs no proof."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in ranked(rows):
+        groups.setdefault((row.metric, row.workload), []).append(row)
+    found = []
+    for group in groups.values():
+        best = min((row for row in group if row.correct), key=lambda row: row.median, default=None)
+        if best is not None:
+            first = min(group, key=lambda row: row.median)
+            found.append(Advice(best, first if first.median < best.median and first is not best else None))
+    return found

@@ -1,0 +1,342 @@
+"""The figures of the HTML report, as SVG text that takes its colours from the page. Rows in, `Figure` out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure as Canvas
+
+from pytest_llmperf.cases import METRICS
+from pytest_llmperf.report import text
+from pytest_llmperf.report.document import Document, Row
+from pytest_llmperf.verdict import Outcome
+
+#: Colours that nobody sees: they become the page's own, light or dark.
+INK, GRID = "#010203", "#040506"
+#: Okabe and Ito (2008), told apart by colour-blind readers, but for its black and its yellow, which one of the two
+#: backgrounds swallows. With as many markers, more backends than colours are told apart too.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C", "#A6761D")
+MARKERS = "osD^vPX*<>ph"
+#: Each outcome's colour and marker: one is enough to tell them apart.
+VERDICTS = {
+    Outcome.REGRESSION.value: ("#D55E00", "^"),
+    Outcome.INCONCLUSIVE.value: ("#8C8C8C", "s"),
+    Outcome.OK.value: ("#009E73", "o"),
+    Outcome.FASTER.value: ("#0072B2", "v"),
+}
+#: Figures of one kind, and lines or marks in one figure, that a reader can still take in.
+PANELS, LINES, MARKS = 6, 12, 40
+STYLE = {
+    "svg.hashsalt": "llmperf",  # the same data, the same file
+    "svg.fonttype": "none",  # text stays text: it is searched, read aloud and set in the page's own font
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture.
+
+    Attributes:
+        title: what it shows.
+        caption: workload, device, dtype and what the spread is.
+        svg: its drawing.
+        header, table: the data that it is drawn from, as text.
+    """
+
+    title: str
+    caption: str
+    svg: str
+    header: tuple[str, ...]
+    table: tuple[tuple[str, ...], ...]
+
+
+def all_of(document: Document) -> list[Figure]:
+    """Every figure that the document has data for."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that is not in the font that text is measured with
+        return [
+            *_by_batch(document, "ttft", _latency),
+            *_by_batch(document, "tpot", _latency),
+            *_by_batch(document, "ttft", _speedup),
+            *_by_batch(document, "tpot", _speedup),
+            *_distributions(document),
+            *_roofline(document),
+            *_forest(document),
+        ]
+
+
+def _where(document: Document, shape: str = "") -> str:
+    return ", ".join(filter(None, (shape, document.model, document.dtype, document.device)))
+
+
+def _canvas(height: float = 2.9) -> tuple[Canvas, Any]:
+    # As wide as a telephone, so that nothing is scaled down there, text least of all.
+    canvas = Canvas(figsize=(3.6, height), layout="constrained")
+    return canvas, canvas.subplots()
+
+
+def _svg(canvas: Canvas, name: str) -> str:
+    stream = io.StringIO()
+    canvas.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn = stream.getvalue()
+    drawn = drawn[drawn.index("<svg") :].replace(INK, "currentColor").replace(GRID, "var(--line)")
+    # What XML does not allow, and a fixed size: the page gives it one.
+    drawn = re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", drawn)
+    drawn = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", drawn, count=1)
+    drawn = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", drawn, count=1)
+    # Ids of two figures in one page must differ, and most are referred to by nobody.
+    own, used = hashlib.sha256(name.encode()).hexdigest()[:8], set(re.findall(r"#(\w+)", drawn))
+    drawn = re.sub(r'\bid="([^"]*)"', lambda found: f'id="{own}-{found[1]}"' if found[1] in used else "", drawn)
+    return re.sub(r'(href="|url\()#(\w+)', rf"\1#{own}-\2", drawn)
+
+
+def _label(name: str) -> str:
+    """A legend leaves out what begins with an underscore."""
+    shown = " ".join(name.split())
+    shown = shown if len(shown) <= 32 else shown[:31] + "…"
+    return "\u200b" + shown if shown.startswith("_") else shown
+
+
+def _panels(rows: Iterable[Row]) -> list[tuple[str, dict[str, list[Row]]]]:
+    """Rows of one prompt length and number of new tokens, by backend, each by batch size."""
+    panels: dict[tuple[int, int], dict[str, list[Row]]] = {}
+    for row in rows:
+        shape = panels.setdefault((row.prompt_length, row.max_new_tokens), {})
+        shape.setdefault(row.backend, []).append(row)
+    return [
+        (
+            f"prompt {prompt}, {new} new tokens",
+            {name: sorted(found, key=lambda row: row.batch_size) for name, found in backends.items()},
+        )
+        for (prompt, new), backends in sorted(panels.items())
+    ]
+
+
+def _cut(what: str, shown: int, there: int) -> str:
+    return f" The first {shown} of {there} {what}; the tables have them all." if there > shown else ""
+
+
+Draw = Callable[[Any, Sequence[Row], Mapping[str, Any]], str]
+
+
+def _by_batch(document: Document, metric: str, draw: Draw) -> list[Figure]:
+    """A figure per prompt length: a line per backend over the batch sizes."""
+    rows = [row for row in document.rows if row.metric == metric]
+    if draw is _speedup:
+        rows = [row for row in rows if row.speedup is not None]
+    panels = _panels(rows)
+    figures = []
+    for shape, backends in panels[:PANELS]:
+        canvas, axes = _canvas()
+        said = ""
+        for index, (name, found) in enumerate(list(backends.items())[:LINES]):
+            style = {
+                "color": COLOURS[index % len(COLOURS)],
+                "marker": MARKERS[index % len(MARKERS)],
+                "markersize": 4,
+                "label": _label(name),
+            }
+            said = draw(axes, found, style)
+        sizes = sorted({row.batch_size for found in backends.values() for row in found})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("batch size (requests)")
+        canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        title = f"{'Speedup over ' + document.reference + ', ' if draw is _speedup else ''}{METRICS[metric][0]}"
+        shown = [row for found in backends.values() for row in found]
+        figures.append(
+            Figure(
+                title[0].upper() + title[1:],
+                f"{_where(document, shape)}. {said}"
+                + _cut("backends", LINES, len(backends))
+                + _cut("prompt lengths", PANELS, len(panels)),
+                _svg(canvas, f"{title} {shape}"),
+                ("backend", "batch size", "median [q1, q3]", "speedup"),
+                tuple(
+                    (
+                        row.backend,
+                        str(row.batch_size),
+                        text.spread(row.median, row.q1, row.q3, metric),
+                        text.speedup(row.speedup),
+                    )
+                    for row in shown
+                ),
+            )
+        )
+    return figures
+
+
+def _latency(axes: Any, rows: Sequence[Row], style: Mapping[str, Any]) -> str:
+    medians = [row.median * 1e3 for row in rows]
+    below = [max(0.0, (row.median - row.q1) * 1e3) for row in rows]
+    above = [max(0.0, (row.q3 - row.median) * 1e3) for row in rows]
+    axes.errorbar([row.batch_size for row in rows], medians, [below, above], capsize=2, linewidth=1.2, **style)
+    axes.set_ylabel("ms" if rows[0].metric == "ttft" else "ms per token")
+    return "Median of one process's samples, bars from the lower to the upper quartile."
+
+
+def _speedup(axes: Any, rows: Sequence[Row], style: Mapping[str, Any]) -> str:
+    axes.axhline(1, color=GRID, linewidth=1)
+    axes.plot([row.batch_size for row in rows], [row.speedup for row in rows], linewidth=1.2, **style)
+    axes.set_ylabel("times as fast")
+    return "Ratio of medians, both measured in this run."
+
+
+def _distributions(document: Document) -> list[Figure]:
+    """A figure per workload: the gaps between tokens, a box per backend."""
+    workloads: dict[str, list[Row]] = {}
+    for row in document.rows:
+        if row.itl:
+            workloads.setdefault(row.workload, []).append(row)
+    figures = []
+    for workload, rows in list(workloads.items())[:PANELS]:
+        shown = rows[:LINES]
+        canvas, axes = _canvas(0.9 + 0.32 * len(shown))
+        boxes = [
+            dict(zip(("whislo", "p10", "q1", "med", "q3", "p90", "whishi"), (ms * 1e3 for ms in row.itl), strict=True))
+            | {"label": _label(row.backend), "fliers": []}
+            for row in shown
+        ]
+        axes.bxp(
+            boxes,
+            orientation="horizontal",
+            showfliers=False,
+            patch_artist=True,
+            boxprops={"facecolor": COLOURS[0], "edgecolor": INK, "alpha": 0.6},
+            medianprops={"color": INK},
+            whiskerprops={"color": INK},
+            capprops={"color": INK},
+        )
+        axes.invert_yaxis()
+        axes.set_xlabel("gap between two tokens of a request (ms)")
+        axes.set_xlim(left=0)
+        figures.append(
+            Figure(
+                "Inter-token latency",
+                f"{_where(document, workload)}. Every gap of one process's samples: the box from the lower to the "
+                "upper quartile, the line the median, the whiskers the 1st and 99th percentile."
+                + _cut("backends", LINES, len(rows))
+                + _cut("workloads", PANELS, len(workloads)),
+                _svg(canvas, f"itl {workload}"),
+                ("backend", "p1", "p10", "p25", "median", "p75", "p90", "p99"),
+                tuple((row.backend, *(text.figure(gap, "tpot") for gap in row.itl)) for row in rows),
+            )
+        )
+    return figures
+
+
+def _roofline(document: Document) -> list[Figure]:
+    """Every prefill and decode under the device's two roofs."""
+    peaks = document.environment.get("peaks")
+    rows = [row for row in document.rows if row.flops and row.size]
+    if not peaks or not rows:
+        return []
+    flops, bandwidth = float(peaks["flops"]), float(peaks["bandwidth"])
+    points = [(row, (row.flops or 0) / (row.size or 1), (row.flops or 0) / row.median) for row in rows]
+    canvas, axes = _canvas(3.2)
+    low = min(flops / bandwidth, *(intensity for _, intensity, _ in points)) / 3
+    high = max(flops / bandwidth, *(intensity for _, intensity, _ in points)) * 3
+    corner = flops / bandwidth
+    axes.plot([low, corner, high], [low * bandwidth / 1e9, flops / 1e9, flops / 1e9], color=INK, linewidth=1.4)
+    names = list(dict.fromkeys(row.backend for row in rows))
+    for index, name in enumerate(names[:LINES]):
+        own = [(intensity, rate / 1e9) for row, intensity, rate in points if row.backend == name]
+        axes.scatter(
+            [intensity for intensity, _ in own],
+            [rate for _, rate in own],
+            s=16,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            label=_label(name),
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")  # a power of ten would be set as mathematics
+        axis.set_minor_formatter("")
+    axes.set_xlabel("arithmetic intensity (FLOP/byte)")
+    axes.set_ylabel("GFLOP/s")
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    source = "measured here" if document.device == "cpu" else "of the data sheet"
+    caption = (
+        f"{_where(document)}. The line is the roof, {source}: {flops / 1e12:.3g} TFLOP/s, "
+        f"{bandwidth / 1e9:.3g} GB/s. Prefill lies to the right, under the compute roof; decode to the left, under the "
+        "bandwidth roof."
+    )
+    return [
+        Figure(
+            "Roofline",
+            caption + _cut("backends", LINES, len(names)),
+            _svg(canvas, "roofline"),
+            ("metric", "workload", "backend", "FLOP/byte", "GFLOP/s", "of the roof"),
+            tuple(
+                (
+                    row.metric,
+                    row.workload,
+                    row.backend,
+                    f"{intensity:.3g}",
+                    f"{rate / 1e9:.4g}",
+                    text.far(row.roof, row.utilization, row.limit),
+                )
+                for row, intensity, rate in points
+            ),
+        )
+    ]
+
+
+def _forest(document: Document) -> list[Figure]:
+    """The change of every compared case with its interval, the largest first."""
+    compared = [row for row in document.rows if row.ratio is not None and row.low is not None and row.high is not None]
+    if not compared:
+        return []
+    rows = sorted(compared, key=lambda row: -abs(math.log(row.ratio or 1)))
+    shown = rows[:MARKS]
+    canvas, axes = _canvas(1.0 + 0.24 * len(shown))
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for at, row in enumerate(shown):
+        colour, marker = VERDICTS.get(row.outcome, (INK, "x"))
+        middle, low, high = (((value or 1) - 1) * 100 for value in (row.ratio, row.low, row.high))
+        reach = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
+        axes.errorbar([middle], [at], xerr=reach, color=colour, marker=marker, markersize=5, capsize=2, linewidth=1.2)
+    axes.set_yticks(
+        range(len(shown)), [_label(f"{row.metric} {row.workload} {row.backend}") for row in shown], fontsize=8
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel("change (%): slower to the right")
+    widest = max(abs(edge) for edge in axes.get_xlim())
+    axes.set_xlim(-min(widest, 100), min(widest, 100))
+    said = (
+        "Median ratio with its 99 % interval. Triangle up: regression; circle: ok; triangle down: faster; "
+        "square: inconclusive."
+    )
+    return [
+        Figure(
+            "Change against the baseline",
+            f"{_where(document)}. {said}" + _cut("cases, by size of the change", MARKS, len(rows)),
+            _svg(canvas, "forest"),
+            ("metric", "workload", "backend", "change [99 %]", "verdict"),
+            tuple(
+                (row.metric, row.workload, row.backend, text.change(row.ratio, row.low, row.high), row.outcome)
+                for row in rows
+            ),
+        )
+    ]

@@ -1,0 +1,50 @@
+"""Figures as a reader sees them, said the same way in every report. Pure."""
+
+from __future__ import annotations
+
+import math
+
+
+def figure(seconds: float, metric: str) -> str:
+    """A duration in a unit that a reader compares with: milliseconds, but seconds for whole latencies."""
+    scale, unit, digits = _unit(seconds, metric)
+    return f"{seconds * scale:.{digits}f} {unit}"
+
+
+def spread(median: float, q1: float, q3: float, metric: str) -> str:
+    """Median and quartiles (s) in one unit."""
+    scale, unit, digits = _unit(median, metric)
+    return f"{median * scale:.{digits}f} {unit} [{q1 * scale:.{digits}f}, {q3 * scale:.{digits}f}]"
+
+
+def _unit(seconds: float, metric: str) -> tuple[float, str, int]:
+    if metric in ("ttft", "tpot"):
+        return 1e3, "ms", 1 if seconds >= 0.01 else 3
+    return 1.0, "s", 2
+
+
+def change(ratio: float | None, low: float | None, high: float | None) -> str:
+    """The change that a ratio to the baseline means, with its 99 % interval; a dash where there is none."""
+    if ratio is None or low is None or high is None or math.isnan(ratio):
+        return "-"
+    return f"{ratio - 1:+.1%} [{low - 1:+.1%}, {high - 1:+.1%}]"
+
+
+def speedup(value: float | None) -> str:
+    """How many times the reference's speed; a dash without a reference."""
+    return f"{value:.2f}x" if value else "-"
+
+
+def roof(name: str | None, fraction: float | None) -> str:
+    """Which utilization, and how much of the roof; a dash where it has no meaning."""
+    return "-" if name is None or fraction is None else f"{name} {fraction:.0%}"
+
+
+def far(name: str | None, fraction: float | None, limit: str | None) -> str:
+    """How much of a roof is used, and which roof binds."""
+    return roof(name, fraction) if limit is None else f"{roof(name, fraction)}, {limit} bound"
+
+
+def memory(size: int | None) -> str:
+    """Bytes in GiB."""
+    return "-" if size is None else f"{size / 2**30:.2f} GiB"

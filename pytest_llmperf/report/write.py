@@ -1,0 +1,71 @@
+"""Reports in files, each in the form that its suffix names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from importlib.util import find_spec
+from pathlib import Path
+
+from pytest_llmperf import files
+from pytest_llmperf.report import markdown
+from pytest_llmperf.report.document import ITL_PERCENTILES, Document, Row
+
+
+def render_json(document: Document) -> str:
+    return json.dumps(document.as_dict(), indent=1) + "\n"
+
+
+def render_csv(document: Document) -> str:
+    """A line per case with every number in full, in seconds and bytes; the first line names the columns."""
+    columns = [one.name for one in fields(Row) if one.name != "itl"]
+    percentiles = [f"itl_p{at * 100:.0f}" for at in ITL_PERCENTILES]
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow([*columns, *percentiles])
+    for row in document.rows:
+        values = asdict(row)
+        writer.writerow([*(values[name] for name in columns), *(row.itl or [None] * len(percentiles))])
+    return stream.getvalue()
+
+
+def render_html(document: Document) -> str:
+    from pytest_llmperf.report import html  # what it draws with takes a second to import, and is an extra
+
+    return html.render(document)
+
+
+FORMS: dict[str, Callable[[Document], str]] = {
+    ".html": render_html,
+    ".md": markdown.render,
+    ".json": render_json,
+    ".csv": render_csv,
+}
+
+
+def form_of(path: Path) -> str:
+    """The suffix of a report that can be written here.
+
+    Raises:
+        ValueError: no report has that suffix, or what draws it is not installed.
+    """
+    if path.suffix not in FORMS:
+        raise ValueError(f"{path.name!r} has none of the suffixes of a report: {', '.join(FORMS)}")
+    if path.suffix == ".html":
+        missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+        if missing:
+            raise ValueError(f"a report in HTML needs {' and '.join(missing)}: pip install 'pytest-llmperf[report]'")
+    return path.suffix
+
+
+def write(document: Document, path: Path) -> None:
+    """Write the report, replacing the file as a whole.
+
+    Raises:
+        ValueError: as `form_of`.
+        OSError: the file cannot be written.
+    """
+    files.replace(path, FORMS[form_of(path)](document))

@@ -1,0 +1,334 @@
+"""Reports: every form says the same of a run, whatever things are called, and a browser shows the page."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from inner import PLUGINS, Suite
+
+from pytest_llmperf.report import markdown, text, write
+from pytest_llmperf.report.document import Document, ReportError, Row, advice, of, ranked
+from pytest_llmperf.verdict import Outcome
+
+HOSTILE = "<script>alert(1)</script>|`*_$x^2$\n\U0001f600&\"'@all"
+
+
+def row(backend: str = "sim", metric: str = "tpot", median: float = 0.02, **other: object) -> Row:
+    values = {
+        "case": f"float32/{backend}/b1-p16-n8/{metric}",
+        "model": "tiny",
+        "dtype": "float32",
+        "backend": backend,
+        "batch_size": 1,
+        "prompt_length": 16,
+        "max_new_tokens": 8,
+        "metric": metric,
+        "unit": "s",
+        "median": median,
+        "q1": median * 0.9,
+        "q3": median * 1.2,
+        "minimum": median * 0.8,
+        "maximum": median * 2,
+        "samples": 5,
+        "processes": 1,
+        "outcome": "ok",
+        "ratio": 1.01,
+        "low": 0.97,
+        "high": 1.04,
+        "basis": "latency",
+        "said": f"{backend} {metric}: as said",
+    }
+    return Row(**values | other)  # type: ignore[arg-type]
+
+
+def document(*rows: Row, **other: object) -> Document:
+    values = {"device": "cpu", "model": "tiny", "dtype": "float32", "reference": "ref"}
+    return Document(**values | other, rows=tuple(ranked(rows)))  # type: ignore[arg-type]
+
+
+def full(rows: int = 1) -> Document:
+    """Everything that a figure is drawn of."""
+    made = [
+        row(
+            backend,
+            metric,
+            0.02 * (1 + number),
+            batch_size=2**number,
+            case=f"float32/{backend}/b{2**number}-p16-n8/{metric}",
+            speedup=1.5,
+            parity="reference" if backend == "ref" else "in parity",
+            roof="MFU",
+            utilization=0.3,
+            limit="compute",
+            flops=1e9,
+            size=1e8,
+            itl=(0.01, 0.015, 0.018, 0.02, 0.022, 0.03, 0.05) if metric == "tpot" else (),
+            throughput=40.0,
+            cold_start=3.0,
+            peak_memory=2**30,
+        )
+        for number in range(rows)
+        for backend in ("ref", "sim")
+        for metric in ("ttft", "tpot", "latency")
+    ]
+    return document(*made, environment={"peaks": {"flops": 1e12, "bandwidth": 1e10}, "versions": {"torch": "2"}})
+
+
+class Page(HTMLParser):
+    """The text of each table's cells, the keys that they are sorted by, and the tags seen."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.keys: list[str] = []
+        self.tags: list[str] = []
+        self._cell: list[str] | None = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+            self.keys += [value for name, value in attrs if name == "data-key" and value is not None]
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            self.tables[-1][-1].append("".join(self._cell))
+            self._cell = None
+
+
+figures = st.floats(1e-5, 100)
+rows = st.builds(
+    row,
+    backend=st.text(min_size=1, max_size=8),
+    metric=st.sampled_from(["ttft", "tpot", "latency"]),
+    median=figures,
+    ratio=st.none() | st.floats(0.1, 10),
+    speedup=st.none() | st.floats(0.1, 50),
+    outcome=st.sampled_from([outcome.value for outcome in Outcome]),
+    peak_memory=st.none() | st.integers(1, 2**45),
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=st.lists(rows, min_size=1, max_size=6))
+def test_every_form_has_the_same_numbers(found: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_llmperf.report.figures.all_of", lambda _: [])  # they are drawn of the same rows
+    made = document(*found)
+    (as_json, as_csv, as_markdown, as_html) = (write.FORMS[form](made) for form in (".json", ".csv", ".md", ".html"))
+    assert of(json.loads(as_json)) == made
+    lines = list(csv.DictReader(io.StringIO(as_csv)))
+    page = Page(as_html)
+    (cases,) = (table for table in page.tables if table[0][3] == "median [q1, q3]" and len(table[0]) == 13)
+    folded = as_markdown.partition("<details><summary>All")[2]
+    for one, line, cells in zip(made.rows, lines, cases[1:], strict=True):
+        assert [float(line[name]) for name in ("median", "q1", "q3")] == [one.median, one.q1, one.q3]
+        assert line["ratio"] == ("" if one.ratio is None else str(one.ratio))
+        shown = markdown.case_cells(one)
+        assert [" ".join(cell.split()) for cell in cells[:9]] == [" ".join(cell.split()) for cell in shown]
+        assert " | ".join(map(markdown.plain, shown)) in folded
+        assert text.figure(one.median, one.metric).split()[0] in shown[3]
+    assert [float(key) for key in page.keys if float(key) in {one.median for one in found}]
+
+
+def test_the_terminal_says_the_same_numbers(suite: Suite) -> None:
+    result = suite.run("suites", "--llm-report=r.md,r.json", "--llm-backends=ref,sim")
+    made = of(json.loads((suite.path / "r.json").read_text()))
+    assert len(made.rows) == 6
+    for one in made.rows:
+        shown = text.spread(one.median, one.q1, one.q3, one.metric)
+        result.stdout.fnmatch_lines(f"{one.metric} {one.workload} {one.backend} *{shown.replace('[', '[[]')}*")
+        assert markdown.plain(shown) in (suite.path / "r.md").read_text()
+
+
+@pytest.mark.parametrize("form", [".html", ".md"])
+def test_hostile_names_are_text(form: str) -> None:
+    shown = write.FORMS[form](
+        document(row(HOSTILE, said=HOSTILE, outcome="regression"), model=HOSTILE, reference=HOSTILE)
+    )
+    assert "<script>alert" not in shown
+    assert "@all" not in shown or form == ".html"
+    if form == ".md":
+        (line,) = (line for line in shown.splitlines() if line.startswith("| tpot"))
+        assert len(re.findall(r"(?<!\\)\|", line)) == len(markdown.CASE_HEADER) + 1
+    else:
+        assert Page(shown).tags.count("script") == 1
+        assert html.escape(HOSTILE.split("|")[0], quote=False) in shown
+
+
+def test_every_figure_is_drawn_of_what_there_is() -> None:
+    from pytest_llmperf.report.figures import all_of
+
+    drawn = all_of(full(2))
+    titles = [one.title for one in drawn]
+    assert len(titles) == 8
+    assert all("<svg" in one.svg and one.table and "tiny, float32, cpu" in one.caption for one in drawn)
+    ids = [name for one in drawn for name in re.findall(r'\bid="([^"]*)"', one.svg)]
+    assert len(ids) == len(set(ids))
+    assert not [one for one in drawn if "#010203" in one.svg or "mathdefault" in one.svg]
+    assert all_of(document()) == []
+
+
+def test_the_fastest_in_parity_is_advised_and_a_faster_unproven_one_is_named() -> None:
+    found = advice(
+        [row("ref", parity="reference"), row("good", median=0.015, parity="in parity"), row("odd", median=0.01)]
+    )
+    assert [(one.row.backend, one.unproven and one.unproven.backend) for one in found] == [("good", "odd")]
+    assert advice([row("odd"), row("wrong", parity="not in parity")]) == []
+
+
+def test_a_long_report_fits_a_comment_and_keeps_what_matters() -> None:
+    many = [row(f"backend-{number}", ratio=1.0 + number / 10_000) for number in range(3000)]
+    said = write.FORMS[".md"](document(*many, row("slow", outcome="regression")))
+    assert len(said) < 65_536
+    assert "| slow |" in said
+    assert "more, in the other forms" in said
+
+
+def test_what_is_no_results_file_is_said() -> None:
+    for data in ({}, {"schema": 1}, {"schema": 2, "parity": []}, {"schema": 2, "parity": 3}):
+        with pytest.raises(ReportError, match=r"schema|no results file"):
+            of(data)
+
+
+# In a run
+
+
+def test_reports_are_written_at_the_end_and_say_what_was_not_measured(suite: Suite) -> None:
+    suite.test("def test_it(llm_perf):\n    raise ValueError\n")
+    result = suite.run("suites/test_decode.py", "test_it.py", "--llm-report=a.html,b.md", "--llm-report=c.csv")
+    assert {"a.html", "b.md", "c.csv"} <= {path.name for path in suite.path.iterdir()}
+    result.stdout.fnmatch_lines(["report written to *a.html", "report written to *b.md", "report written to *c.csv"])
+    assert markdown.plain("test_it.py::test_it") in (suite.path / "b.md").read_text()
+
+
+def test_an_interrupted_run_reports_what_it_has(suite: Suite) -> None:
+    suite.test("def test_it(llm_perf):\n    raise KeyboardInterrupt\n")
+    command = ("suites/test_decode.py", "test_it.py", "--llm-report=r.json")
+    result = suite.pytester.runpytest_subprocess(*PLUGINS, *command)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    made = of(json.loads((suite.path / "r.json").read_text()))
+    assert {one.backend for one in made.rows} == {"ref"}
+    assert [name.partition("[")[0] for name in made.unmeasured] == [
+        "test_it.py::test_it",
+        "suites/test_decode.py::test_decode",
+        "test_it.py::test_it",
+    ]
+
+
+def test_github_s_step_summary_gets_markdown(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(suite.path / "summary.md"))
+    (suite.path / "summary.md").write_text("before\n")
+    suite.run("suites/test_decode.py", "--llm-backends=sim")
+    said = (suite.path / "summary.md").read_text()
+    assert said.startswith("before\n")
+    assert "### llmperf: 1 cases: 1 no baseline" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("r.txt", "*'r.txt' has none of the suffixes of a report: .html, .md, .json, .csv*"),
+        (",", "*at least one file*"),
+    ],
+)
+def test_a_form_that_is_not_known_is_refused(suite: Suite, value: str, said: str) -> None:
+    result = suite.run(f"--llm-report={value}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(said)
+
+
+# In a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: Looks at the page in frames of two widths, sorts and filters its table, and says what it found.
+PROBE = """
+<script>
+const found = {errors: []};
+const frames = [360, 1440].map(width => {
+  const frame = document.createElement("iframe");
+  frame.style = `width:${width}px;height:900px;border:0`;
+  frame.srcdoc = PAGE;
+  document.body.append(frame);
+  return frame;
+});
+window.addEventListener("load", () => {
+  for (const frame of frames) {
+    const page = frame.contentDocument, view = frame.contentWindow, width = view.innerWidth;
+    const sizes = [...page.querySelectorAll("svg text")].map(text => {
+      const svg = text.ownerSVGElement;
+      const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+      return parseFloat(view.getComputedStyle(text).fontSize) * scale;
+    });
+    found[width] = {
+      overflows: page.documentElement.scrollWidth > width,
+      smallest: Math.min(...sizes),
+      body: parseFloat(view.getComputedStyle(page.body).fontSize),
+      figures: [...page.querySelectorAll("figure svg")].map(svg => svg.getBoundingClientRect().height > 100),
+    };
+    const table = page.getElementById("cases");
+    const column = () => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[3].dataset.key));
+    const button = table.tHead.rows[0].cells[3].firstElementChild;
+    button.click();
+    found[width].up = column();
+    button.click();
+    found[width].down = column();
+    const input = page.getElementById("filter");
+    input.value = "ttft SIM";
+    input.dispatchEvent(new view.Event("input"));
+    found[width].left = [...table.tBodies[0].rows].filter(row => !row.hidden).length;
+    found[width].requests = view.performance.getEntriesByType("resource").map(entry => entry.name);
+  }
+  const said = document.createElement("pre");
+  said.textContent = "FOUND" + JSON.stringify(found) + "END";
+  document.body.append(said);
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_page_on_a_phone_and_on_a_desk(tmp_path: Path) -> None:
+    shown = json.dumps(write.FORMS[".html"](full(2))).replace("</", "<\\/")
+    (tmp_path / "probe.html").write_text("<!doctype html><body>" + PROBE.replace("PAGE", shown))
+    command = [
+        str(CHROMIUM),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+        *("--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"),
+        *("--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "probe.html").as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert not re.findall(r".*CONSOLE.*", done.stderr)
+    dumped = html.unescape(done.stdout.partition("<pre>FOUND")[2].partition("END</pre>")[0])
+    found = json.loads(dumped)
+    for width, smallest in (("360", 9), ("1440", 9)):
+        at = found[width]
+        assert not at["overflows"]
+        assert at["body"] >= 14
+        assert at["smallest"] >= smallest
+        assert len(at["figures"]) == 8
+        assert all(at["figures"])
+        assert at["up"] == sorted(at["up"])
+        assert at["down"] == sorted(at["down"], reverse=True)
+        assert at["left"] == 2
+        assert at["requests"] == []
