@@ -483,7 +483,9 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     results = list(run.results.values())
     write(f"{run.model.name}, {run.dtype}, {run.device.name}; in process; speedup over {run.settings.reference}")
     if results:
-        for line in terminal.table(results, session.written if isinstance(session.written, dict) else ()):
+        # Where nobody's terminal ends, as in a log of CI, a line may be as long as it is.
+        width = terminalreporter._tw.fullwidth if terminalreporter.isatty else None
+        for line in terminal.table(results, session.written if isinstance(session.written, dict) else (), width):
             write(line)
         write("cold start: " + ", ".join(terminal.cold_starts(results)))
     for line in terminal.disturbed(results):

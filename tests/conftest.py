@@ -9,6 +9,7 @@ from platformdirs import user_cache_path
 
 # Pytester forgets what an inner run imports; what is here already stays, one copy for all runs.
 import pytest_llmperf.fixtures
+import pytest_llmperf.report.html
 import pytest_llmperf.report.results
 import pytest_llmperf.run  # noqa: F401
 from pytest_llmperf import models

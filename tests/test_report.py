@@ -17,9 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inner import PLUGINS, Suite
 
-from pytest_llmperf.report import markdown, text, write
+from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.cli import main
+from pytest_llmperf.report import markdown, terminal, text, write
 from pytest_llmperf.report.document import Document, ReportError, Row, advice, of, ranked
-from pytest_llmperf.verdict import Outcome
+from pytest_llmperf.result import Result
+from pytest_llmperf.roofline import Utilization
+from pytest_llmperf.verdict import Outcome, Spread, Verdict
 
 HOSTILE = "<script>alert(1)</script>|`*_$x^2$\n\U0001f600&\"'@all"
 
@@ -256,6 +260,105 @@ def test_a_form_that_is_not_known_is_refused(suite: Suite, value: str, said: str
     result = suite.run(f"--llm-report={value}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(said)
+
+
+# Of earlier runs
+
+
+def saved(folder: Path, name: str, median: float, when: str, **other: object) -> Path:
+    made = document(row(median=median), row("old" if when < "2026-02" else "new"), when=when, **other)
+    path = folder / name
+    path.write_text(write.FORMS[".json"](made))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """The newest one first, and one of another machine."""
+    return [
+        saved(tmp_path, "c.json", 0.03, "2026-03-01T00:00:00+00:00", commit="c" * 40),
+        saved(tmp_path, "a.json", 0.02, "2026-01-01T00:00:00+00:00", commit="a" * 40),
+        saved(tmp_path, "b.json", 0.01, "2026-02-01T00:00:00+00:00", commit="b" * 40),
+        saved(tmp_path, "d.json", 0.5, "2025-01-01T00:00:00+00:00", environment={"fingerprint": {"cpu": "other"}}),
+    ]
+
+
+def test_many_runs_become_one_report_of_the_newest(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = [f"--output={tmp_path / name}" for name in ("t.html", "t.md", "t.csv", "t.json")]
+    assert main(["report", *map(str, runs), *outputs]) == 0
+    assert "1 of another machine" in capsys.readouterr().err
+    (line,) = (line for line in (tmp_path / "t.md").read_text().splitlines() if line.endswith("+50.0% |"))
+    assert line == r"| tpot | b1-p16-n8 | sim | 3 | 20.0 ms | 30.0 ms | +50.0% |"
+    lines = list(csv.DictReader((tmp_path / "t.csv").open(newline="")))
+    assert [line["median"] for line in lines if line["backend"] == "sim"] == ["0.02", "0.01", "0.03"]
+    again = of(json.loads((tmp_path / "t.json").read_text()))
+    assert [one.commit for one in again.earlier] == ["a" * 40, "b" * 40]
+    page = (tmp_path / "t.html").read_text()
+    assert "Decode latency (mean TPOT) over runs" in page
+    assert all(name in page for name in ("aaaaaaaaa", "bbbbbbbbb", "ccccccccc"))
+
+
+def test_a_report_without_an_output_is_printed(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(runs[0])]) == 0
+    assert capsys.readouterr().out.startswith("### llmperf: 2 cases: 2 ok")
+
+
+def test_two_runs_side_by_side(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(runs[1]), str(runs[0])]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("A: tiny, float32, cpu, aaaaaaa")
+    assert said[3].split("  ")[-1] == "+50.0%"
+    assert said[4:6] == ["only in A: float32/old/b1-p16-n8/tpot", "only in B: float32/new/b1-p16-n8/tpot"]
+    assert "noise" in said[-1]
+    assert main(["compare", str(runs[3]), str(runs[0])]) == 0
+    assert "of two machines: the change may be theirs" in capsys.readouterr().out
+
+
+def test_a_results_file_of_a_run_is_read_too(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    suite.run("suites/test_decode.py", "--llm-results=raw.json", "--llm-report=r.md")
+    capsys.readouterr()
+    assert main(["report", str(suite.path / "raw.json")]) == 0
+    assert capsys.readouterr().out == (suite.path / "r.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 9, "kind": "report"}'])
+def test_a_file_that_is_none_of_ours_is_one_line(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.json").write_text(text)
+    assert main(["report", str(tmp_path / "x.json")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"pytest-llmperf: {tmp_path / 'x.json'}: ")
+    assert main(["report", str(tmp_path / "missing.json")]) == 2
+
+
+def test_the_terminal_s_table_fits_80_columns() -> None:
+    case = Case("smollm2-135m", "bfloat16", "compile-static+max-autotune", Workload(32, 2048, 128), "latency")
+    verdict = Verdict(Outcome.INCONCLUSIVE, 1.5, 1.2, 1.9, 0.1, 0.2, 1, 5)
+    found = Result(
+        case=case,
+        spread=Spread(123.45, 120.0, 130.0, 110.0, 140.0, 5),
+        samples=(123.45,),
+        invocations=((123.45,),),
+        speedup=12.5,
+        utilization=Utilization("MBU", 0.35, 1.0, "memory", 1.0, 1.0),
+        verdict=verdict,
+        tolerance=0.1,
+        tolerance_source="default",
+        contamination=0.0,
+        discarded=0,
+        culprit=None,
+        cold_start=1.0,
+        peak_memory=1,
+        engagement={},
+        throughput=1.0,
+    )
+    narrow, wide = (terminal.table([found], width=width) for width in (80, 200))
+    assert max(map(len, narrow)) <= 80
+    assert wide == terminal.table([found])
+    assert narrow[1] == "latency b32-p2048-n128"
+    assert all(said in narrow[2] for said in ("123.45 s", "12.50x", "+50.0%", "inconclusive"))
 
 
 # In a browser

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from statistics import fmean
 from typing import Any
@@ -110,6 +110,7 @@ class Document:
         rows: a case each, in the order of `ranked`.
         unmeasured: the tests that were to gate a case and have no figure.
         when, commit: ISO 8601 and the revision under test, where known.
+        earlier: runs of the same on the same machine, oldest first, where a report is made of several.
     """
 
     device: str
@@ -121,6 +122,7 @@ class Document:
     unmeasured: tuple[str, ...] = ()
     when: str | None = None
     commit: str | None = None
+    earlier: tuple[Document, ...] = ()
 
     @property
     def title(self) -> str:
@@ -147,7 +149,8 @@ class Document:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: the JSON report."""
-        return {"schema": SCHEMA, "kind": "report", "headline": self.headline, **asdict(self)}
+        said = {"schema": SCHEMA, "kind": "report", "headline": self.headline}
+        return said | asdict(replace(self, earlier=())) | {"earlier": [one.as_dict() for one in self.earlier]}
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:
@@ -180,7 +183,8 @@ def _report(data: Mapping[str, Any]) -> Document:
         raise ReportError(f"its schema is {data['schema']!r}, and this version reads {SCHEMA}")
     rows = tuple(Row(**row | {"itl": tuple(row["itl"])}) for row in data["rows"])
     known = {name: data[name] for name in ("device", "model", "dtype", "reference", "environment", "when", "commit")}
-    return Document(**known, rows=rows, unmeasured=tuple(data["unmeasured"]))
+    earlier = tuple(map(_report, data["earlier"]))
+    return Document(**known, rows=rows, unmeasured=tuple(data["unmeasured"]), earlier=earlier)
 
 
 def _document(results: Mapping[str, Any]) -> Document:

@@ -15,8 +15,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 
 from pytest_llmperf.cases import METRICS
-from pytest_llmperf.report import text
+from pytest_llmperf.report import text, trend
 from pytest_llmperf.report.document import Document, Row
+from pytest_llmperf.report.trend import Series
 from pytest_llmperf.verdict import Outcome
 
 #: Colours that nobody sees: they become the page's own, light or dark.
@@ -79,7 +80,12 @@ def all_of(document: Document) -> list[Figure]:
             *_distributions(document),
             *_roofline(document),
             *_forest(document),
+            *_trends(document),
         ]
+
+
+def _title(said: str) -> str:
+    return said[0].upper() + said[1:]
 
 
 def _where(document: Document, shape: str = "") -> str:
@@ -161,11 +167,11 @@ def _by_batch(document: Document, metric: str, draw: Draw) -> list[Figure]:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("batch size (requests)")
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        title = f"{'Speedup over ' + document.reference + ', ' if draw is _speedup else ''}{METRICS[metric][0]}"
+        title = f"{'speedup over ' + document.reference + ', ' if draw is _speedup else ''}{METRICS[metric][0]}"
         shown = [row for found in backends.values() for row in found]
         figures.append(
             Figure(
-                title[0].upper() + title[1:],
+                _title(title),
                 f"{_where(document, shape)}. {said}"
                 + _cut("backends", LINES, len(backends))
                 + _cut("prompt lengths", PANELS, len(panels)),
@@ -340,3 +346,48 @@ def _forest(document: Document) -> list[Figure]:
             ),
         )
     ]
+
+
+def _trends(document: Document) -> list[Figure]:
+    """A figure per metric and workload, of cases that several runs measured: a line per backend over the runs."""
+    groups: dict[tuple[str, str], list[Series]] = {}
+    for one in trend.series(document):
+        groups.setdefault((one.row.metric, one.row.workload), []).append(one)
+    figures = []
+    for (metric, workload), found in list(groups.items())[:PANELS]:
+        canvas, axes = _canvas()
+        longest = max(found, key=lambda one: len(one.points))
+        at = {point.run: number for number, point in enumerate(longest.points)}
+        for index, one in enumerate(found[:LINES]):
+            points = [point for point in one.points if point.run in at]
+            axes.plot(
+                [at[point.run] for point in points],
+                [point.median * 1e3 for point in points],
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=4,
+                linewidth=1.2,
+                label=_label(one.row.backend),
+            )
+        every = -(-len(at) // 8)  # labels that stand beside each other
+        axes.set_xticks(list(at.values())[::every], [_label(name) for name in at][::every], rotation=45, ha="right")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("ms")
+        canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figures.append(
+            Figure(
+                _title(f"{METRICS[metric][0]} over runs"),
+                f"{_where(document, workload)}. Medians of one process's samples in each run, oldest first; processes "
+                "of one code differ, so a step is a question and no verdict."
+                + _cut("backends", LINES, len(found))
+                + _cut("figures of this kind", PANELS, len(groups)),
+                _svg(canvas, f"trend {metric} {workload}"),
+                ("backend", "run", "median [q1, q3]"),
+                tuple(
+                    (one.row.backend, point.run, text.spread(point.median, point.q1, point.q3, metric))
+                    for one in found
+                    for point in one.points
+                ),
+            )
+        )
+    return figures

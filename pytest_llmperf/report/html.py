@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from pytest_llmperf.report import figures, markdown, text
+from pytest_llmperf.report import figures, markdown, text, trend
 from pytest_llmperf.report.document import Document, Row
 
 
@@ -68,6 +68,8 @@ def render(document: Document) -> str:
         rows=[_cells(row) for row in document.rows],
         advice_header=markdown.ADVICE_HEADER,
         advice=markdown.advice_cells(document.rows),
+        trend_header=markdown.TREND_HEADER,
+        trends=markdown.trend_cells(trend.series(document)),
         figures=[(one, Markup(one.svg)) for one in figures.all_of(document)],
         machine=[(name, value) for part in (machine, versions) for name, value in part.items() if value is not None],
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from pytest_llmperf.report import text
+from pytest_llmperf.report import text, trend
 from pytest_llmperf.report.document import Document, Row, advice
+from pytest_llmperf.report.trend import Series
 
 #: Regressions that are spelled out; the others are in the table.
 SPELLED = 20
-#: Workloads and metrics that advice is given of.
+#: Workloads and metrics that advice is given of, and cases whose change over the runs is shown, slowest first.
 ADVISED = 60
 #: Characters of the table of all cases: a comment on GitHub takes 65,536 in all.
 LONGEST = 40_000
@@ -27,6 +28,9 @@ def render(document: Document) -> str:
         ["\n".join(f"- not in parity with {plain(document.reference)}: {plain(one)}" for one in wrong)] if wrong else []
     )
     parts += [_folded("What to run", _advice(document.rows))] if advice(document.rows) else []
+    parts += (
+        [_folded(f"Over {len(document.earlier) + 1} runs", _trends(moved))] if (moved := trend.series(document)) else []
+    )
     parts += [_folded(f"All {len(document.rows)} cases", _cases(document.rows))] if document.rows else []
     if document.unmeasured:
         left = "\n".join(f"- {plain(name)}" for name in document.unmeasured)
@@ -122,6 +126,30 @@ def advice_cells(rows: Iterable[Row]) -> list[tuple[str, ...]]:
         )
         for one in advice(rows)
     ]
+
+
+TREND_HEADER = ("metric", "workload", "backend", "runs", "first", "last", "change")
+
+
+def trend_cells(found: Iterable[Series]) -> list[tuple[str, ...]]:
+    """How each case moved, from the oldest run to the newest."""
+    return [
+        (
+            one.row.metric,
+            one.row.workload,
+            one.row.backend,
+            str(len(one.points)),
+            *(text.figure(point.median, one.row.metric) for point in (one.points[0], one.points[-1])),
+            f"{one.ratio - 1:+.1%}",
+        )
+        for one in found
+    ]
+
+
+def _trends(found: Sequence[Series]) -> str:
+    furthest = sorted(found, key=lambda one: -one.ratio)[:ADVISED]
+    more = f"\n\nand {len(found) - ADVISED} more." if len(found) > ADVISED else ""
+    return _table(TREND_HEADER, trend_cells(furthest)) + more
 
 
 def _advice(rows: Iterable[Row]) -> str:

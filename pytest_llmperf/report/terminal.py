@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.cases import Case
     from pytest_llmperf.parity import Parity
+    from pytest_llmperf.report.document import Document
     from pytest_llmperf.result import ParityResult, Result
     from pytest_llmperf.selftest import Assessment
     from pytest_llmperf.update import Change
@@ -58,10 +59,18 @@ def verdict_line(result: Result) -> str:
 FAR, MENTIONED = 1.5, 4
 
 HEADER = ("case", "median [q1, q3]", "speedup", "roof", "vs baseline [99 %]", "verdict")
+#: The same where that is wider than the terminal: no spread, no roof, no interval, and what is common said once.
+NARROW = ("  backend", "median", "speedup", "change", "verdict")
 
 
-def table(results: Iterable[Result], accepted: Container[Case] = ()) -> list[str]:
-    """The summary, a line per case, grouped by metric and workload so that backends stand under each other."""
+def table(results: Iterable[Result], accepted: Container[Case] = (), width: int | None = None) -> list[str]:
+    """The summary, a line per case, grouped by metric and workload so that backends stand under each other.
+
+    Args:
+        results: the cases.
+        accepted: those whose figures were written to the baseline.
+        width: columns of the terminal; None where lines may have any length.
+    """
     order = list(METRICS)
     ranked = sorted(results, key=lambda result: (order.index(result.case.metric), result.case.workload))
     rows: list[Sequence[str]] = []
@@ -77,7 +86,46 @@ def table(results: Iterable[Result], accepted: Container[Case] = ()) -> list[str
                 "accepted" if result.case in accepted else str(result.verdict.outcome),
             )
         )
-    return _aligned([HEADER, *rows])
+    lines = _aligned([HEADER, *rows])
+    if width is None or max(map(len, lines)) <= width:
+        return lines
+    narrow = [
+        (f"  {result.case.backend}", median.partition(" [")[0], speed, moved.partition(" [")[0], verdict)
+        for result, (_, median, speed, _, moved, verdict) in zip(ranked, rows, strict=True)
+    ]
+    head, *lines = _aligned([NARROW, *narrow])
+    grouped = [head]
+    for result, line in zip(ranked, lines, strict=True):
+        group = f"{result.case.metric} {result.case.workload}"
+        grouped += [line] if group in grouped else [group, line]
+    return grouped
+
+
+def compared(a: Document, b: Document) -> list[str]:
+    """Two runs side by side, the case that got slower by most first; then what only one of them has."""
+    known = {row.case: row for row in a.rows}
+    both = sorted((row for row in b.rows if row.case in known), key=lambda row: known[row.case].median / row.median)
+    rows = [
+        (
+            f"{row.metric} {row.workload} {row.backend}",
+            spread(known[row.case].median, known[row.case].q1, known[row.case].q3, row.metric),
+            spread(row.median, row.q1, row.q3, row.metric),
+            f"{row.median / known[row.case].median - 1:+.1%}",
+        )
+        for row in both
+    ]
+    lines = [f"A: {_run(a)}", f"B: {_run(b)}"]
+    lines += _aligned([("case", "A [q1, q3]", "B [q1, q3]", "change"), *rows]) if rows else ["no case is in both"]
+    for name, one, other in (("A", a, b), ("B", b, a)):
+        alone = sorted({row.case for row in one.rows} - {row.case for row in other.rows})
+        lines += [f"only in {name}: {', '.join(alone)}"] if alone else []
+    if a.environment.get("fingerprint") != b.environment.get("fingerprint"):
+        lines.append("of two machines: the change may be theirs")
+    return [*lines, "Two runs do not tell a change from noise; pytest --llm-base=REVISION measures both in turns."]
+
+
+def _run(document: Document) -> str:
+    return ", ".join(filter(None, (document.title, document.commit, document.when)))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,15 +20,16 @@ def render_json(document: Document) -> str:
 
 
 def render_csv(document: Document) -> str:
-    """A line per case with every number in full, in seconds and bytes; the first line names the columns."""
+    """A line per case and run, every number in full, in seconds and bytes; the first line names the columns."""
     columns = [one.name for one in fields(Row) if one.name != "itl"]
     percentiles = [f"itl_p{at * 100:.0f}" for at in ITL_PERCENTILES]
     stream = io.StringIO()
     writer = csv.writer(stream)
-    writer.writerow([*columns, *percentiles])
-    for row in document.rows:
-        values = asdict(row)
-        writer.writerow([*(values[name] for name in columns), *(row.itl or [None] * len(percentiles))])
+    writer.writerow(["device", "when", "commit", *columns, *percentiles])
+    for run in (*document.earlier, document):
+        for row in run.rows:
+            values = [getattr(row, name) for name in columns]
+            writer.writerow([run.device, run.when, run.commit, *values, *(row.itl or [None] * len(percentiles))])
     return stream.getvalue()
 
 
