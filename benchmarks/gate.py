@@ -1,6 +1,6 @@
 """How often does the base arm fail unchanged code, and how often does it catch a slowdown that head alone has?
 
-    python -m benchmarks.gate [--kind same] [--runs 10] [--load] [--output benchmarks/data/gate-same.json]
+    python -m benchmarks.gate [--kind same] [--runs 10] [--budget 90] [--load] [--output benchmarks/data/gate-same.json]
 
 A repository of its own: sdpa behind a backend of its conftest.py, which does something more at every token but the
 first. Base does nothing more; head, by ``--kind``, nothing (``same``), sleeps 5 or 10 % of sdpa's TPOT (``sleep-5``,
@@ -117,9 +117,9 @@ def competitor(wanted: bool) -> Iterator[None]:
             process.kill()
 
 
-def one_run(folder: Path) -> dict[str, Any]:
+def one_run(folder: Path, budget: float) -> dict[str, Any]:
     """Outcomes by metric, with what they rest on, and the other rules' on the first pair."""
-    raw = measure(folder, "--llm-base=base", "--llm-compare=always")
+    raw = measure(folder, "--llm-base=base", "--llm-compare=always", f"--llm-budget={budget:g}")
     verdicts = {result["case"].rpartition("/")[2]: result["verdict"] for result in raw["results"]}
     pairs = raw["comparisons"][0]["pairs"]
     return {
@@ -143,6 +143,7 @@ def main() -> int:
     parser = script.parser(__doc__, "runs", 10, "runs of three decisions")
     parser.add_argument("--kind", choices=KINDS, default="same", help="what head does more (default: same)")
     parser.add_argument("--load", action="store_true", help="beside a process that uses a core half of the time")
+    parser.add_argument("--budget", type=float, default=90.0, help="--llm-budget, seconds a run (default: 90)")
     options = parser.parse_args()
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, competitor(options.load):
@@ -162,7 +163,7 @@ def main() -> int:
         tpot = next(one["spread"]["median"] for one in first["results"] if one["case"].endswith("/tpot"))
         (folder / "extra.py").write_text(slowed(options.kind, tpot))
         for _ in range(options.runs):
-            runs.append(one_run(folder))
+            runs.append(one_run(folder, options.budget))
             verdicts = runs[-1]["verdicts"]
             said = (f"{metric} {one['outcome']} {one['ratio'] - 1:+.1%}" for metric, one in verdicts.items())
             print(", ".join(said), f"({max(one['processes'] for one in verdicts.values())} pairs)", flush=True)
@@ -174,7 +175,8 @@ def main() -> int:
     decisions = len(affected) * len(runs)
     print(f"{options.kind}{' beside a load' if options.load else ''}: of {decisions} decisions {dict(found)}")
     print(f"failed by other rules: {dict(rules)}")
-    command = f"benchmarks.gate --kind {options.kind} --runs {options.runs}{' --load' if options.load else ''}"
+    command = f"benchmarks.gate --kind {options.kind} --runs {options.runs} --budget {options.budget:g}"
+    command += " --load" if options.load else ""
     script.write(options.output, command, tpot=tpot, outcomes=found, others=rules, runs=runs)
     share = found["regression"] / decisions
     wanted = {0.05: 0.9, 0.10: 0.99}.get(KINDS[options.kind])

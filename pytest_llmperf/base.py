@@ -85,6 +85,16 @@ def resolve(revision: str | None, python: str | None, folder: Path) -> Base | No
     return Base(root, commit, revision, python)
 
 
+def head(folder: Path) -> str | None:
+    """The commit of the tree under test, with a plus sign where files differ from it; None outside a repository."""
+    try:
+        commit = _git(folder, "rev-parse", "--verify", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except BaseError:
+        return None
+    return f"{commit}{'+' * bool(changed)}"
+
+
 #: What git tells its hooks of the repository that it works on; there a worktree would be given that one's index.
 OF_A_HOOK = {"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX"}
 

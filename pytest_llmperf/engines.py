@@ -81,7 +81,7 @@ class Engines:
             raise
 
     def _load(self, backend: Combination) -> Loaded:
-        self._progress(f"{backend.name}: loading {self._spec.model} ({self._spec.dtype})")
+        self._progress(f"{backend.name}: loading")
         arm = self._arm(backend)
         with self._started(backend, arm) as host:
             return Loaded(host, arm, float(host.answer("load", self._timeout)["seconds"]))

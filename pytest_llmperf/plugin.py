@@ -11,7 +11,7 @@ import pytest
 from pytest_llmperf import settings as options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from pytest_llmperf.backends.registry import Registry
     from pytest_llmperf.baseline import Entry
@@ -65,9 +65,10 @@ class Session:
         self.gating = self.skipped = 0
         #: Backend and workload, by node id, of the tests that gate a case and have not measured it.
         self.unmeasured: dict[str, tuple[str, str]] = {}
-        #: Why tests that gate a case are skipped, by node id.
+        #: Why tests are skipped, by node id.
         self.skips: dict[str, str] = {}
-        #: The reports that could not be written, and why.
+        #: What is to be said of the reports, and of those that could not be written.
+        self.reported: list[str] = []
         self.unreported: list[str] = []
         #: What this run's collection leaves out, where baselines are to be pruned.
         self.watch: Watch | None = None
@@ -82,6 +83,17 @@ class Session:
     def left(self) -> list[str]:
         """The tests that were to gate a case and have not, each with the reason where that is known."""
         return [f"{name}: {self.skips[name]}" if name in self.skips else name for name in self.unmeasured]
+
+    @property
+    def accepted(self) -> Collection[Case]:
+        """The cases whose figures were written to the baseline."""
+        return () if isinstance(self.written, str) else self.written
+
+    @property
+    def reports(self) -> bool:
+        """Whether this process has results of its own to report, at the end."""
+        parallel = hasattr(self.config, "workerinput")  # under xdist, of which each has a part
+        return not (parallel or self.settings.self_test or self.config.getoption("collectonly", False))
 
     @property
     def started(self) -> Run | None:
@@ -253,10 +265,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reason = _reason_to_skip(item, session, run)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
-        if gates and reason is not None:
             session.skips[item.nodeid] = reason
         session.gating += gates
         session.skipped += gates and reason is not None
+    session.progress.tests = len(items) - len(session.skips)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    session = item.config.stash[KEY]
+    if session.started is not None and item.nodeid not in session.skips:
+        session.progress.over += 1
 
 
 def _reason_to_skip(item: pytest.Item, session: Session, run: Run) -> str | None:
@@ -357,7 +376,7 @@ def _write_results(session: Session, run: Run) -> None:
     if session.settings.results is not None:
         from pytest_llmperf.report import results
 
-        results.write(session.settings.results, results.of(run, session.left))
+        results.write(session.settings.results, results.of(run, session.left, session.accepted))
 
 
 @pytest.fixture
@@ -387,8 +406,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         state.written = _write_baselines(run, exitstatus)
     if state.watch is not None:
         state.pruned = _prune_baselines(state, run, exitstatus)
-    if not (run.settings.self_test or session.config.getoption("collectonly", False)):
-        state.unreported = _write_reports(state, run)
+    if state.reports:
+        _write_reports(state, run)
+        _write_results(state, run)  # what was accepted is known only now
     unwritten = any(map(run.updates, run.results)) and (not state.written or isinstance(state.written, str))
     lost = unwritten or state.unreported or isinstance(state.pruned, str)
     failed = lost or run.slower() or _gated_nothing(state, run)
@@ -396,32 +416,37 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _write_reports(session: Session, run: Run) -> list[str]:
-    """Write what was asked for, and in GitHub Actions the step's summary. Returns why some could not be written."""
+def _write_reports(session: Session, run: Run) -> None:
+    """Write what was asked for, and in GitHub Actions the step's summary; what cannot be written is said."""
     summary = os.environ.get("GITHUB_STEP_SUMMARY") if os.environ.get("GITHUB_ACTIONS") else None
     if not (run.settings.report or summary):
-        return []
+        return
     from pathlib import Path
 
     from pytest_llmperf.report import document, markdown, results, write
 
-    found = document.of(results.of(run, session.left))
+    def render() -> document.Document:
+        return document.of(results.of(run, session.left, session.accepted))
 
     def summarize(path: str) -> None:
         with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write(markdown.render(found))
+            stream.write("\n" + markdown.render(render()))
 
-    tasks = [(str(path), partial(write.write, found, path)) for path in run.settings.report]
-    tasks += [("the step summary", partial(summarize, summary))] if summary else []
-    return [error for what, task in tasks if (error := _failure(what, task))]
+    for path in run.settings.report:
+        if (error := _failure(lambda path=path: write.write(render(), path))) is None:  # type: ignore[misc]
+            session.reported.append(f"report written to {path}")
+        else:
+            session.unreported.append(f"{path} was not written: {error}")
+    if summary and (error := _failure(partial(summarize, summary))) is not None:
+        session.reported.append(f"the step summary was not written: {error}")  # nobody asked for it
 
 
-def _failure(what: str, write: Callable[[], None]) -> str | None:
-    """Why something could not be written; None if it was."""
+def _failure(write: Callable[[], None]) -> str | None:
+    """Why something could not be written; None if it was. Whatever it is, the terminal's own summary is to follow."""
     try:
         write()
-    except OSError as error:
-        return f"{what} was not written: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return None
 
 
@@ -470,7 +495,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     if run is None:
         return
     measured = run.results or run.parities or run.beside.assessments
-    if not (measured or session.watch or _gated_nothing(session, run)):
+    if not (measured or session.watch or session.unreported or _gated_nothing(session, run)):
         return
     from pytest_llmperf.report import terminal
 
@@ -485,7 +510,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     if results:
         # Where nobody's terminal ends, as in a log of CI, a line may be as long as it is.
         width = terminalreporter._tw.fullwidth if terminalreporter.isatty else None
-        for line in terminal.table(results, session.written if isinstance(session.written, dict) else (), width):
+        for line in terminal.table(results, session.accepted, width):
             write(line)
         write("cold start: " + ", ".join(terminal.cold_starts(results)))
     for line in terminal.disturbed(results):
@@ -509,9 +534,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         idle = run.scope.idle(run.results)
         if idle and config.get_verbosity() > 0:
             write(f"llm_tolerances that matched no case of this run: {', '.join(idle)}")
-    for path in run.settings.report:
-        if path.exists() and not session.unreported:
-            write(f"report written to {path}")
+    for line in session.reported:
+        write(line)
     for line in session.unreported:
         write(f"ERROR: {line}", red=True, bold=True)
     if _gated_nothing(session, run):

@@ -445,6 +445,8 @@ def begin(settings: Settings, registry: Registry, root: Path, progress: Callable
         UnusableError: they are not.
     """
     scope = Scope(settings, registry, user_cache_path("pytest-llmperf"), root)
+    if settings.results is not None and settings.results in settings.report:
+        raise UnusableError(f"--llm-results and --llm-report are the same file, {settings.results}; choose two")
     path = store.path_for(settings.baseline_dir, scope.device.name, scope.model.name)
     try:
         stored = store.load(path, scope.device.name, scope.model.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 from pytest_llmperf import base, models
@@ -104,6 +105,7 @@ class Scope:
         self.settings = settings
         self.registry = registry
         self.cache = cache
+        self._root = root
         try:
             self.device = detect.resolve(settings.device)
             self.model = models.resolve(settings.model, settings.random_weights, cache)
@@ -134,6 +136,11 @@ class Scope:
         if found is not None and found.python is not None:
             Interpreter(found.python).python_version()
         return found
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The revision under test, with a plus sign where files differ from it; None outside a repository."""
+        return base.head(self._root)
 
     def interpreter(self, backend: Combination) -> Interpreter:
         """The Python that the backend's worker runs in."""

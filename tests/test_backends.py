@@ -142,6 +142,23 @@ def test_a_wrong_token_is_regretted_and_only_it(reference: Any) -> None:
     assert score.regret[-1] > 0.01
 
 
+def test_the_same_tokens_are_computed_once_however_they_are_asked_of(
+    reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = generate(reference, UNEQUAL)
+    first = reference.score(UNEQUAL, tokens, None)
+    monkeypatch.setattr(reference, "_exact", lambda *_, **__: pytest.fail("computed again"))
+    assert reference.score(UNEQUAL, tokens, [score.candidates for score in first]) == first
+
+
+def test_what_is_kept_of_scores_is_bounded(reference: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(type(reference)._logits_of.__globals__, "KEPT_LOGITS", 1)  # of the module that it is from
+    reference._logits.clear()
+    tokens = generate(reference, UNEQUAL)
+    assert reference.score(UNEQUAL, tokens, None) == reference.score(UNEQUAL, tokens, None)
+    assert len(reference._logits) == 1
+
+
 # End of sequence, and the model's own generation config
 
 

@@ -19,8 +19,8 @@ from inner import PLUGINS, Suite
 
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.cli import main
-from pytest_llmperf.report import markdown, terminal, text, write
-from pytest_llmperf.report.document import Document, ReportError, Row, advice, of, ranked
+from pytest_llmperf.report import cells, markdown, terminal, text, write
+from pytest_llmperf.report.document import Document, ParityRow, ReportError, Row, advice, of, ranked
 from pytest_llmperf.result import Result
 from pytest_llmperf.roofline import Utilization
 from pytest_llmperf.verdict import Outcome, Spread, Verdict
@@ -142,13 +142,13 @@ def test_every_form_has_the_same_numbers(found: list[Row], monkeypatch: pytest.M
     assert of(json.loads(as_json)) == made
     lines = list(csv.DictReader(io.StringIO(as_csv)))
     page = Page(as_html)
-    (cases,) = (table for table in page.tables if table[0][3] == "median [q1, q3]" and len(table[0]) == 13)
-    folded = as_markdown.partition("<details><summary>All")[2]
-    for one, line, cells in zip(made.rows, lines, cases[1:], strict=True):
+    (found_cases,) = (table for table in page.tables if len(table[0]) == 13)
+    folded = as_markdown.partition("<details><summary>Every case")[2]
+    for one, line, shown_cells in zip(made.rows, lines, found_cases[1:], strict=True):
         assert [float(line[name]) for name in ("median", "q1", "q3")] == [one.median, one.q1, one.q3]
         assert line["ratio"] == ("" if one.ratio is None else str(one.ratio))
-        shown = markdown.case_cells(one)
-        assert [" ".join(cell.split()) for cell in cells[:9]] == [" ".join(cell.split()) for cell in shown]
+        shown = [cell.shown for cell in cells.of_case(one)]
+        assert [" ".join(cell.split()) for cell in shown_cells[:9]] == [" ".join(cell.split()) for cell in shown]
         assert " | ".join(map(markdown.plain, shown)) in folded
         assert text.figure(one.median, one.metric).split()[0] in shown[3]
     assert [float(key) for key in page.keys if float(key) in {one.median for one in found}]
@@ -173,7 +173,7 @@ def test_hostile_names_are_text(form: str) -> None:
     assert "@all" not in shown or form == ".html"
     if form == ".md":
         (line,) = (line for line in shown.splitlines() if line.startswith("| tpot"))
-        assert len(re.findall(r"(?<!\\)\|", line)) == len(markdown.CASE_HEADER) + 1
+        assert len(re.findall(r"(?<!\\)\|", line)) == len(cells.CASES) + 1
     else:
         assert Page(shown).tags.count("script") == 1
         assert html.escape(HOSTILE.split("|")[0], quote=False) in shown
@@ -197,20 +197,51 @@ def test_the_fastest_in_parity_is_advised_and_a_faster_unproven_one_is_named() -
         [row("ref", parity="reference"), row("good", median=0.015, parity="in parity"), row("odd", median=0.01)]
     )
     assert [(one.row.backend, one.unproven and one.unproven.backend) for one in found] == [("good", "odd")]
+    wrong = row("wrong", median=0.001, parity="not in parity")
+    assert advice([row("ref", parity="reference"), wrong])[0].unproven is None
     assert advice([row("odd"), row("wrong", parity="not in parity")]) == []
 
 
 def test_a_long_report_fits_a_comment_and_keeps_what_matters() -> None:
     many = [row(f"backend-{number}", ratio=1.0 + number / 10_000) for number in range(3000)]
-    said = write.FORMS[".md"](document(*many, row("slow", outcome="regression")))
+    left = [
+        f"suites/test_decode.py::test_decode[backend-{number}]: " + "is not installed " * 9 for number in range(999)
+    ]
+    said = write.FORMS[".md"](document(*many, row("slow", outcome="regression"), unmeasured=tuple(left)))
     assert len(said) < 65_536
     assert "| slow |" in said
     assert "more, in the other forms" in said
+    assert "and 979 more" in said
+
+
+def test_wrong_tokens_are_said_though_no_latency_was_measured() -> None:
+    wrong = ParityRow("odd", "b1-p16-n8", "not in parity", "a token is 3 logits worse")
+    made = document(parities=(wrong,))
+    assert made.headline == "0 cases: not in parity: odd"
+    for form in (".md", ".html"):
+        assert "odd b1-p16-n8: not in parity with ref: a token is 3 logits worse" in write.FORMS[form](made)
+
+
+def test_a_regression_beyond_twice_is_drawn_too() -> None:
+    from pytest_llmperf.report.figures import all_of
+
+    (drawn,) = (one for one in all_of(document(row(ratio=3.5, low=3.2, high=3.8))) if one.title.startswith("Change"))
+    assert re.search(r">\s*200\s*<", drawn.svg)  # on its axis
 
 
 def test_what_is_no_results_file_is_said() -> None:
-    for data in ({}, {"schema": 1}, {"schema": 2, "parity": []}, {"schema": 2, "parity": 3}):
-        with pytest.raises(ReportError, match=r"schema|no results file"):
+    odd = json.loads(write.FORMS[".json"](document(row())))
+    odd["rows"][0]["outcome"] = "excellent"
+    lacking = {
+        "schema": 2,
+        "parity": [],
+        "measurements": [],
+        "reference": "",
+        "dtype": "",
+        "results": [{"case": "tpot"}],
+    }
+    for data in ({}, {"schema": 1}, {"schema": 2, "parity": []}, {"schema": 2, "parity": 3}, odd, lacking):
+        with pytest.raises(ReportError, match=r"schema|no results file|excellent"):
             of(data)
 
 
@@ -223,6 +254,30 @@ def test_reports_are_written_at_the_end_and_say_what_was_not_measured(suite: Sui
     assert {"a.html", "b.md", "c.csv"} <= {path.name for path in suite.path.iterdir()}
     result.stdout.fnmatch_lines(["report written to *a.html", "report written to *b.md", "report written to *c.csv"])
     assert markdown.plain("test_it.py::test_it") in (suite.path / "b.md").read_text()
+
+
+def test_what_was_accepted_is_said_to_be(suite: Suite) -> None:
+    suite.run("suites/test_decode.py", "--llm-update-baselines", "--llm-report=r.json", "--llm-results=raw.json")
+    for name in ("r.json", "raw.json"):
+        made = of(json.loads((suite.path / name).read_text()))
+        assert made.headline == "2 cases: 2 accepted"
+
+
+def test_a_report_that_cannot_be_drawn_fails_the_run_and_the_summary_is_still_shown(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_llmperf.report.html.render", lambda document: 1 / 0)
+    result = suite.run("suites/test_decode.py", "--llm-report=a.html,b.csv")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        ["tpot b1-p16-n8 sim *", "report written to *b.csv", "ERROR: *a.html was not written: ZeroDivisionError*"]
+    )
+
+
+def test_one_file_is_not_both_results_and_report(suite: Suite) -> None:
+    result = suite.run("suites/test_decode.py", "--llm-results=r.json", "--llm-report=r.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines("*are the same file*choose two*")
 
 
 def test_an_interrupted_run_reports_what_it_has(suite: Suite) -> None:
@@ -239,14 +294,22 @@ def test_an_interrupted_run_reports_what_it_has(suite: Suite) -> None:
     ]
 
 
+def test_a_summary_that_nobody_asked_for_fails_nothing(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(suite.path / "missing" / "summary.md"))
+    result = suite.run("suites/test_decode.py", "--llm-backends=sim")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("the step summary was not written: *")
+
+
 def test_github_s_step_summary_gets_markdown(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(suite.path / "summary.md"))
     (suite.path / "summary.md").write_text("before\n")
     suite.run("suites/test_decode.py", "--llm-backends=sim")
     said = (suite.path / "summary.md").read_text()
-    assert said.startswith("before\n")
-    assert "### llmperf: 1 cases: 1 no baseline" in said
+    assert said.startswith("before\n\n### ")
+    assert "### llmperf: 1 case: 1 no baseline" in said
 
 
 @pytest.mark.parametrize(
@@ -298,6 +361,21 @@ def test_many_runs_become_one_report_of_the_newest(
     page = (tmp_path / "t.html").read_text()
     assert "Decode latency (mean TPOT) over runs" in page
     assert all(name in page for name in ("aaaaaaaaa", "bbbbbbbbb", "ccccccccc"))
+
+
+def test_a_report_of_reports_goes_on_and_a_run_counts_once(runs: list[Path], tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert main(["report", str(runs[1]), str(runs[2]), f"--output={first}"]) == 0
+    assert main(["report", str(first), str(runs[0]), str(runs[1]), f"--output={second}"]) == 0
+    again = of(json.loads(second.read_text()))
+    assert [one.commit for one in (*again.earlier, again)] == [letter * 40 for letter in "abc"]
+
+
+def test_a_kernel_that_keeps_more_memory_is_the_same_machine(tmp_path: Path) -> None:
+    machines = [{"fingerprint": {"cpu": "one", "memory_gib": size}} for size in (31, 32)]
+    made = [saved(tmp_path, f"{n}.json", 0.02, f"2026-0{n}", environment=one) for n, one in enumerate(machines, 1)]
+    assert main(["report", *map(str, made), f"--output={tmp_path / 't.json'}"]) == 0
+    assert len(of(json.loads((tmp_path / "t.json").read_text())).earlier) == 1
 
 
 def test_a_report_without_an_output_is_printed(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,6 +437,16 @@ def test_the_terminal_s_table_fits_80_columns() -> None:
     assert wide == terminal.table([found])
     assert narrow[1] == "latency b32-p2048-n128"
     assert all(said in narrow[2] for said in ("123.45 s", "12.50x", "+50.0%", "inconclusive"))
+
+
+def test_progress_says_which_of_how_many_and_how_long_the_others_take(suite: Suite) -> None:
+    assert terminal.position(0, 0, 500) == ""
+    assert terminal.position(0, 9, 500) == "  1/9"
+    assert terminal.position(3, 9, 10) == "  4/9"
+    assert terminal.position(3, 9, 75) == "  4/9, 2 min to go"
+    assert terminal.position(8, 9, 80) == "  9/9, 10 s to go"
+    result = suite.run("suites/test_decode.py", "--llm-backends=ref,sim,xformers")
+    result.stdout.fnmatch_lines(["llmperf *s  1/2  ref: loading*", "llmperf *s  2/2  sim: loading*"])
 
 
 # In a browser

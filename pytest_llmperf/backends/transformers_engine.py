@@ -10,6 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ from pytest_llmperf.backends.base import Engagement, EngineSpec, NotEngagedError
 PROFILED = 3
 #: Logits kept per position where the caller does not say which: a token further down is never chosen by rounding.
 LEADING = 8
+#: Bytes of logits that a reference keeps. Most backends generate the same tokens, whose exact logits, in a type that a
+#: device multiplies slowly, take longer than all else in a judgement.
+KEPT_LOGITS = 2**28
 
 
 class TokenStreamer(BaseStreamer):  # type: ignore[misc]
@@ -107,6 +111,7 @@ class TransformersEngine:
         self.model.generation_config = GenerationConfig(pad_token_id=0)
         self.layers = int(self.model.config.num_hidden_layers)
         self._exact: Any = None
+        self._logits: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._last: list[list[int]] = []
         self._last_new_tokens = 0
         self.prepare()
@@ -202,19 +207,29 @@ class TransformersEngine:
         return [self._score(*row) for row in zip(prompts, continuations, asked, strict=True)]
 
     def _score(self, prompt: list[int], continuation: list[int], candidates: list[list[int]] | None) -> Score:
-        ids = torch.tensor([prompt + continuation[:-1]], device=self.spec.device)
-        with torch.inference_mode():
-            keep = {"use_cache": False, "logits_to_keep": len(continuation)}
-            logits = self.model(ids, **keep).logits[0].double()
-            exact = self._exact(ids, **keep).logits[0].double()
-        chosen = torch.tensor(continuation, device=ids.device)
-        leading = exact.topk(LEADING).indices if candidates is None else torch.tensor(candidates, device=ids.device)
+        logits, exact = self._logits_of(prompt, continuation)
+        chosen = torch.tensor(continuation, device=logits.device)
+        leading = exact.topk(LEADING).indices if candidates is None else torch.tensor(candidates, device=logits.device)
         return Score(
             regret=(logits.max(dim=-1).values - logits.gather(1, chosen[:, None])[:, 0]).tolist(),
             candidates=leading.tolist(),
             logits=logits.gather(1, leading).tolist(),
             exact=exact.gather(1, leading).tolist(),
         )
+
+    def _logits_of(self, prompt: list[int], continuation: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's logits of a continuation of n tokens and the exact ones, each of shape (n, V)."""
+        key = (len(prompt), *prompt, *continuation[:-1])
+        if key not in self._logits:
+            ids = torch.tensor([key[1:]], device=self.spec.device)
+            keep = {"use_cache": False, "logits_to_keep": len(continuation)}
+            with torch.inference_mode():
+                own, exact = (model(ids, **keep).logits[0] for model in (self.model, self._exact))
+            self._logits[key] = own, exact
+            while len(self._logits) > 1 and sum(kept.nbytes for kept in chain(*self._logits.values())) > KEPT_LOGITS:
+                del self._logits[next(iter(self._logits))]
+        own, exact = self._logits[key]
+        return own.double(), exact.double()
 
     def evidence(self) -> Engagement:
         """See `Engine.evidence`: a profile of how the last prompts' generation begins."""

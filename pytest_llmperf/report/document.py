@@ -13,7 +13,7 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from pytest_llmperf.cases import METRICS
+from pytest_llmperf.cases import METRICS, Workload
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile
 
@@ -41,7 +41,8 @@ class Row:
         throughput: output tokens per second.
         cold_start: s. peak_memory: bytes. tokens_per_joule: output tokens.
         parity: ``reference``, ``in parity``, ``bounded``, ``not in parity``, or None where it was not checked.
-        outcome, ratio, low, high, threshold, resolution, basis, reason: the verdict's.
+        outcome: the verdict's, or ``accepted`` where it was written to the baseline.
+        ratio, low, high, threshold, resolution, basis, reason: the verdict's.
         tolerance, tolerance_source: the slowdown allowed, and where that was stated.
         said: the verdict as one sentence.
     """
@@ -101,6 +102,29 @@ ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 
 
 @dataclass(frozen=True)
+class ParityRow:
+    """What was found of a backend's tokens on a workload: ``in parity``, ``bounded`` or ``not in parity``, and why."""
+
+    backend: str
+    workload: str
+    standing: str
+    reason: str
+
+
+#: Every outcome that a report shows, the worst first.
+OUTCOMES = (
+    Outcome.REGRESSION.value,
+    Outcome.INCONCLUSIVE.value,
+    Outcome.NO_BASELINE.value,
+    Outcome.NEW.value,
+    Outcome.INCOMPARABLE.value,
+    Outcome.FASTER.value,
+    Outcome.OK.value,
+    "accepted",
+)
+
+
+@dataclass(frozen=True)
 class Document:
     """A run, or what was measured of it before it was interrupted.
 
@@ -108,6 +132,7 @@ class Document:
         device, model, dtype, reference: what was measured, and what speedup and parity refer to.
         environment: ``fingerprint``, ``versions`` and ``peaks`` (FLOP/s, bytes/s), as far as known.
         rows: a case each, in the order of `ranked`.
+        parities: a backend and workload each whose parity was checked.
         unmeasured: the tests that were to gate a case and have no figure.
         when, commit: ISO 8601 and the revision under test, where known.
         earlier: runs of the same on the same machine, oldest first, where a report is made of several.
@@ -119,6 +144,7 @@ class Document:
     reference: str
     environment: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
+    parities: tuple[ParityRow, ...] = ()
     unmeasured: tuple[str, ...] = ()
     when: str | None = None
     commit: str | None = None
@@ -131,15 +157,13 @@ class Document:
     @property
     def headline(self) -> str:
         """How it ended, in a few words: the counts of outcomes, the worst first."""
-        if not self.rows:
-            return "nothing was measured"
         found = Counter(row.outcome for row in self.rows)
-        order = [outcome.value for outcome in Outcome]
-        parts = [f"{found[name]} {name}" for name in sorted(found, key=order.index)]
-        wrong = {row.backend for row in self.rows if row.parity == "not in parity"}
-        parts += [f"not in parity: {', '.join(sorted(wrong))}"] if wrong else []
+        parts = [f"{found[name]} {name}" for name in OUTCOMES if found[name]]
+        wrong = sorted({one.backend for one in self.parities if one.standing == "not in parity"})
+        parts += [f"not in parity: {', '.join(wrong)}"] if wrong else []
         parts += [f"{len(self.unmeasured)} not measured"] if self.unmeasured else []
-        return f"{len(self.rows)} cases: {', '.join(parts)}"
+        measured = "1 case" if len(self.rows) == 1 else f"{len(self.rows)} cases"
+        return f"{measured}: {', '.join(parts)}" if parts else "nothing was measured"
 
     @property
     def regressions(self) -> list[Row]:
@@ -163,48 +187,49 @@ def ranked(rows: Iterable[Row]) -> list[Row]:
 
 
 def of(results: Mapping[str, Any]) -> Document:
-    """The document of a results file's content.
+    """The document of a results file's content, or of a JSON report's.
 
     Raises:
-        ReportError: it is not one, or of another schema.
+        ReportError: it is neither, or of another schema.
     """
     try:
-        if results.get("kind") == "report":
-            return _report(results)
-        if results["schema"] != RESULTS_SCHEMA:
-            raise ReportError(f"its schema is {results['schema']!r}, and this version reads {RESULTS_SCHEMA}")
-        return _document(results)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        report = results.get("kind") == "report"
+        if results["schema"] != (SCHEMA if report else RESULTS_SCHEMA):
+            raise ReportError(f"its schema is {results['schema']!r}, and this version reads others")
+        found = _report(results) if report else _document(results)
+        if odd := {row.outcome for row in found.rows} - set(OUTCOMES) | {row.metric for row in found.rows} - set(
+            METRICS
+        ):
+            raise ReportError(f"it has outcomes or metrics that this version does not know: {', '.join(sorted(odd))}")
+    except ReportError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ReportError(f"it is no results file of pytest-llmperf ({type(error).__name__}: {error})") from None
+    return found
 
 
 def _report(data: Mapping[str, Any]) -> Document:
-    if data["schema"] != SCHEMA:
-        raise ReportError(f"its schema is {data['schema']!r}, and this version reads {SCHEMA}")
-    rows = tuple(Row(**row | {"itl": tuple(row["itl"])}) for row in data["rows"])
     known = {name: data[name] for name in ("device", "model", "dtype", "reference", "environment", "when", "commit")}
-    earlier = tuple(map(_report, data["earlier"]))
-    return Document(**known, rows=rows, unmeasured=tuple(data["unmeasured"]), earlier=earlier)
+    return Document(
+        **known,
+        rows=tuple(Row(**row | {"itl": tuple(row["itl"])}) for row in data["rows"]),
+        parities=tuple(ParityRow(**one) for one in data["parities"]),
+        unmeasured=tuple(data["unmeasured"]),
+        earlier=tuple(map(_report, data["earlier"])),
+    )
 
 
 def _document(results: Mapping[str, Any]) -> Document:
-    parity = {(one["backend"], one["workload"]): _standing(one) for one in results["parity"]}
+    parities = tuple(
+        ParityRow(one["backend"], one["workload"], _standing(one), one["reason"]) for one in results["parity"]
+    )
     measured: dict[tuple[str, str], Mapping[str, Any]] = {}
     for one in results["measurements"]:  # the first process of each comes first
-        workload = "b{batch_size}-p{prompt_length}-n{max_new_tokens}".format(**one["workload"])
-        measured.setdefault((one["backend"], workload), one)
-    rows = [_row(result, results, parity, measured) for result in results["results"]]
-    return Document(
-        device=results["device"],
-        model=results["model"],
-        dtype=results["dtype"],
-        reference=results["reference"],
-        environment=results["environment"],
-        rows=tuple(ranked(rows)),
-        unmeasured=tuple(results["unmeasured"]),
-        when=results["when"],
-        commit=results["commit"],
-    )
+        measured.setdefault((one["backend"], str(Workload(**one["workload"]))), one)
+    standing = {(one.backend, one.workload): one.standing for one in parities}
+    rows = [_row(result, results, standing, measured) for result in results["results"]]
+    known = {name: results[name] for name in ("device", "model", "dtype", "reference", "environment", "when", "commit")}
+    return Document(**known, rows=tuple(ranked(rows)), parities=parities, unmeasured=tuple(results["unmeasured"]))
 
 
 def _standing(parity: Mapping[str, Any]) -> str:
@@ -224,6 +249,9 @@ def _row(
     roof = result["utilization"] or {}
     spread, found = result["spread"], result["verdict"]
     measurement = measured.get((backend, workload), {"samples": ()})
+    standing = parity.get((backend, workload))
+    if backend == results["reference"] and standing != "not in parity":
+        standing = "reference"
     return Row(
         case=result["case"],
         model=result["model"],
@@ -237,7 +265,8 @@ def _row(
         **{name: spread[name] for name in ("median", "q1", "q3", "minimum", "maximum")},
         samples=spread["n"],
         processes=len(result["invocations"]),
-        **{name: found[name] for name in ("outcome", "ratio", "low", "high", "threshold", "resolution", "basis")},
+        outcome="accepted" if result["accepted"] else found["outcome"],
+        **{name: found[name] for name in ("ratio", "low", "high", "threshold", "resolution", "basis")},
         **{name: result[name] for name in ("tolerance", "tolerance_source", "said", "speedup", "throughput")},
         **{name: result[name] for name in ("cold_start", "peak_memory")},
         reason=found["reason"],
@@ -248,7 +277,7 @@ def _row(
         flops=roof.get("flops"),
         size=roof.get("size"),
         tokens_per_joule=_tokens_per_joule(measurement["samples"], result["throughput"]),
-        parity="reference" if backend == results["reference"] else parity.get((backend, workload)),
+        parity=standing,
         itl=_itl(measurement["samples"]) if metric == "tpot" else (),
     )
 
@@ -271,7 +300,7 @@ class Advice:
 
     Attributes:
         row: its case.
-        unproven: a faster backend whose parity was not shown; None if there is none.
+        unproven: the fastest of those that are faster and whose parity was not checked; None if there is none.
     """
 
     row: Row
@@ -287,6 +316,6 @@ def advice(rows: Iterable[Row]) -> list[Advice]:
     for group in groups.values():
         best = min((row for row in group if row.correct), key=lambda row: row.median, default=None)
         if best is not None:
-            first = min(group, key=lambda row: row.median)
-            found.append(Advice(best, first if first.median < best.median and first is not best else None))
+            unproven = [row for row in group if row.parity is None and row.median < best.median]
+            found.append(Advice(best, min(unproven, key=lambda row: row.median, default=None)))
     return found

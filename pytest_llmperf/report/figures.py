@@ -136,7 +136,7 @@ def _panels(rows: Iterable[Row]) -> list[tuple[str, dict[str, list[Row]]]]:
 
 
 def _cut(what: str, shown: int, there: int) -> str:
-    return f" The first {shown} of {there} {what}; the tables have them all." if there > shown else ""
+    return f" The first {shown} of {there} {what}." if there > shown else ""
 
 
 Draw = Callable[[Any, Sequence[Row], Mapping[str, Any]], str]
@@ -316,7 +316,7 @@ def _forest(document: Document) -> list[Figure]:
         return []
     rows = sorted(compared, key=lambda row: -abs(math.log(row.ratio or 1)))
     shown = rows[:MARKS]
-    canvas, axes = _canvas(1.0 + 0.24 * len(shown))
+    canvas, axes = _canvas(1.0 + 0.34 * len(shown))
     axes.axvline(0, color=INK, linewidth=0.8)
     for at, row in enumerate(shown):
         colour, marker = VERDICTS.get(row.outcome, (INK, "x"))
@@ -324,12 +324,14 @@ def _forest(document: Document) -> list[Figure]:
         reach = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
         axes.errorbar([middle], [at], xerr=reach, color=colour, marker=marker, markersize=5, capsize=2, linewidth=1.2)
     axes.set_yticks(
-        range(len(shown)), [_label(f"{row.metric} {row.workload} {row.backend}") for row in shown], fontsize=8
+        range(len(shown)), [f"{_label(row.backend)}\n{row.metric} {row.workload}" for row in shown], fontsize=8
     )
     axes.invert_yaxis()
     axes.set_xlabel("change (%): slower to the right")
     widest = max(abs(edge) for edge in axes.get_xlim())
-    axes.set_xlim(-min(widest, 100), min(widest, 100))
+    # An interval may be wide without end; what is known lies within.
+    furthest = max(100.0, *(1.2 * abs((row.ratio or 1) - 1) * 100 for row in shown))
+    axes.set_xlim(-min(widest, furthest), min(widest, furthest))
     said = (
         "Median ratio with its 99 % interval. Triangle up: regression; circle: ok; triangle down: faster; "
         "square: inconclusive."
@@ -356,13 +358,12 @@ def _trends(document: Document) -> list[Figure]:
     figures = []
     for (metric, workload), found in list(groups.items())[:PANELS]:
         canvas, axes = _canvas()
-        longest = max(found, key=lambda one: len(one.points))
-        at = {point.run: number for number, point in enumerate(longest.points)}
+        seen = {point.run for one in found for point in one.points}
+        at = {run: number for number, run in enumerate(run for run in trend.run_names(document) if run in seen)}
         for index, one in enumerate(found[:LINES]):
-            points = [point for point in one.points if point.run in at]
             axes.plot(
-                [at[point.run] for point in points],
-                [point.median * 1e3 for point in points],
+                [at[point.run] for point in one.points],
+                [point.median * 1e3 for point in one.points],
                 color=COLOURS[index % len(COLOURS)],
                 marker=MARKERS[index % len(MARKERS)],
                 markersize=4,

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pytest_benchmark.utils import get_commit_info
 
 from pytest_llmperf import files
 from pytest_llmperf.devices import fingerprint
@@ -20,6 +17,7 @@ from pytest_llmperf.report.document import RESULTS_SCHEMA
 from pytest_llmperf.report.terminal import verdict_line
 
 if TYPE_CHECKING:
+    from pytest_llmperf.cases import Case
     from pytest_llmperf.run import Run
 
 
@@ -34,20 +32,13 @@ def finite(value: Any) -> Any:
     return value
 
 
-@cache
-def _commit() -> str | None:
-    """The revision under test, with a plus sign where files differ from it; None outside a repository."""
-    found = get_commit_info("")
-    known = found["id"] not in ("unversioned", "unknown")
-    return f"{found['id']}{'+' * found['dirty']}" if known else None
-
-
-def of(run: Run, unmeasured: Iterable[str]) -> dict[str, Any]:
+def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> dict[str, Any]:
     """Everything that a run measured so far, as plain JSON values.
 
     Args:
         run: the run.
         unmeasured: the tests that were to gate a case and have not.
+        accepted: the cases whose figures were written to the baseline.
     """
     return finite(  # type: ignore[no-any-return]
         {
@@ -57,7 +48,7 @@ def of(run: Run, unmeasured: Iterable[str]) -> dict[str, Any]:
             "dtype": run.dtype,
             "reference": run.settings.reference,
             "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": _commit(),
+            "commit": run.scope.commit,
             "environment": {
                 "fingerprint": fingerprint.take().as_dict(),
                 "versions": fingerprint.versions(),
@@ -71,7 +62,10 @@ def of(run: Run, unmeasured: Iterable[str]) -> dict[str, Any]:
                 for (backend, workload), one in run.beside.comparisons.items()
             ],
             "self_test": [{"case": case.key, **asdict(found)} for case, found in run.beside.assessments.items()],
-            "results": [result.as_dict() | {"said": verdict_line(result)} for result in run.results.values()],
+            "results": [
+                result.as_dict() | {"said": verdict_line(result), "accepted": case in accepted}
+                for case, result in run.results.items()
+            ],
             "parity": [found.as_dict() for found in run.parities],
         }
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.report.text import change, figure, roof, speedup, spread
+from pytest_llmperf.report.trend import same_machine
 from pytest_llmperf.verdict import Outcome
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def compared(a: Document, b: Document) -> list[str]:
     for name, one, other in (("A", a, b), ("B", b, a)):
         alone = sorted({row.case for row in one.rows} - {row.case for row in other.rows})
         lines += [f"only in {name}: {', '.join(alone)}"] if alone else []
-    if a.environment.get("fingerprint") != b.environment.get("fingerprint"):
+    if not same_machine(a, b):
         lines.append("of two machines: the change may be theirs")
     return [*lines, "Two runs do not tell a change from noise; pytest --llm-base=REVISION measures both in turns."]
 
@@ -277,6 +278,15 @@ def counts(results: Iterable[Result], skipped: int) -> str:
     return f"{gated} cases gated: " + (", ".join(parts) if parts else "nothing was measured")
 
 
+def position(over: int, tests: int, elapsed: float) -> str:
+    """Which test of how many, and after a minute how long the others take if they take as long as those before."""
+    if not tests:
+        return ""
+    left = elapsed / over * (tests - over) if 0 < over < tests and elapsed >= 60 else None
+    expected = "" if left is None else f", {left / 60:.0f} min to go" if left >= 90 else f", {left:.0f} s to go"
+    return f"  {min(over + 1, tests)}/{tests}{expected}"
+
+
 class Progress:
     """Says what is being done. On a terminal one line that is rewritten; in a log, a line per long step."""
 
@@ -285,6 +295,8 @@ class Progress:
         self._started = time.monotonic()
         self._last = ""
         self._open = False
+        #: Tests that are to run, and those that are over.
+        self.tests = self.over = 0
 
     def __call__(self, text: str) -> None:
         reporter: Any = self._config.pluginmanager.get_plugin("terminalreporter")
@@ -294,9 +306,10 @@ class Progress:
         capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
         with capture.global_and_fixture_disabled():
             elapsed = time.monotonic() - self._started
-            line = f"llmperf {elapsed:5.0f} s  {text}"
+            line = f"llmperf {elapsed:5.0f} s{position(self.over, self.tests, elapsed)}  {text}"
             if reporter.isatty:
-                reporter.rewrite(line, erase=True)
+                # A line that wraps cannot be rewritten.
+                reporter.rewrite(line[: reporter._tw.fullwidth - 1], erase=True)
                 self._open = True
             elif ": generation " not in text or "(warm-up)" in text:
                 reporter.ensure_newline()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
+from pytest_llmperf.devices.fingerprint import Fingerprint
 from pytest_llmperf.report.document import Document, Row
 
 
@@ -40,20 +42,34 @@ def gather(documents: Sequence[Document]) -> tuple[Document, int]:
     Returns:
         The document, and how many were left out as of something else: latencies of two machines make no line.
     """
-    ordered = sorted(documents, key=lambda one: one.when or "")
-    newest = ordered[-1]
-    earlier = [one for one in ordered[:-1] if _subject(one) == _subject(newest)]
-    return replace(newest, earlier=tuple(replace(one, earlier=()) for one in earlier)), len(ordered) - 1 - len(earlier)
+    runs: list[Document] = []
+    for one in chain.from_iterable((*document.earlier, document) for document in documents):
+        alone = replace(one, earlier=())
+        if alone.when is None or all(_identity(alone) != _identity(other) for other in runs):
+            runs.append(alone)  # else a results file and a report of the same run
+    *older, newest = sorted(runs, key=lambda one: one.when or "")
+    earlier = tuple(one for one in older if _subject(one) == _subject(newest) and same_machine(one, newest))
+    return replace(newest, earlier=earlier), len(older) - len(earlier)
 
 
-def _subject(document: Document) -> tuple[object, ...]:
-    return document.device, document.model, document.dtype, dict(document.environment.get("fingerprint") or {})
+def _identity(document: Document) -> tuple[str | None, ...]:
+    return *_subject(document), document.when, document.commit
+
+
+def _subject(document: Document) -> tuple[str, ...]:
+    return document.device, document.model, document.dtype
+
+
+def same_machine(one: Document, other: Document) -> bool:
+    """Whether two runs' latencies may be compared, as the gate sees it."""
+    found = [Fingerprint.from_dict(run.environment.get("fingerprint") or {}) for run in (one, other)]
+    return not found[0].difference(found[1])
 
 
 def series(document: Document) -> list[Series]:
     """Every case of the newest run that an earlier one measured too, in the newest's order."""
     runs = [*document.earlier, document]
-    names = _names(runs)
+    names = run_names(document)
     found = [{row.case: row for row in run.rows} for run in runs]
     made = [
         Series(
@@ -69,11 +85,11 @@ def _point(run: str, row: Row) -> Point:
     return Point(run, row.median, row.q1, row.q3)
 
 
-def _names(runs: Iterable[Document]) -> list[str]:
-    """By commit; by date too where two have the same, or none."""
+def run_names(document: Document) -> list[str]:
+    """Of its runs, oldest first, each another: by commit, else by date, with a number where it repeats."""
     names: list[str] = []
-    for number, run in enumerate(runs, 1):
+    for number, run in enumerate((*document.earlier, document), 1):
         commit = f"{run.commit[:9]}{'+' * run.commit.endswith('+')}" if run.commit else ""
         name = commit or run.when or f"run {number}"
-        names.append(name if name not in names else f"{name}, {run.when or number}")
+        names.append(name if name not in names else f"{name} ({number})")
     return names
