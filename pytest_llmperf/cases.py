@@ -24,6 +24,16 @@ class Workload:
     def __str__(self) -> str:
         return f"b{self.batch_size}-p{self.prompt_length}-n{self.max_new_tokens}"
 
+    @classmethod
+    def parse(cls, text: str) -> Workload:
+        """The inverse of `str`. Raises ValueError or TypeError where it is not one."""
+        return cls(*(int(part[1:]) for part in text.split("-")))
+
+
+def place(metric: str, workload: Workload) -> tuple[int, Workload]:
+    """What reports sort cases by, so that backends stand under each other. Raises ValueError for an unknown metric."""
+    return list(METRICS).index(metric), workload
+
 
 @dataclass(frozen=True, order=True)
 class Case:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,8 +61,8 @@ class Session:
         self.unusable: str | None = None
         #: The baselines written, or why there are none.
         self.written: dict[Case, Entry] | str = {}
-        #: Tests that were to gate a case, and how many of them were skipped at collection.
-        self.gating = self.skipped = 0
+        #: Tests that were to gate a case.
+        self.gating = 0
         #: Backend and workload, by node id, of the tests that gate a case and have not measured it.
         self.unmeasured: dict[str, tuple[str, str]] = {}
         #: Why tests are skipped, by node id.
@@ -83,6 +83,11 @@ class Session:
     def left(self) -> list[str]:
         """The tests that were to gate a case and have not, each with the reason where that is known."""
         return [f"{name}: {self.skips[name]}" if name in self.skips else name for name in self.unmeasured]
+
+    @property
+    def skipped(self) -> int:
+        """How many tests that were to gate a case were skipped at collection."""
+        return len(self.skips.keys() & self.unmeasured.keys())
 
     @property
     def accepted(self) -> Collection[Case]:
@@ -267,7 +272,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
             session.skips[item.nodeid] = reason
         session.gating += gates
-        session.skipped += gates and reason is not None
     session.progress.tests = len(items) - len(session.skips)
 
 
@@ -408,7 +412,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         state.pruned = _prune_baselines(state, run, exitstatus)
     if state.reports:
         _write_reports(state, run)
-        _write_results(state, run)  # what was accepted is known only now
     unwritten = any(map(run.updates, run.results)) and (not state.written or isinstance(state.written, str))
     lost = unwritten or state.unreported or isinstance(state.pruned, str)
     failed = lost or run.slower() or _gated_nothing(state, run)
@@ -417,28 +420,36 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def _write_reports(session: Session, run: Run) -> None:
-    """Write what was asked for, and in GitHub Actions the step's summary; what cannot be written is said."""
+    """Write what was asked for, and in GitHub Actions the step's summary; what cannot be written is said.
+
+    The results file is written again: what was accepted is known only now, and it is the run that the reports show.
+    """
     summary = os.environ.get("GITHUB_STEP_SUMMARY") if os.environ.get("GITHUB_ACTIONS") else None
-    if not (run.settings.report or summary):
+    if not (run.settings.results or run.settings.report or summary):
         return
     from pathlib import Path
 
     from pytest_llmperf.report import document, markdown, results, write
 
-    def render() -> document.Document:
-        return document.of(results.of(run, session.left, session.accepted))
+    found = results.of(run, session.left, session.accepted)
+
+    @cache
+    def shown() -> document.Document:
+        return document.of(found)
 
     def summarize(path: str) -> None:
         with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write("\n" + markdown.render(render()))
+            stream.write("\n" + markdown.render(shown()))
 
     for path in run.settings.report:
-        if (error := _failure(lambda path=path: write.write(render(), path))) is None:  # type: ignore[misc]
+        if (error := _failure(lambda path=path: write.write(shown(), path))) is None:  # type: ignore[misc]
             session.reported.append(f"report written to {path}")
         else:
             session.unreported.append(f"{path} was not written: {error}")
     if summary and (error := _failure(partial(summarize, summary))) is not None:
         session.reported.append(f"the step summary was not written: {error}")  # nobody asked for it
+    if run.settings.results is not None:
+        results.write(run.settings.results, found)
 
 
 def _failure(write: Callable[[], None]) -> str | None:

@@ -120,7 +120,7 @@ class Spread:
 
 
 def summarize(samples: Sequence[float]) -> Spread:
-    """The spread of samples; quartiles interpolate linearly (type 7 of Hyndman and Fan, 1996).
+    """The spread of samples.
 
     Raises:
         ValueError: there are no samples, or one is not positive and finite.
@@ -416,6 +416,7 @@ def _medians(values: Sequence[float], size: int) -> list[float]:
 
 
 def quantile(values: Sequence[float], p: float) -> float:
+    """The p-quantile (p from 0 to 1), linear between values: type 7 of Hyndman and Fan, 1996."""
     ordered = sorted(values)
     index, share = divmod(p * (len(ordered) - 1), 1)
     lower, upper = ordered[int(index)], ordered[min(int(index) + 1, len(ordered) - 1)]

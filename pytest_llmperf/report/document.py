@@ -13,7 +13,7 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from pytest_llmperf.cases import METRICS, Workload
+from pytest_llmperf.cases import METRICS, Workload, place
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile
 
@@ -89,8 +89,12 @@ class Row:
     itl: tuple[float, ...] = ()
 
     @property
+    def sizes(self) -> Workload:
+        return Workload(self.batch_size, self.prompt_length, self.max_new_tokens)
+
+    @property
     def workload(self) -> str:
-        return f"b{self.batch_size}-p{self.prompt_length}-n{self.max_new_tokens}"
+        return str(self.sizes)
 
     @property
     def correct(self) -> bool:
@@ -109,6 +113,10 @@ class ParityRow:
     workload: str
     standing: str
     reason: str
+
+    def against(self, reference: str) -> str:
+        """What is said of one that is not in parity."""
+        return f"{self.backend} {self.workload}: not in parity with {reference}: {self.reason}"
 
 
 #: Every outcome that a report shows, the worst first.
@@ -159,11 +167,15 @@ class Document:
         """How it ended, in a few words: the counts of outcomes, the worst first."""
         found = Counter(row.outcome for row in self.rows)
         parts = [f"{found[name]} {name}" for name in OUTCOMES if found[name]]
-        wrong = sorted({one.backend for one in self.parities if one.standing == "not in parity"})
+        wrong = sorted({one.backend for one in self.wrong})
         parts += [f"not in parity: {', '.join(wrong)}"] if wrong else []
         parts += [f"{len(self.unmeasured)} not measured"] if self.unmeasured else []
         measured = "1 case" if len(self.rows) == 1 else f"{len(self.rows)} cases"
         return f"{measured}: {', '.join(parts)}" if parts else "nothing was measured"
+
+    @property
+    def wrong(self) -> list[ParityRow]:
+        return [one for one in self.parities if one.standing == "not in parity"]
 
     @property
     def regressions(self) -> list[Row]:
@@ -177,13 +189,12 @@ class Document:
         return said | asdict(replace(self, earlier=())) | {"earlier": [one.as_dict() for one in self.earlier]}
 
 
+#: What a results file and a report say of a run in the same words.
+ABOUT = ("device", "model", "dtype", "reference", "environment", "when", "commit")
+
+
 def ranked(rows: Iterable[Row]) -> list[Row]:
-    """By metric and workload, so that backends stand under each other."""
-    order = list(METRICS)
-    return sorted(
-        rows,
-        key=lambda row: (order.index(row.metric), row.batch_size, row.prompt_length, row.max_new_tokens),
-    )
+    return sorted(rows, key=lambda row: place(row.metric, row.sizes))
 
 
 def of(results: Mapping[str, Any]) -> Document:
@@ -197,9 +208,8 @@ def of(results: Mapping[str, Any]) -> Document:
         if results["schema"] != (SCHEMA if report else RESULTS_SCHEMA):
             raise ReportError(f"its schema is {results['schema']!r}, and this version reads others")
         found = _report(results) if report else _document(results)
-        if odd := {row.outcome for row in found.rows} - set(OUTCOMES) | {row.metric for row in found.rows} - set(
-            METRICS
-        ):
+        said = {word for row in found.rows for word in (row.outcome, row.metric)}
+        if odd := said - {*OUTCOMES, *METRICS}:
             raise ReportError(f"it has outcomes or metrics that this version does not know: {', '.join(sorted(odd))}")
     except ReportError:
         raise
@@ -209,9 +219,8 @@ def of(results: Mapping[str, Any]) -> Document:
 
 
 def _report(data: Mapping[str, Any]) -> Document:
-    known = {name: data[name] for name in ("device", "model", "dtype", "reference", "environment", "when", "commit")}
     return Document(
-        **known,
+        **{name: data[name] for name in ABOUT},
         rows=tuple(Row(**row | {"itl": tuple(row["itl"])}) for row in data["rows"]),
         parities=tuple(ParityRow(**one) for one in data["parities"]),
         unmeasured=tuple(data["unmeasured"]),
@@ -228,8 +237,12 @@ def _document(results: Mapping[str, Any]) -> Document:
         measured.setdefault((one["backend"], str(Workload(**one["workload"]))), one)
     standing = {(one.backend, one.workload): one.standing for one in parities}
     rows = [_row(result, results, standing, measured) for result in results["results"]]
-    known = {name: results[name] for name in ("device", "model", "dtype", "reference", "environment", "when", "commit")}
-    return Document(**known, rows=tuple(ranked(rows)), parities=parities, unmeasured=tuple(results["unmeasured"]))
+    return Document(
+        **{name: results[name] for name in ABOUT},
+        rows=tuple(ranked(rows)),
+        parities=parities,
+        unmeasured=tuple(results["unmeasured"]),
+    )
 
 
 def _standing(parity: Mapping[str, Any]) -> str:
@@ -245,7 +258,6 @@ def _row(
     measured: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> Row:
     backend, workload, metric = result["case"].removeprefix(f"{results['dtype']}/").rsplit("/", 2)
-    sizes = [int(part[1:]) for part in workload.split("-")]
     roof = result["utilization"] or {}
     spread, found = result["spread"], result["verdict"]
     measurement = measured.get((backend, workload), {"samples": ()})
@@ -257,9 +269,7 @@ def _row(
         model=result["model"],
         dtype=results["dtype"],
         backend=backend,
-        batch_size=sizes[0],
-        prompt_length=sizes[1],
-        max_new_tokens=sizes[2],
+        **asdict(Workload.parse(workload)),
         metric=metric,
         unit=result["unit"],
         **{name: spread[name] for name in ("median", "q1", "q3", "minimum", "maximum")},

@@ -120,6 +120,19 @@ def _label(name: str) -> str:
     return "\u200b" + shown if shown.startswith("_") else shown
 
 
+def _style(index: int, name: str) -> dict[str, Any]:
+    """How a backend looks among others."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "label": _label(name),
+    }
+
+
+def _legend(canvas: Canvas, axes: Any) -> None:
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
 def _panels(rows: Iterable[Row]) -> list[tuple[str, dict[str, list[Row]]]]:
     """Rows of one prompt length and number of new tokens, by backend, each by batch size."""
     panels: dict[tuple[int, int], dict[str, list[Row]]] = {}
@@ -153,20 +166,14 @@ def _by_batch(document: Document, metric: str, draw: Draw) -> list[Figure]:
         canvas, axes = _canvas()
         said = ""
         for index, (name, found) in enumerate(list(backends.items())[:LINES]):
-            style = {
-                "color": COLOURS[index % len(COLOURS)],
-                "marker": MARKERS[index % len(MARKERS)],
-                "markersize": 4,
-                "label": _label(name),
-            }
-            said = draw(axes, found, style)
+            said = draw(axes, found, _style(index, name) | {"markersize": 4, "linewidth": 1.2})
         sizes = sorted({row.batch_size for found in backends.values() for row in found})
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.set_xlabel("batch size (requests)")
-        canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _legend(canvas, axes)
         title = f"{'speedup over ' + document.reference + ', ' if draw is _speedup else ''}{METRICS[metric][0]}"
         shown = [row for found in backends.values() for row in found]
         figures.append(
@@ -195,14 +202,14 @@ def _latency(axes: Any, rows: Sequence[Row], style: Mapping[str, Any]) -> str:
     medians = [row.median * 1e3 for row in rows]
     below = [max(0.0, (row.median - row.q1) * 1e3) for row in rows]
     above = [max(0.0, (row.q3 - row.median) * 1e3) for row in rows]
-    axes.errorbar([row.batch_size for row in rows], medians, [below, above], capsize=2, linewidth=1.2, **style)
+    axes.errorbar([row.batch_size for row in rows], medians, [below, above], capsize=2, **style)
     axes.set_ylabel("ms" if rows[0].metric == "ttft" else "ms per token")
     return "Median of one process's samples, bars from the lower to the upper quartile."
 
 
 def _speedup(axes: Any, rows: Sequence[Row], style: Mapping[str, Any]) -> str:
     axes.axhline(1, color=GRID, linewidth=1)
-    axes.plot([row.batch_size for row in rows], [row.speedup for row in rows], linewidth=1.2, **style)
+    axes.plot([row.batch_size for row in rows], [row.speedup for row in rows], **style)
     axes.set_ylabel("times as fast")
     return "Ratio of medians, both measured in this run."
 
@@ -259,9 +266,9 @@ def _roofline(document: Document) -> list[Figure]:
     flops, bandwidth = float(peaks["flops"]), float(peaks["bandwidth"])
     points = [(row, (row.flops or 0) / (row.size or 1), (row.flops or 0) / row.median) for row in rows]
     canvas, axes = _canvas(3.2)
-    low = min(flops / bandwidth, *(intensity for _, intensity, _ in points)) / 3
-    high = max(flops / bandwidth, *(intensity for _, intensity, _ in points)) * 3
     corner = flops / bandwidth
+    reached = [corner, *(intensity for _, intensity, _ in points)]
+    low, high = min(reached) / 3, max(reached) * 3
     axes.plot([low, corner, high], [low * bandwidth / 1e9, flops / 1e9, flops / 1e9], color=INK, linewidth=1.4)
     names = list(dict.fromkeys(row.backend for row in rows))
     for index, name in enumerate(names[:LINES]):
@@ -270,9 +277,7 @@ def _roofline(document: Document) -> list[Figure]:
             [intensity for intensity, _ in own],
             [rate for _, rate in own],
             s=16,
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
-            label=_label(name),
+            **_style(index, name),
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -281,7 +286,7 @@ def _roofline(document: Document) -> list[Figure]:
         axis.set_minor_formatter("")
     axes.set_xlabel("arithmetic intensity (FLOP/byte)")
     axes.set_ylabel("GFLOP/s")
-    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _legend(canvas, axes)
     source = "measured here" if document.device == "cpu" else "of the data sheet"
     caption = (
         f"{_where(document)}. The line is the roof, {source}: {flops / 1e12:.3g} TFLOP/s, "
@@ -364,17 +369,15 @@ def _trends(document: Document) -> list[Figure]:
             axes.plot(
                 [at[point.run] for point in one.points],
                 [point.median * 1e3 for point in one.points],
-                color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index % len(MARKERS)],
+                **_style(index, one.row.backend),
                 markersize=4,
                 linewidth=1.2,
-                label=_label(one.row.backend),
             )
         every = -(-len(at) // 8)  # labels that stand beside each other
         axes.set_xticks(list(at.values())[::every], [_label(name) for name in at][::every], rotation=45, ha="right")
         axes.set_ylim(bottom=0)
         axes.set_ylabel("ms")
-        canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _legend(canvas, axes)
         figures.append(
             Figure(
                 _title(f"{METRICS[metric][0]} over runs"),

@@ -25,7 +25,6 @@ def render(document: Document) -> str:
     known = [document.environment.get(name) or {} for name in ("fingerprint", "versions")]
     return environment.get_template("page.html.jinja").render(
         document=document,
-        wrong=[one for one in document.parities if one.standing == "not in parity"],
         advice=(cells.ADVICE, cells.of_advice(document.rows)),
         figures=drawn,
         trends=(cells.TREND, cells.of_trend(trend.series(document))),

@@ -22,11 +22,7 @@ def render(document: Document) -> str:
         f"### llmperf: {plain(document.headline)}",
         plain(document.title),
         _lines(row.said for row in document.regressions),
-        _lines(
-            f"{one.backend} {one.workload}: not in parity with {document.reference}: {one.reason}"
-            for one in document.parities
-            if one.standing == "not in parity"
-        ),
+        _lines(one.against(document.reference) for one in document.wrong),
         _folded("What to run", _table(cells.ADVICE, cells.of_advice(document.rows))),
         _folded(f"Over {len(document.earlier) + 1} runs", _table(cells.TREND, cells.of_trend(moved))),
         _folded(f"Every case ({len(cases)})", _table(cells.CASES, list(map(cells.of_case, cases)))),

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.cases import METRICS
+from pytest_llmperf.cases import METRICS, place
 from pytest_llmperf.report.text import change, figure, roof, speedup, spread
 from pytest_llmperf.report.trend import same_machine
 from pytest_llmperf.verdict import Outcome
@@ -72,8 +72,7 @@ def table(results: Iterable[Result], accepted: Container[Case] = (), width: int 
         accepted: those whose figures were written to the baseline.
         width: columns of the terminal; None where lines may have any length.
     """
-    order = list(METRICS)
-    ranked = sorted(results, key=lambda result: (order.index(result.case.metric), result.case.workload))
+    ranked = sorted(results, key=lambda result: place(result.case.metric, result.case.workload))
     rows: list[Sequence[str]] = []
     for result in ranked:
         use = result.utilization
