@@ -92,6 +92,7 @@ class Run:
             batch_size=self.scope.largest.batch_size,
             sequence_length=self.scope.largest.prompt_length + self.scope.largest.max_new_tokens,
             cache=str(self.scope.cache),
+            timeout=self.settings.timeout,
         )
         engines = Engines(
             spec,

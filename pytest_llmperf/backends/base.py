@@ -31,6 +31,11 @@ class EngineSpec:
         batch_size: the most requests that will be submitted together.
         sequence_length: the most tokens that one request will have, the new ones included.
         cache: a folder for what may outlive the process, such as tuned kernels.
+        timeout: seconds that one request may take.
+        tp: tensor-parallel degree: how many ranks share the model.
+        executor: what starts the ranks of an engine that starts its own, such as ``ray``; empty for its own choice.
+        server: URL of a server that runs already, with credentials if it wants some; empty where there is none.
+        headers: sent to it with every request; they may be secret too.
     """
 
     model: str
@@ -41,6 +46,11 @@ class EngineSpec:
     batch_size: int = 1
     sequence_length: int = 2048
     cache: str = ""
+    timeout: float = 600.0
+    tp: int = 1
+    executor: str = ""
+    server: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
