@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.host import Arm, BaseUnableError, Host, WorkerError, WorkerFailedError, WorkerLostError, unable
+from pytest_llmperf.ranks import Ranks
 
 OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
 #: After one of these an engine's state cannot be relied on, though its process still answers.
@@ -20,9 +21,9 @@ FATAL = {*OUT_OF_MEMORY, "AcceleratorError", "NotEngagedError"}
 
 @dataclass
 class Loaded:
-    """A worker with its engine."""
+    """A worker, or its ranks, with an engine."""
 
-    host: Host
+    host: Host | Ranks
     arm: Arm
     load_seconds: float
 
@@ -69,12 +70,14 @@ class Engines:
         }
 
     @contextlib.contextmanager
-    def _started(self, backend: Combination, arm: Arm) -> Iterator[Host]:
+    def _started(self, backend: Combination, arm: Arm) -> Iterator[Host | Ranks]:
         """A new process that was asked to load the backend and has yet to answer; it is gone if that fails."""
-        host = Host(arm, {**self._environment, **backend.environment})
+        environment = {**self._environment, **backend.environment}
+        host = Host(arm, environment) if backend.ranks == 1 else Ranks(backend.ranks, arm, environment)
         try:
             parts = [arm.checkout.reference(part) if arm.checkout else part for part in backend.reference()]
-            host.ask("load", backend=parts, spec=asdict(self._spec))
+            spec = asdict(replace(self._spec, tp=backend.tp))
+            host.ask("load", backend=parts, spec=spec, groups=host.pids)
             yield host
         except BaseException:
             host.close()
@@ -165,7 +168,7 @@ class Engines:
                     "is what you test installed from elsewhere?"
                 )
 
-    def _call(self, host: Host, operation: str, **arguments: Any) -> Any:
+    def _call(self, host: Host | Ranks, operation: str, **arguments: Any) -> Any:
         return host.call(operation, self._timeout, **arguments)
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf import trace
+from pytest_llmperf import load, trace
 from pytest_llmperf.base import BaseError
 from pytest_llmperf.beside import DisturbedError
 from pytest_llmperf.cases import METRICS
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.backends.registry import Combination
     from pytest_llmperf.cases import Workload
+    from pytest_llmperf.load import LoadResult, Traffic
     from pytest_llmperf.result import ParityResult, Result
     from pytest_llmperf.trace import Trace
 
@@ -175,6 +176,32 @@ class Perf:
 
 #: What fails a test under ``--llm-strict``, besides a regression.
 STRICT_FAILURES = (Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NO_BASELINE, Outcome.INCOMPARABLE)
+
+
+class Load:
+    """``llm_load``: puts the test's server under load.
+
+    Attributes:
+        workload: prompt length and new tokens of each request.
+        traffic: how they arrive.
+    """
+
+    def __init__(self, run: Run, backend: Combination, workload: Workload, traffic: Traffic) -> None:
+        self._run = run
+        self._backend = backend
+        self.workload = workload
+        self.traffic = traffic
+
+    def measure(self) -> LoadResult:
+        """Send every request and wait for the last answer. The test fails if the server cannot be asked at all."""
+        return failing_plainly(lambda: self._run.load(self._backend.name, self.workload, self.traffic))
+
+    def check(self) -> LoadResult:
+        """Measure; the test fails if a request failed, or if too few met the objectives of ``--llm-slo``."""
+        found = self.measure()
+        if wrong := load.missed(found, dict(self._run.settings.slo)):
+            pytest.fail(f"{self._backend.name} {self.workload} {self.traffic}: {'; '.join(wrong)}", pytrace=False)
+        return found
 
 
 class ParityCheck:

@@ -135,8 +135,19 @@ class Host:
                 os.close(descriptor)
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def pids(self) -> list[int]:
+        """Of the process, which leads a group of that number."""
+        return [self._process.pid]
+
+    @property
+    def replies(self) -> int:
+        """The descriptor that becomes readable when it answers or dies."""
+        return self._replies
+
+    @property
+    def idle(self) -> bool:
+        """Whether it lives and has answered everything."""
+        return self._process.returncode is None and not self._busy
 
     @property
     def alive(self) -> bool:
@@ -225,12 +236,17 @@ class Host:
 
     def close(self, patience: float = 5.0) -> None:
         """Stop the worker: politely if it is idle, at once if it is in the middle of something."""
-        if self._process.returncode is None and not self._busy:
+        if self.idle:
             with contextlib.suppress(WorkerError):
                 self.call("close", patience)
+            self.wait(patience)
+        self.kill()
+
+    def wait(self, patience: float) -> None:
+        """Give it some seconds to end by itself, if it has been asked to."""
+        if self.idle:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience)
-        self.kill()
 
     def kill(self) -> None:
         """Kill the worker's whole process group and reap it."""

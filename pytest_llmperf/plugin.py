@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.baseline import Entry
     from pytest_llmperf.cases import Case, Workload
     from pytest_llmperf.devices.table import Device
-    from pytest_llmperf.fixtures import Engine, ParityCheck, Perf, VirtualClock
+    from pytest_llmperf.fixtures import Engine, Load, ParityCheck, Perf, VirtualClock
+    from pytest_llmperf.load import Traffic
     from pytest_llmperf.models import Model
     from pytest_llmperf.prune import Watch
     from pytest_llmperf.report.terminal import Progress
@@ -49,7 +51,17 @@ MARKER_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "devices": (_list(lambda name: isinstance(name, str)), "a list of names"),
     "max_regression": (lambda value: isinstance(value, float) and 0 < value < 1, "a fraction such as 0.05"),
 }
-FIXTURES = {"llm_device", "llm_model", "llm_backend", "llm_workload", "llm_engine", "llm_perf", "llm_parity"}
+FIXTURES = {
+    "llm_device",
+    "llm_model",
+    "llm_backend",
+    "llm_workload",
+    "llm_traffic",
+    "llm_engine",
+    "llm_perf",
+    "llm_parity",
+    "llm_load",
+}
 
 
 class Session:
@@ -234,13 +246,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             backends = run.scope.backends
             if stated.get("backends"):
                 backends = tuple(dict.fromkeys(run.scope.registry[name].name for name in stated["backends"]))
+            if "llm_load" in names:  # what answers one batch at a time has no load
+                backends = tuple(name for name in backends if run.scope.registry[name].served)
+                if not backends:
+                    skip = pytest.mark.skip(reason="none of --llm-backends is a server, and load is for servers")
+                    metafunc.parametrize("llm_backend", [pytest.param("", marks=skip, id="none")])
+                    return
             # Session scope makes pytest itself group the tests by backend, so that an engine is loaded once.
             metafunc.parametrize("llm_backend", backends, indirect=True, scope="session")
         if "llm_workload" in names:
             workloads = run.scope.workloads(
-                stated.get("batch_sizes"), stated.get("prompt_lengths"), stated.get("max_new_tokens")
+                [1] if "llm_load" in names else stated.get("batch_sizes"),
+                stated.get("prompt_lengths"),
+                stated.get("max_new_tokens"),
             )
             metafunc.parametrize("llm_workload", workloads, ids=str, indirect=True, scope="function")
+        if "llm_traffic" in names:
+            metafunc.parametrize("llm_traffic", run.scope.traffic, ids=str, indirect=True, scope="function")
     except (ValueError, KeyError) as error:
         session.unusable = str(error.args[0] if error.args else error)
 
@@ -260,7 +282,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     # Engines need room for the tests that are left, not for those that were deselected.
     parameters = [item.callspec.params for item in ours if hasattr(item, "callspec")]
-    run.scope.cover([one["llm_workload"] for one in parameters if "llm_workload" in one])
+    run.scope.cover([_largest(one, run) for one in parameters if "llm_workload" in one])
     for item in ours:
         gates = "llm_perf" in item.fixturenames  # type: ignore[attr-defined]
         if gates:
@@ -273,6 +295,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             session.skips[item.nodeid] = reason
         session.gating += gates
     session.progress.tests = len(items) - len(session.skips)
+
+
+def _largest(parameters: dict[str, Any], run: Run) -> Workload:
+    """What a test submits together: of a load, the requests that may be with the server at a time."""
+    workload: Workload = parameters["llm_workload"]
+    if "llm_traffic" not in parameters:
+        return workload
+    return replace(workload, batch_size=parameters["llm_traffic"].concurrency or run.settings.requests)
 
 
 @pytest.hookimpl(trylast=True)
@@ -395,6 +425,25 @@ def llm_parity(request: pytest.FixtureRequest, llm_backend: str, llm_workload: W
     _write_results(session, run)
 
 
+@pytest.fixture
+def llm_traffic(request: pytest.FixtureRequest) -> Traffic:
+    """How requests arrive under load. A test that asks for it runs once per concurrency and per rate."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def llm_load(
+    request: pytest.FixtureRequest, llm_backend: str, llm_workload: Workload, llm_traffic: Traffic
+) -> Iterator[Load]:
+    """Puts the test's server under load: ``llm_load.check()``."""
+    from pytest_llmperf.fixtures import Load
+
+    session = request.config.stash[KEY]
+    yield Load(session.run, session.run.scope.registry[llm_backend], llm_workload, llm_traffic)
+    session.progress.finish()
+    _write_results(session, session.run)
+
+
 # The end of a run
 
 
@@ -505,7 +554,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     run = session.started
     if run is None:
         return
-    measured = run.results or run.parities or run.beside.assessments
+    measured = run.results or run.parities or run.loads or run.beside.assessments
     if not (measured or session.watch or session.unreported or _gated_nothing(session, run)):
         return
     from pytest_llmperf.report import terminal
@@ -524,6 +573,13 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         for line in terminal.table(results, session.accepted, width):
             write(line)
         write("cold start: " + ", ".join(terminal.cold_starts(results)))
+    if run.loads or any(result.tp > 1 for result in results):
+        from pytest_llmperf.report import document
+        from pytest_llmperf.report import results as files
+
+        shown = document.of(files.of(run, session.left, session.accepted))
+        for line in (*terminal.scaling(shown.rows), *terminal.loads(shown.loads)):
+            write(line)
     for line in terminal.disturbed(results):
         write(line)
     for line in terminal.parity_lines(run.parities):
@@ -537,7 +593,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     if session.watch is not None:
         _say_pruned(terminalreporter, run, session.pruned)
     gated = [result for result in results if not run.updates(result.case)]
-    if gated or not run.settings.update_baselines:
+    if gated or not (run.settings.update_baselines or run.loads):
         write(terminal.counts(gated, session.skipped), bold=True)
         unused = run.unused_baselines()
         if unused and config.get_verbosity() > 0:

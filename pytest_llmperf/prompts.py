@@ -55,6 +55,15 @@ class Prompts:
         lengths = [round(workload.prompt_length ** (1 - index / last)) for index in range(workload.batch_size)]
         return self._cut(lengths, offset=len(self._passages) // 2)
 
+    def many(self, count: int, length: int) -> list[list[int]]:
+        """Prompts for a load, no two alike from their first tokens on, or a server's prefix cache would answer some."""
+        whole = [token for passage in self._passages for token in passage]
+        if not whole:
+            return self._cut([length] * count)
+        starts = [index * len(whole) // count for index in range(count)]
+        kept = length - len(self._prefix)
+        return [(self._prefix + [whole[(at + i) % len(whole)] for i in range(kept)])[:length] for at in starts]
+
     def _cut(self, lengths: Sequence[int], offset: int = 0) -> list[list[int]]:
         return [self._window(index + offset, length) for index, length in enumerate(lengths)]
 

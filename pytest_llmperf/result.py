@@ -33,6 +33,7 @@ class Result:
         peak_memory: bytes.
         engagement: what was seen of the optimization.
         throughput: output tokens per second, median over the samples.
+        tp: how many devices share the model.
     """
 
     case: Case
@@ -51,6 +52,7 @@ class Result:
     peak_memory: int
     engagement: Mapping[str, Any]
     throughput: float
+    tp: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -24,6 +24,7 @@ from pytest_llmperf.engines import Engines
 from pytest_llmperf.gate import Gate
 from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
 from pytest_llmperf.interpreter import Interpreter
+from pytest_llmperf.load import LoadRecord, LoadResult, Served, Traffic, arrivals, summarize
 from pytest_llmperf.measurement import Measurement, measure
 from pytest_llmperf.parity import error_margin
 from pytest_llmperf.prompts import Prompts
@@ -69,6 +70,7 @@ class Run:
         self.settings, self.device, self.model, self.dtype = scope.settings, scope.device, scope.model, scope.dtype
         self.results: dict[Case, Result] = {}
         self.parities: list[ParityResult] = []
+        self.loads: list[LoadRecord] = []
         self._unready: WorkerError | None = None
         self._first: dict[tuple[str, Workload], Measurement] = {}
         self._hung: dict[tuple[str, Workload], WorkerHungError] = {}
@@ -93,6 +95,7 @@ class Run:
             sequence_length=self.scope.largest.prompt_length + self.scope.largest.max_new_tokens,
             cache=str(self.scope.cache),
             timeout=self.settings.timeout,
+            executor=self.settings.executor,
         )
         engines = Engines(
             spec,
@@ -244,6 +247,32 @@ class Run:
         )
         return checked(answer["tokens"], answer["times"], requests=len(prompts), max_new_tokens=workload.max_new_tokens)
 
+    def load(self, backend: str, workload: Workload, traffic: Traffic) -> LoadResult:
+        """Put a server under load: a few requests to warm it up, then as many as were asked for, each of its own text.
+
+        Raises:
+            WorkerError: it cannot be asked at all. What fails single requests is in the result.
+        """
+        settings, registered = self.settings, self.scope.registry[backend]
+        count = settings.requests
+        prompts = self.prompts.many(count, workload.prompt_length)
+        self.progress(f"{backend} {workload} {traffic}: warming up")
+        first = prompts[: min(count, traffic.concurrency or 1)]
+        self.engines.ask(registered, "generate", prompts=first, max_new_tokens=workload.max_new_tokens)
+        self.progress(f"{backend} {workload} {traffic}: {count} requests")
+        answer = self.engines.ask(
+            registered,
+            "serve",
+            prompts=prompts,
+            max_new_tokens=workload.max_new_tokens,
+            due=None if traffic.rate is None else arrivals(traffic.rate, count),
+            concurrency=traffic.concurrency,
+        )
+        objectives = dict(settings.slo)
+        found = summarize([Served(**one) for one in answer], objectives, open_loop=traffic.rate is not None)
+        self.loads.append(LoadRecord(backend, str(workload), str(traffic), objectives, found))
+        return found
+
     # Verdicts
 
     def updates(self, case: Case) -> bool:
@@ -307,6 +336,7 @@ class Run:
             peak_memory=first.peak_memory,
             engagement=first.engagement,
             throughput=median(sample.trace.throughput for sample in first.samples),
+            tp=self.scope.registry[backend].tp,
         )
         self.results[case] = result
         return result
@@ -318,7 +348,9 @@ class Run:
             ImpossibleError: it is faster than they allow. A roof that was measured is measured again before that is
                 said, since a probe of half a second may have been disturbed.
         """
+        backend = self.scope.registry[case.backend]
         measured = self.device.peak_flops is None
+        dies = 1 if measured else backend.tp  # a CPU's ranks share the one that was measured
         for attempt in range(2 if measured else 1):
             if attempt:
                 again = self.measure_peaks()
@@ -329,8 +361,8 @@ class Run:
                 case.metric,
                 seconds,
                 self.dtype,
-                self.peaks,
-                self.scope.registry[case.backend].weight_bytes,
+                {name: rate * dies for name, rate in self.peaks.items()},
+                backend.weight_bytes,
             )
             reason = found and roofline.impossible(found, seconds, measured)
             if not reason:

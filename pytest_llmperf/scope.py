@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 from pytest_llmperf import base, models
 from pytest_llmperf.backends.registry import Combination, Registry
+from pytest_llmperf.backends.tensor_parallel import why_not_sharded
 from pytest_llmperf.base import Base
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.devices import detect, fingerprint
 from pytest_llmperf.devices.table import Device
 from pytest_llmperf.interpreter import Interpreter
+from pytest_llmperf.load import Traffic
 from pytest_llmperf.sampling import Plan
 from pytest_llmperf.settings import Settings
 
@@ -35,6 +38,8 @@ class Defaults:
 
 #: The slowdown allowed where base is measured beside head: what both suffer cancels, so less of it must be allowed.
 BASE_TOLERANCE = 0.03
+#: Requests that a server answers at a time where nobody says.
+CONCURRENCY = (1, 8)
 #: Instruction sets that multiply bfloat16. Without one a CPU takes ten times as long as for float32.
 NATIVE_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}
 
@@ -119,12 +124,33 @@ class Scope:
         self._largest = Workload(1, 1, 1)
 
     def _backends(self) -> tuple[str, ...]:
-        asked = self.registry.everything() if self.settings.backends == ("all",) else self.settings.backends
-        names = tuple(dict.fromkeys(self.registry[name].name for name in asked))
-        if (name := self.registry[self.settings.reference].name) != self.settings.reference:
-            raise UnusableError(f"--llm-reference={self.settings.reference}: that is {name}, under its own name")
+        everything = self.settings.backends == ("all",)
+        asked = self.registry.everything() if everything else self.settings.backends
+        names = tuple(dict.fromkeys(self._parallel(asked, everything)))
+        reference = self.registry[self.settings.reference]
+        if reference.name != self.settings.reference:
+            raise UnusableError(
+                f"--llm-reference={self.settings.reference}: that is {reference.name}, under its own name"
+            )
+        if reference.tp > 1:
+            raise UnusableError(
+                f"--llm-reference={reference.name}: the reference is one process; leave out tp{reference.tp}"
+            )
         # The reference comes first: every speedup needs its figures.
         return tuple(sorted(names, key=lambda name: name != self.settings.reference))
+
+    def _parallel(self, asked: Iterable[str], everything: bool) -> Iterator[str]:
+        """The name of each backend asked for, at each degree of ``--llm-tp``; of ``all``, those that can be shared."""
+        for degree, name in product(self.settings.tp, asked):
+            one = self.registry[name]
+            if degree == 1 or one.tp > 1:
+                yield one.name
+                continue
+            try:
+                yield self.registry[f"{name}+tp{degree}"].name
+            except ValueError:
+                if not everything:
+                    raise
 
     def _base(self, root: Path) -> Base | None:
         settings = self.settings
@@ -184,6 +210,13 @@ class Scope:
         self.cover([self._largest, *found])
         return found
 
+    @property
+    def traffic(self) -> list[Traffic]:
+        """What servers are put under: every concurrency and every rate that was asked for."""
+        settings = self.settings
+        closed = settings.concurrency or (() if settings.request_rates else CONCURRENCY)
+        return [*(Traffic(concurrency=one) for one in closed), *(Traffic(rate=one) for one in settings.request_rates)]
+
     def cover(self, workloads: Sequence[Workload]) -> None:
         """These are what is measured, so what engines must have room for."""
         self._largest = Workload(*map(max, zip(*map(astuple, [Workload(1, 1, 1), *workloads]), strict=True)))
@@ -198,7 +231,29 @@ class Scope:
     def missing(self, backend: str) -> str | None:
         """Why the backend cannot run here, or None."""
         combination = self.registry[backend]
-        return why_not(combination, self.device, self.interpreter(combination))
+        return (
+            why_not(combination, self.device, self.interpreter(combination))
+            or why_not_sharded(self.model.architecture, combination.tp, combination.own_ranks)
+            or self._too_few(combination.tp)
+        )
+
+    def _too_few(self, degree: int) -> str | None:
+        """Why there are not enough devices, or is not enough of their memory, for the model's weights and its cache."""
+        if degree == 1 or self.device.memory_bytes is None:
+            return None
+        if (here := detect.count(self.device)) < degree:
+            return (
+                f"{degree} ranks need as many {self.device.name} dies, and {here} {'is' if here == 1 else 'are'} here"
+            )
+        model, largest = self.model.architecture, self.largest
+        tokens = largest.batch_size * (largest.prompt_length + largest.max_new_tokens)
+        share = (model.weight_bytes(self.dtype) + tokens * model.kv_bytes_per_token(self.dtype)) / degree
+        if share > self.device.memory_bytes:
+            return (
+                f"a rank's share of weights and cache is {share / 2**30:.0f} GiB, and a {self.device.name} die has "
+                f"{self.device.memory_bytes / 2**30:.0f}"
+            )
+        return None
 
     def matching(self, case: Case) -> list[tuple[str, float]]:
         """The lines of ``llm_tolerances`` whose pattern matches a case's key."""

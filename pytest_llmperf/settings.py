@@ -107,6 +107,35 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        values = (-1.0,)
+    if not all(0 < value < float("inf") for value in values):
+        raise ValueError(f"{text!r} is not a list of requests per second, as in '0.5,2'")
+    return values
+
+
+#: Seconds in a unit of an objective.
+UNITS = {"ms": 1e-3, "s": 1.0}
+
+
+def _objectives(text: str) -> tuple[tuple[str, float], ...]:
+    from pytest_llmperf.load import METRICS
+
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9.]+)\s*(ms|s)\s*", part)
+        if match is None or match[1] not in METRICS or match[1] in found or match[2].count(".") > 1:
+            known = ", ".join(METRICS)
+            raise ValueError(f"{text!r} is not a list of objectives, one each of {known}, as in 'ttft=200ms,itl=50ms'")
+        found[match[1]] = float(match[2]) * UNITS[match[3]]
+    if not all(found.values()):
+        raise ValueError(f"{text!r}: no request takes 0 s")
+    return tuple(found.items())
+
+
 def _interpreters(text: str) -> tuple[tuple[str, str], ...]:
     pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
     if not pairs or not all(name and path for name, _, path in pairs):
@@ -178,6 +207,10 @@ OPTIONS = (
            f"{','.join(DEFAULT_BACKENDS)}. Example: --llm-backends=eager,sdpa", DEFAULT_BACKENDS),
     Option("python", _interpreters, "LIST", "Interpreters of backends that have an environment of their own, comma-separated, each "
            "backend=path. Default: pytest's own. Example: --llm-python=vllm=/opt/vllm/bin/python", ()),
+    Option("tp", _sizes, "LIST", "Tensor-parallel degrees, comma-separated: each backend is measured with its model shared by so many "
+           "devices (dies), as backend+tpN. Default: 1. Example: --llm-tp=1,2,4,8", (1,)),
+    Option("executor", str, "NAME", "What starts vLLM's tensor-parallel ranks, by vLLM's name for it: mp, ray (which may span hosts), "
+           "external_launcher (torchrun's rendezvous). Default: vLLM's choice. Example: --llm-executor=ray", ""),
     Option("reference", str, "NAME", "Backend that parity and speedup refer to. Default: eager. Example: "
            "--llm-reference=sdpa", "eager"),
     Option("dtype", _dtype, "TYPE", f"Type of weights and activations: {', '.join(DTYPES)}. Default: bfloat16 on a CPU that multiplies "
@@ -218,6 +251,13 @@ OPTIONS = (
            "cannot run here. Default: off. Example: pytest suites/ --llm-strict", False),
     Option("timeout", _seconds, "SECONDS", "Longest time for one request to a worker (a load, a generation with its "
            "compilation). Default: 600. Example: --llm-timeout=1800", 600.0),
+    Option("concurrency", _sizes, "LIST", "Under load, requests that a server has to answer at a time, comma-separated: a case each. "
+           "Default: 1,8 if no rate is given. Example: --llm-concurrency=1,8,32", ()),
+    Option("request-rates", _rates, "LIST", "Under load, requests per second that arrive on average, at random (Poisson), whatever the server "
+           "does; comma-separated, a case each. Default: none. Example: --llm-request-rates=0.5,2", ()),
+    Option("requests", _size, "N", "Requests of one case under load. Default: 32. Example: --llm-requests=200", 32),
+    Option("slo", _objectives, "LIST", "The longest that a request under load may take: ttft, itl (its mean), latency, each in ms or s. A test "
+           "fails if fewer than 99%% of its requests meet all of them. Default: none. Example: --llm-slo=ttft=200ms,itl=50ms", ()),
     Option("results", Path, "FILE", "Write the raw results (every token time) as JSON, after every measurement. Default: not "
            "written. Example: --llm-results=results.json"),
     Option("report", _reports, "FILES", "Write reports at the end, or when interrupted, each in the form of its suffix: .html (figures, "
@@ -254,6 +294,8 @@ class Settings:
     model: str
     backends: tuple[str, ...]
     python: tuple[tuple[str, str], ...]
+    tp: tuple[int, ...]
+    executor: str
     reference: str
     dtype: str | None
     batch_sizes: tuple[int, ...] | None
@@ -271,6 +313,10 @@ class Settings:
     invocations: int
     strict: bool
     timeout: float
+    concurrency: tuple[int, ...]
+    request_rates: tuple[float, ...]
+    requests: int
+    slo: tuple[tuple[str, float], ...]
     results: Path | None
     report: tuple[Path, ...]
     #: Pattern and fraction of each line of ``llm_tolerances``.

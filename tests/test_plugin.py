@@ -24,6 +24,8 @@ VALUES = {
     "model": ("tiny", "tiny"),
     "backends": ("sim, ref", ("sim", "ref")),
     "python": ("sim=/opt/a, ref=/opt/b", (("sim", "/opt/a"), ("ref", "/opt/b"))),
+    "tp": ("1, 2", (1, 2)),
+    "executor": ("ray", "ray"),
     "reference": ("sim", "sim"),
     "dtype": ("bf16", "bfloat16"),
     "batch-sizes": ("1,4", (1, 4)),
@@ -41,6 +43,10 @@ VALUES = {
     "invocations": ("5", 5),
     "strict": ("on", True),
     "timeout": ("1.5", 1.5),
+    "concurrency": ("1, 8", (1, 8)),
+    "request-rates": ("0.5, 2", (0.5, 2.0)),
+    "requests": ("200", 200),
+    "slo": ("ttft=200ms, latency=1.5s", (("ttft", 0.2), ("latency", 1.5))),
     "results": ("raw.json", "raw.json"),
     "report": ("a.csv, b.md", ("a.csv", "b.md")),
 }
@@ -115,7 +121,7 @@ def test_the_plugin_is_found_by_itself_and_brings_no_torch(pytester: pytest.Pyte
 
 def test_the_suites_run_with_readable_ids(suite: Suite) -> None:
     result = suite.run("suites", "-v", "--llm-batch-sizes=1,2")
-    result.assert_outcomes(passed=16)
+    result.assert_outcomes(passed=16, skipped=1)  # under load: none of them is a server
     result.stdout.fnmatch_lines("suites/test_decode.py::test_decode?sim-b2-p16-n8? PASSED*")
     result.stdout.fnmatch_lines("suites/test_prefill.py::test_prefill?ref-b1-p16-n8? PASSED*")
 
@@ -134,7 +140,7 @@ def test_the_reference_comes_first_and_its_tests_stand_together(suite: Suite) ->
 def test_a_wrong_backend_fails_parity_alone(suite: Suite) -> None:
     suite.backends(sim="Simulated(wrong_from=2)")
     result = suite.run("suites")
-    result.assert_outcomes(passed=7, failed=1)
+    result.assert_outcomes(passed=7, failed=1, skipped=1)
     result.stdout.fnmatch_lines("sim b1-p16-n8: not in parity with ref: a token is 5 logits worse*")
 
 
@@ -146,7 +152,7 @@ def test_parity_alone_generates_its_own_tokens(suite: Suite) -> None:
 
 def test_parity_skips_random_weights(suite: Suite) -> None:
     result = suite.run("suites", "--llm-random-weights", "-rs")
-    result.assert_outcomes(passed=6, skipped=2)
+    result.assert_outcomes(passed=6, skipped=3)
     result.stdout.fnmatch_lines("SKIPPED*random weights emit one token over and over*")
 
 
@@ -251,7 +257,7 @@ def test_collecting_starts_no_worker(suite: Suite) -> None:
 
 
 def test_dash_k_measures_only_what_was_selected(suite: Suite) -> None:
-    suite.run("suites", "-k", "decode and sim").assert_outcomes(passed=1, deselected=7)
+    suite.run("suites", "-k", "decode and sim").assert_outcomes(passed=1, deselected=8)
     assert suite.loads == {"ref": 0, "sim": 1}
 
 
@@ -308,12 +314,12 @@ def test_the_worker_s_durations_reach_the_benchmark_json_exactly(suite: Suite) -
 
 def test_benchmark_only_runs_the_measurements(suite: Suite) -> None:
     result = suite.run("suites", "--benchmark-only")
-    result.assert_outcomes(passed=6, skipped=2)
+    result.assert_outcomes(passed=6, skipped=3)
 
 
 def test_benchmark_skip_runs_the_rest(suite: Suite) -> None:
     result = suite.run("suites", "--benchmark-skip")
-    result.assert_outcomes(passed=2, skipped=6)
+    result.assert_outcomes(passed=2, skipped=7)
 
 
 def test_benchmark_disable_generates_once_and_judges_nothing(suite: Suite) -> None:

@@ -144,8 +144,8 @@ def test_what_it_cannot_load_is_a_clear_failure(bundled_model: Model, tmp_path: 
 
 def test_killed_it_is_lost_and_nothing_stays_behind(vllm: Host) -> None:
     """Last, since the module's engine is gone then."""
-    family = [vllm.pid, *(child.pid for child in psutil.Process(vllm.pid).children(recursive=True))]
-    os.kill(vllm.pid, signal.SIGKILL)
+    family = [vllm.pids[0], *(child.pid for child in psutil.Process(vllm.pids[0]).children(recursive=True))]
+    os.kill(vllm.pids[0], signal.SIGKILL)
     with pytest.raises(WorkerLostError, match="killed by signal 9"):
         vllm.call("evidence", PATIENCE)
     assert eventually(lambda: not any(map(running, family)))

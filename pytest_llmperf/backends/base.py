@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 OnToken = Callable[[int, int], None]
 
 
+#: Where a latency is seen, which every figure says.
+IN_PROCESS, CLIENT = "in process", "client of a server"
+#: What evidence calls the fraction of the time in which ranks exchange data, for reports to find it.
+TIME_IN_COLLECTIVES = "share of time in collectives"
+
+
 class NotEngagedError(RuntimeError):
     """The optimization did not run: what was timed, or would be, is a fallback, and must never become a figure."""
 
@@ -154,6 +160,33 @@ class Timekeeper(Protocol):
         """Of the last generation, a record per request, in the order of the prompts."""
 
 
+class LoadObserver(Protocol):
+    """Told of every request under load, as it happens."""
+
+    def __call__(self, request: int, token: int) -> None:
+        """A token has arrived."""
+
+    def submitted(self, request: int) -> None:
+        """It is about to be sent."""
+
+    def failed(self, request: int, reason: str) -> None:
+        """It has failed, for a reason of one line."""
+
+
+class Servable(Protocol):
+    """An engine that answers requests as they come, so that it can be put under load."""
+
+    def serve(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        observer: LoadObserver,
+        due: list[float] | None,
+        concurrency: int | None,
+    ) -> None:
+        """Send each request when it is due (s from the start), or so many at a time; a failed one stops no other."""
+
+
 class Reference(Protocol):
     """An engine that can judge another's tokens."""
 
@@ -169,9 +202,10 @@ def runs_anywhere(device: Device) -> str | None:
 
 
 #: What a part of a combination decides, in the order in which a combination's name has its parts.
-SLOTS = ("engine", "attention", "compile", "gemm", "weights")
-#: The order in which they change an engine: weights are packed before anything is compiled around them.
-APPLIED = ("engine", "attention", "weights", "compile", "gemm")
+SLOTS = ("engine", "attention", "compile", "gemm", "weights", "parallelism")
+#: The order in which they change an engine: weights are shared out first, and packed before anything is compiled around
+#: them.
+APPLIED = ("engine", "parallelism", "attention", "weights", "compile", "gemm")
 
 
 @dataclass(frozen=True)
@@ -196,6 +230,8 @@ class Backend:
         environment: variables set in the worker before anything is imported.
         weight_bytes: bytes of a weight where it computes with other weights than the reference, so that tokens may
             rightly differ; None where they are the same.
+        degree: how many devices share the model.
+        boundary: where its latencies are seen, `IN_PROCESS` or as the `CLIENT` of a server.
     """
 
     name: str
@@ -210,6 +246,8 @@ class Backend:
     requires: Callable[[Device], str | None] = runs_anywhere
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_bytes: float | None = None
+    degree: int = 1
+    boundary: str = IN_PROCESS
 
     def reference(self) -> dict[str, str]:
         """Where the worker finds ``load``: module, qualified name and file (empty where it is to be imported by name).

@@ -16,12 +16,13 @@ from pytest_llmperf.backends import (
     int8,
     max_autotune,
     sdpa,
+    tensor_parallel,
     transformers_paged,
     tunableop,
     vllm,
     xformers,
 )
-from pytest_llmperf.backends.base import APPLIED, SLOTS, Backend
+from pytest_llmperf.backends.base import APPLIED, CLIENT, SLOTS, Backend
 
 if TYPE_CHECKING:
     from pytest_llmperf.devices.table import Device
@@ -87,6 +88,26 @@ class Combination:
         return next((part.weight_bytes for part in self.all if part.weight_bytes is not None), None)
 
     @property
+    def tp(self) -> int:
+        """Tensor-parallel degree."""
+        return max(part.degree for part in self.all)
+
+    @property
+    def served(self) -> bool:
+        """Whether it answers requests as they come, so that it can be put under load."""
+        return self.engine.boundary == CLIENT
+
+    @property
+    def own_ranks(self) -> bool:
+        """Whether the engine starts its ranks itself."""
+        return self.engine.name in tensor_parallel.OWN_RANKS
+
+    @property
+    def ranks(self) -> int:
+        """Worker processes that run it together."""
+        return 1 if self.own_ranks else self.tp
+
+    @property
     def proof(self) -> str:
         return "; ".join(part.proof for part in self.all if part.proof)
 
@@ -115,6 +136,8 @@ class Registry:
             raise ValueError(f"backend {backend.name!r} is registered twice; choose another name")
         if not backend.name or set(backend.name) & set("+,/= "):
             raise ValueError(f"backend {backend.name!r}: a name has no plus sign, comma, slash, equals sign or space")
+        if tensor_parallel.part(backend.name):
+            raise ValueError(f"backend {backend.name!r}: tp and a number is tensor parallelism; choose another name")
         if backend.slot not in SLOTS:
             raise ValueError(f"backend {backend.name!r}: unknown slot {backend.slot!r}; known: {', '.join(SLOTS)}")
         backend.reference()
@@ -126,6 +149,8 @@ class Registry:
 
     def part(self, name: str) -> Backend:
         """A backend by itself, though it may only change another. Raises KeyError, with the known names."""
+        if (parallel := tensor_parallel.part(name)) is not None:
+            return parallel
         if name not in self._backends:
             raise KeyError(f"unknown backend {name!r}; known: {', '.join(self._backends)}, combined as in a+b")
         return self._backends[name]
@@ -152,8 +177,12 @@ class Registry:
         reason = _nonsense(parts, engine)
         if reason is not None:
             raise ValueError(f"backend {name!r}: {reason}")
-        if len(parts) > 1 and engine.name.startswith("transformers"):
-            parts = [part for part in parts if part.name != DEFAULT_ATTENTION]
+        if engine.name.startswith("transformers"):
+            more = [part for part in parts if part.name != DEFAULT_ATTENTION]
+            if any(part.slot != "parallelism" for part in more):
+                parts = more
+            elif len(more) == len(parts):  # a degree alone is that of what everybody runs
+                parts = [self.part(DEFAULT_ATTENTION), *parts]
         changing = [part for part in parts if part is not engine]
         return Combination(
             "+".join(part.name for part in sorted(parts, key=lambda part: SLOTS.index(part.slot))),
@@ -165,7 +194,9 @@ class Registry:
 def _is_whole(backend: Backend) -> bool:
     """Whether a backend is something by itself: an engine, or what changes transformers' without needing more."""
     alone = not backend.engines or TRANSFORMERS.name in backend.engines
-    return not backend.needs and (backend.slot == "engine" or (alone and backend.slot not in ("gemm", "weights")))
+    return not backend.needs and (
+        backend.slot == "engine" or (alone and backend.slot not in ("gemm", "weights", "parallelism"))
+    )
 
 
 def _nonsense(parts: Sequence[Backend], engine: Backend) -> str | None:
@@ -173,7 +204,11 @@ def _nonsense(parts: Sequence[Backend], engine: Backend) -> str | None:
     names = {part.name for part in parts}
     for one, other in combinations(parts, 2):
         if one.slot == other.slot:
-            what = {"engine": "are engines", "gemm": "tune matrix products"}.get(one.slot, f"decide the {one.slot}")
+            what = {
+                "engine": "are engines",
+                "gemm": "tune matrix products",
+                "parallelism": "are degrees",
+            }.get(one.slot, f"decide the {one.slot}")
             return f"{one.name} and {other.name} both {what}; keep one"
     for part in parts:
         if part is not engine and part.engines and engine.name not in part.engines:

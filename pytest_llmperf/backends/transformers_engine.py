@@ -7,8 +7,9 @@ what a profile of one generation must show. Each calls ``super()``, so that seve
 from __future__ import annotations
 
 import copy
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -59,15 +60,26 @@ class TokenStreamer(BaseStreamer):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Profile:
-    """Operator counts of one profiled generation of ``steps`` forward passes."""
+    """One profiled generation of ``steps`` forward passes: counts of operators, and how long each kind took.
+
+    Attributes:
+        durations: seconds by operator, on the device or else of the CPU, with all that it called or waited for.
+        seconds: that the whole generation took.
+    """
 
     counts: Counter[str]
     steps: int
+    durations: Mapping[str, float]
+    seconds: float
 
     def count(self, name: str, prefix: bool = False) -> int:
         if not prefix:
             return self.counts[name]
         return sum(count for key, count in self.counts.items() if key.startswith(name))
+
+    def duration(self, prefix: str) -> float:
+        """Seconds of all operators of that prefix."""
+        return sum(seconds for key, seconds in self.durations.items() if key.startswith(prefix))
 
 
 def decoder_layers(model: Any) -> Sequence[Any]:
@@ -90,16 +102,7 @@ class TransformersEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        dtype = getattr(torch, spec.dtype)
-        options = {"dtype": dtype, "attn_implementation": self.attention}
-        if spec.config is None:
-            self.model = AutoModelForCausalLM.from_pretrained(spec.model, **options)
-        else:
-            torch.manual_seed(spec.seed)
-            kind = dict(spec.config)
-            config = AutoConfig.for_model(kind.pop("model_type"), **kind)
-            with torch.device(spec.device):
-                self.model = AutoModelForCausalLM.from_config(config, **options)
+        self.model = self.load(dtype=getattr(torch, spec.dtype), attn_implementation=self.attention)
         if self.resolved != self.attention:
             raise NotEngagedError(
                 f"transformers serves {self.attention} by {self.resolved}; a substitute is measured only under its "
@@ -115,6 +118,21 @@ class TransformersEngine:
         self._last: list[list[int]] = []
         self._last_new_tokens = 0
         self.prepare()
+
+    def load(self, **options: Any) -> Any:
+        """The model, with those options of ``from_pretrained``."""
+        if self.spec.config is None:
+            return AutoModelForCausalLM.from_pretrained(self.spec.model, **options)
+        return self.drawn(self.spec.device, **options)
+
+    def drawn(self, device: str, **options: Any) -> Any:
+        """A model of seeded random weights on a device."""
+        assert self.spec.config is not None
+        torch.manual_seed(self.spec.seed)
+        kind = dict(self.spec.config)
+        config = AutoConfig.for_model(kind.pop("model_type"), **kind)
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(config, **options)
 
     @property
     def resolved(self) -> str:
@@ -249,8 +267,16 @@ class TransformersEngine:
         # Of all threads: an engine may generate in another one.
         everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
         with profile(activities=activities, acc_events=True, experimental_config=everywhere) as profiler:
+            start = time.perf_counter()
             self.shortened(steps)
-        return Profile(Counter({event.key: event.count for event in profiler.key_averages()}), steps)
+            seconds = time.perf_counter() - start
+        events = profiler.key_averages()
+        return Profile(
+            Counter({event.key: event.count for event in events}),
+            steps,
+            {event.key: (event.device_time_total or event.cpu_time_total) / 1e6 for event in events},
+            seconds,
+        )
 
     def shortened(self, steps: int) -> None:
         """The last prompts' generation, stopped early: where a cache is static, fewer tokens would be another shape."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections import Counter
+import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pytest_llmperf.architecture import Architecture
-from pytest_llmperf.backends.base import Engagement, EngineSpec, Observation, OnToken, RequestStatistics
+from pytest_llmperf.backends.base import (
+    TIME_IN_COLLECTIVES,
+    Engagement,
+    EngineSpec,
+    Observation,
+    OnToken,
+    RequestStatistics,
+)
 
 #: Forward passes that `evidence` profiles.
 PROFILED = 3
@@ -30,8 +37,35 @@ SPARE_BLOCKS = 2
 ATTENTION = "vllm::unified_attention"
 #: What attention kernels are called on a GPU, where a replayed graph calls no operators.
 ATTENTION_KERNELS = ("flash_fwd", "flash_attn", "attention", "fmha")
+#: What collectives are called: those of PyTorch's backends, and vLLM's own over shared memory or between GPUs.
+COLLECTIVES = ("gloo:", "ncclDevKernel", "ncclKernel", "_C::shm_", "void vllm::cross_device_reduce")
 #: What a compiled graph and a replayed one show.
 COMPILED = ("## Call CompiledFxGraph", "Torch-Compiled Region", "cudaGraphLaunch", "hipGraphLaunch")
+
+
+_profiler: Any = None
+_began = 0.0
+
+
+def begin_profile(_worker: Any, device: str) -> None:
+    """In a rank: note every operator from now on."""
+    global _profiler, _began
+    activities = [ProfilerActivity.CPU]
+    if device != "cpu":
+        activities.append(ProfilerActivity.CUDA)
+    _profiler = profile(activities=activities, acc_events=True)
+    _profiler.start()
+    _began = time.perf_counter()
+
+
+def end_profile(_worker: Any) -> tuple[dict[str, int], float]:
+    """In a rank: how often each operator was called, and the share of their time that collectives took."""
+    seconds = time.perf_counter() - _began
+    _profiler.stop()
+    events = _profiler.key_averages()
+    collectives = [event for event in events if event.key.startswith(COLLECTIVES)]
+    waited = sum(event.device_time_total or event.cpu_time_total for event in collectives) / 1e6
+    return {event.key: event.count for event in events}, waited / seconds
 
 
 class VllmEngine:
@@ -43,7 +77,9 @@ class VllmEngine:
         self.spec = spec
         if spec.device == "cpu":
             # vLLM reduces torch to one thread unless it is told that somebody chose; every other backend has them all.
-            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // spec.tp)))
+            if spec.tp > 1:  # or it wants a NUMA node for each rank
+                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             # vLLM 0.32 cannot load what it compiled ahead of time for a CPU ("'function' object has no attribute
             # 'finalize_loading'"), so it would compile at every start; inductor's own cache works.
             os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
@@ -69,6 +105,8 @@ class VllmEngine:
             async_scheduling=False,
             kv_cache_memory_bytes=cache,
             enforce_eager=not self.compiled,
+            tensor_parallel_size=spec.tp,
+            distributed_executor_backend=spec.executor or None,
             disable_log_stats=False,
         )
         self.engine = LLMEngine.from_engine_args(arguments)
@@ -157,24 +195,25 @@ class VllmEngine:
     def evidence(self) -> Engagement:
         """See `Engine.evidence`: a profile of how the last prompts' generation begins."""
         chunks, steps = self._prefill_steps, min(PROFILED, self._last_new_tokens)
-        activities = [ProfilerActivity.CPU]
-        if self.spec.device != "cpu":
-            activities.append(ProfilerActivity.CUDA)
-        with profile(activities=activities, acc_events=True) as profiler:
-            self._generate(self._last, steps, lambda index, token: None)
-        counts = Counter({event.key: event.count for event in profiler.key_averages()})
+        self.engine.collective_rpc(begin_profile, args=(self.spec.device,))
+        self._generate(self._last, steps, lambda index, token: None)
+        profiles: list[tuple[dict[str, int], float]] = self.engine.collective_rpc(end_profile)
+        counts, in_collectives = profiles[0]
+        ranks = {"tensor parallel degree": len(profiles), TIME_IN_COLLECTIVES: round(in_collectives, 3)}
         attention = {name: number for name, number in counts.items() if _is_attention(name, self.spec.device)}
         graphs = sum(number for name, number in counts.items() if name.startswith(COMPILED))
         config = self.engine.vllm_config
         # On a GPU several kernels share the work, and a replayed graph calls no operator.
         kernels = [number for name, number in attention.items() if "::" not in name]
         ran = max(attention.values(), default=0) if self.spec.device == "cpu" else sum(kernels)
-        paged = ran >= self.layers * steps
+        paged = ran >= self.layers * steps and len(profiles) == self.spec.tp
         graph = "a compiled graph in every step" if self.compiled else "no compiled graph"
         return Engagement(
             engaged=paged and (graphs >= steps if self.compiled else not graphs),
-            expected=f"vLLM's attention in every layer, and {graph} ({self.layers} layers, {steps} steps)",
+            expected=f"vLLM's attention in every layer, and {graph} ({self.layers} layers, {steps} steps)"
+            + (f", by {self.spec.tp} ranks" if self.spec.tp > 1 else ""),
             seen={
+                **(ranks if self.spec.tp > 1 else {}),
                 **attention,
                 "graph calls": graphs,
                 "compilation mode": str(

@@ -122,6 +122,11 @@ def first_known(*sources: Callable[[], list[str]]) -> list[str]:
     return next((names for names in answers if names), [])
 
 
+def count(device: Device) -> int:
+    """How many of a device are here, a die each: what lists an MI250 lists its two dies."""
+    return sum(device_for_product(product) == device for product in found())
+
+
 def resolve(name: str | None, products: tuple[str, ...] | None = None) -> Device:
     """The device to measure on: the one named, else the first accelerator that the table knows, else the CPU.
 

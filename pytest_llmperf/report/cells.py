@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pytest_llmperf.report import text
-from pytest_llmperf.report.document import Row, advice
+from pytest_llmperf.report import scaling, text
+from pytest_llmperf.report.document import LoadRow, Row, advice
 from pytest_llmperf.report.trend import Series
 
 
@@ -74,6 +74,55 @@ def of_advice(rows: Iterable[Row]) -> list[list[Cell]]:
             Cell("-" if one.unproven is None else one.unproven.backend),
         ]
         for one in advice(rows)
+    ]
+
+
+SCALING = ("metric", "workload", "backend", "dies", "median", "of one die's speed", "efficiency", "in collectives")
+
+
+def of_scaling(rows: Iterable[Row]) -> list[list[Cell]]:
+    """What more devices bring: the cells under `SCALING`."""
+    return [
+        [
+            *_names(one.row),
+            Cell(str(one.row.tp), one.row.tp),
+            Cell(text.figure(one.row.median, one.row.metric), one.row.median),
+            Cell(text.speedup(one.speedup), one.speedup),
+            Cell(text.share(one.efficiency), one.efficiency),
+            Cell(text.share(one.row.collectives), one.row.collectives),
+        ]
+        for one in scaling.of(rows)
+    ]
+
+
+LOAD = (
+    "backend",
+    "workload",
+    "traffic",
+    "failed",
+    *(f"{name} p50 / p90 / p99" for name in ("TTFT", "ITL", "latency")),
+    "requests/s",
+    "tokens/s",
+    "goodput",
+    "met",
+)
+
+
+def of_load(rows: Iterable[LoadRow]) -> list[list[Cell]]:
+    """Servers under load: the cells under `LOAD`."""
+    return [
+        [
+            Cell(one.backend),
+            Cell(one.workload),
+            Cell(one.traffic),
+            Cell(f"{one.failed} of {one.requests}", one.failed),
+            *(Cell(text.percentiles(values), values[-1]) for values in (one.ttft, one.itl, one.latency)),
+            Cell(f"{one.rate:.2f}", one.rate),
+            Cell(f"{one.throughput:.1f}", one.throughput),
+            Cell("-" if one.goodput is None else f"{one.goodput:.2f}/s", one.goodput),
+            Cell(text.share(one.met), one.met),
+        ]
+        for one in rows
     ]
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from statistics import fmean
 from typing import Any
 
+from pytest_llmperf.backends.base import TIME_IN_COLLECTIVES
 from pytest_llmperf.cases import METRICS, Workload, place
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile
@@ -40,6 +41,7 @@ class Row:
         itl: the 1st, 10th, 25th, 50th, 75th, 90th and 99th percentile of the gaps between tokens.
         throughput: output tokens per second.
         cold_start: s. peak_memory: bytes. tokens_per_joule: output tokens.
+        tp: how many devices share the model. collectives: share of the time that its ranks exchange data in.
         parity: ``reference``, ``in parity``, ``bounded``, ``not in parity``, or None where it was not checked.
         outcome: the verdict's, or ``accepted`` where it was written to the baseline.
         ratio, low, high, threshold, resolution, basis, reason: the verdict's.
@@ -85,6 +87,8 @@ class Row:
     cold_start: float | None = None
     peak_memory: int | None = None
     tokens_per_joule: float | None = None
+    tp: int = 1
+    collectives: float | None = None
     parity: str | None = None
     itl: tuple[float, ...] = ()
 
@@ -119,6 +123,28 @@ class ParityRow:
         return f"{self.backend} {self.workload}: not in parity with {reference}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class LoadRow:
+    """A server under load; what `LoadResult` has, flat. Times in seconds, percentiles as in `load.PERCENTILES`."""
+
+    backend: str
+    workload: str
+    traffic: str
+    objectives: Mapping[str, float]
+    requests: int
+    failed: int
+    seconds: float
+    ttft: tuple[float | None, ...]
+    itl: tuple[float | None, ...]
+    latency: tuple[float | None, ...]
+    throughput: float
+    rate: float
+    goodput: float | None
+    met: float | None
+    lag: float
+    errors: tuple[str, ...]
+
+
 #: Every outcome that a report shows, the worst first.
 OUTCOMES = (
     Outcome.REGRESSION.value,
@@ -141,6 +167,7 @@ class Document:
         environment: ``fingerprint``, ``versions`` and ``peaks`` (FLOP/s, bytes/s), as far as known.
         rows: a case each, in the order of `ranked`.
         parities: a backend and workload each whose parity was checked.
+        loads: servers under load.
         unmeasured: the tests that were to gate a case and have no figure.
         when, commit: ISO 8601 and the revision under test, where known.
         earlier: runs of the same on the same machine, oldest first, where a report is made of several.
@@ -153,6 +180,7 @@ class Document:
     environment: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
     parities: tuple[ParityRow, ...] = ()
+    loads: tuple[LoadRow, ...] = ()
     unmeasured: tuple[str, ...] = ()
     when: str | None = None
     commit: str | None = None
@@ -223,6 +251,7 @@ def _report(data: Mapping[str, Any]) -> Document:
         **{name: data[name] for name in ABOUT},
         rows=tuple(Row(**row | {"itl": tuple(row["itl"])}) for row in data["rows"]),
         parities=tuple(ParityRow(**one) for one in data["parities"]),
+        loads=tuple(map(_load, data.get("loads", ()))),
         unmeasured=tuple(data["unmeasured"]),
         earlier=tuple(map(_report, data["earlier"])),
     )
@@ -241,8 +270,18 @@ def _document(results: Mapping[str, Any]) -> Document:
         **{name: results[name] for name in ABOUT},
         rows=tuple(ranked(rows)),
         parities=parities,
+        loads=tuple(_load(one | one["result"] | one["result"]["percentiles"]) for one in results.get("load", ())),
         unmeasured=tuple(results["unmeasured"]),
     )
+
+
+def _load(data: Mapping[str, Any]) -> LoadRow:
+    """A row of plain values: lists are what JSON has for tuples, and it may hold more than the row."""
+    known = {one.name for one in fields(LoadRow)}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in known
+    }
+    return LoadRow(**values)
 
 
 def _standing(parity: Mapping[str, Any]) -> str:
@@ -287,6 +326,8 @@ def _row(
         flops=roof.get("flops"),
         size=roof.get("size"),
         tokens_per_joule=_tokens_per_joule(measurement["samples"], result["throughput"]),
+        tp=result.get("tp", 1),
+        collectives=result["engagement"].get("seen", {}).get(TIME_IN_COLLECTIVES),
         parity=standing,
         itl=_itl(measurement["samples"]) if metric == "tpot" else (),
     )

@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 
 from pytest_llmperf.cases import METRICS
-from pytest_llmperf.report import text, trend
+from pytest_llmperf.report import scaling, text, trend
 from pytest_llmperf.report.document import Document, Row
 from pytest_llmperf.report.trend import Series
 from pytest_llmperf.verdict import Outcome
@@ -77,6 +77,7 @@ def all_of(document: Document) -> list[Figure]:
             *_by_batch(document, "tpot", _latency),
             *_by_batch(document, "ttft", _speedup),
             *_by_batch(document, "tpot", _speedup),
+            *_by_degree(document),
             *_distributions(document),
             *_roofline(document),
             *_forest(document),
@@ -212,6 +213,45 @@ def _speedup(axes: Any, rows: Sequence[Row], style: Mapping[str, Any]) -> str:
     axes.plot([row.batch_size for row in rows], [row.speedup for row in rows], **style)
     axes.set_ylabel("times as fast")
     return "Ratio of medians, both measured in this run."
+
+
+def _by_degree(document: Document) -> list[Figure]:
+    """A figure per metric and workload that several devices shared: a line per backend over the degrees."""
+    groups: dict[tuple[str, str], dict[str, dict[int, Row]]] = {}
+    for one in scaling.of(document.rows):
+        group = groups.setdefault((one.row.metric, one.row.workload), {})
+        line = group.setdefault(scaling.alone(one.row), {} if one.single is None else {1: one.single})
+        line[one.row.tp] = one.row
+    figures = []
+    for (metric, workload), lines in list(groups.items())[:PANELS]:
+        canvas, axes = _canvas()
+        degrees = sorted({degree for line in lines.values() for degree in line})
+        for index, (name, line) in enumerate(list(lines.items())[:LINES]):
+            medians = [row.median * 1e3 for row in line.values()]
+            axes.plot(list(line), medians, **_style(index, name), markersize=4, linewidth=1.2)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(degrees, [str(degree) for degree in degrees])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("dies that share the model")
+        axes.set_ylabel("ms")
+        _legend(canvas, axes)
+        figures.append(
+            Figure(
+                _title(f"{METRICS[metric][0]} by tensor-parallel degree"),
+                f"{_where(document, workload)}. Medians of one process's samples, in this run."
+                + _cut("backends", LINES, len(lines))
+                + _cut("figures of this kind", PANELS, len(groups)),
+                _svg(canvas, f"degree {metric} {workload}"),
+                ("backend", "dies", "median [q1, q3]"),
+                tuple(
+                    (name, str(degree), text.spread(row.median, row.q1, row.q3, metric))
+                    for name, line in lines.items()
+                    for degree, row in line.items()
+                ),
+            )
+        )
+    return figures
 
 
 def _distributions(document: Document) -> list[Figure]:

@@ -26,6 +26,8 @@ def render(document: Document) -> str:
     return environment.get_template("page.html.jinja").render(
         document=document,
         advice=(cells.ADVICE, cells.of_advice(document.rows)),
+        scaling=(cells.SCALING, cells.of_scaling(document.rows)),
+        loads=(cells.LOAD, cells.of_load(document.loads)),
         figures=drawn,
         trends=(cells.TREND, cells.of_trend(trend.series(document))),
         cases=((*cells.CASES, *cells.COSTS), [[*cells.of_case(row), *cells.costs(row)] for row in document.rows]),

@@ -24,6 +24,8 @@ def render(document: Document) -> str:
         _lines(row.said for row in document.regressions),
         _lines(one.against(document.reference) for one in document.wrong),
         _folded("What to run", _table(cells.ADVICE, cells.of_advice(document.rows))),
+        _folded("Tensor parallelism", _table(cells.SCALING, cells.of_scaling(document.rows))),
+        _folded("Under load", _table(cells.LOAD, cells.of_load(document.loads))),
         _folded(f"Over {len(document.earlier) + 1} runs", _table(cells.TREND, cells.of_trend(moved))),
         _folded(f"Every case ({len(cases)})", _table(cells.CASES, list(map(cells.of_case, cases)))),
         _folded(f"{len(document.unmeasured)} not measured", _lines(document.unmeasured)),

@@ -67,6 +67,7 @@ def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> d
                 for case, result in run.results.items()
             ],
             "parity": [found.as_dict() for found in run.parities],
+            "load": [asdict(one) for one in run.loads],
         }
     )
 

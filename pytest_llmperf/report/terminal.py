@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS, place
+from pytest_llmperf.report import cells
 from pytest_llmperf.report.text import change, figure, roof, speedup, spread
 from pytest_llmperf.report.trend import same_machine
 from pytest_llmperf.verdict import Outcome
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.cases import Case
     from pytest_llmperf.parity import Parity
-    from pytest_llmperf.report.document import Document
+    from pytest_llmperf.report.document import Document, LoadRow, Row
     from pytest_llmperf.result import ParityResult, Result
     from pytest_llmperf.selftest import Assessment
     from pytest_llmperf.update import Change
@@ -54,6 +55,18 @@ def verdict_line(result: Result) -> str:
         f"{case}: {found.outcome}: {compared}, {change(found.ratio, found.low, found.high)} at 99 %, {processes}; "
         f"allowed {found.threshold:.0%} ({source}){reason}. {remedy}"
     )
+
+
+def scaling(rows: Iterable[Row]) -> list[str]:
+    """What more devices bring, a line per case of a tensor-parallel degree above 1."""
+    shown = [[cell.shown for cell in line] for line in cells.of_scaling(rows)]
+    return _aligned([cells.SCALING, *shown]) if shown else []
+
+
+def loads(rows: Iterable[LoadRow]) -> list[str]:
+    """Servers under load, a line each."""
+    shown = [[cell.shown for cell in line] for line in cells.of_load(rows)]
+    return _aligned([cells.LOAD, *shown]) if shown else []
 
 
 #: A resolution beyond so many tolerances is said, and of so many cases.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def figure(seconds: float, metric: str) -> str:
@@ -33,6 +34,16 @@ def change(ratio: float | None, low: float | None, high: float | None) -> str:
 def speedup(value: float | None) -> str:
     """How many times the reference's speed; a dash without a reference."""
     return f"{value:.2f}x" if value else "-"
+
+
+def percentiles(values: Sequence[float | None]) -> str:
+    """Durations (s) in milliseconds, one after the other; a dash where nothing was answered."""
+    return " / ".join("-" if one is None else f"{one * 1e3:.0f}" for one in values) + " ms"
+
+
+def share(value: float | None) -> str:
+    """A fraction in per cent; a dash where it is not known."""
+    return "-" if value is None else f"{value:.0%}"
 
 
 def roof(name: str | None, fraction: float | None) -> str:

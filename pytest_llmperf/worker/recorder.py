@@ -29,6 +29,25 @@ class Recorder:
         self.tokens[request].append(token)
 
 
+class LoadRecorder(Recorder):
+    """Stamps also when each request is sent, and keeps why one failed. Calls may come from one thread alone."""
+
+    __slots__ = ("errors", "sent")
+
+    def __init__(self, requests: int) -> None:
+        super().__init__(requests)
+        self.sent: list[float] = [0.0] * requests
+        self.errors: list[str] = [""] * requests
+
+    def submitted(self, request: int) -> None:
+        """Stamp the moment before a request is sent, in seconds since this object was made."""
+        self.sent[request] = self._clock() - self._started
+
+    def failed(self, request: int, reason: str) -> None:
+        """Note why a request failed."""
+        self.errors[request] = reason
+
+
 class SlowedRecorder(Recorder):
     """Takes a known share longer for every step: it sleeps before it stamps, while the engine waits for it."""
 

@@ -10,13 +10,14 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.backends.base import Engine, EngineSpec, Observation
 from pytest_llmperf.worker import protocol
-from pytest_llmperf.worker.recorder import Recorder, SlowedRecorder
+from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder
 from pytest_llmperf.worker.watch import Watch
 
 #: Leading logits that are compared at every position.
@@ -84,8 +85,14 @@ class Worker:
         self.device = "cpu"
         self.watch = Watch()
 
-    def load(self, backend: list[dict[str, str]], spec: dict[str, Any]) -> dict[str, Any]:
-        """Load an engine and what changes it, in that order. Returns the seconds it took, imports included."""
+    def load(self, backend: list[dict[str, str]], spec: dict[str, Any], groups: Sequence[int] = ()) -> dict[str, Any]:
+        """Load an engine and what changes it, in that order. Returns the seconds it took, imports included.
+
+        Args:
+            backend: where they are, as `Backend.reference` says.
+            spec: an `EngineSpec` as plain values.
+            groups: the process groups that work on this together, whose CPU use disturbs nobody.
+        """
         start = time.perf_counter()
         self.device = spec["device"]
         loader = find(backend[0])
@@ -93,7 +100,7 @@ class Worker:
             loader = find(part)(loader)
         self.engine = loader(EngineSpec(**spec))
         seconds = time.perf_counter() - start
-        self.watch = Watch()
+        self.watch = Watch(groups)
         return {"seconds": seconds}
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0) -> dict[str, Any]:
@@ -115,6 +122,32 @@ class Worker:
             "fitness": asdict(fitness),
             "peak_memory": peak_memory(self.device),
         }
+
+    def serve(
+        self, prompts: list[list[int]], max_new_tokens: int, due: list[float] | None, concurrency: int | None
+    ) -> list[dict[str, Any]]:
+        """A load: each request's times, or why it failed, in seconds from the start.
+
+        Args:
+            prompts: token ids, a row per request.
+            max_new_tokens: of each.
+            due: when each is to be sent, in order; None where the next one is sent when one is done.
+            concurrency: how many are sent at a time where there is no ``due``.
+        """
+        if not hasattr(self.engine, "serve"):
+            raise TypeError("this backend answers one batch at a time: load is for servers")
+        assert self.engine is not None
+        recorder = LoadRecorder(len(prompts))
+        self.engine.serve(prompts, max_new_tokens, recorder, due, concurrency)
+        return [
+            {
+                "due": recorder.sent[index] if due is None else due[index],
+                "sent": recorder.sent[index],
+                "times": [] if recorder.errors[index] else recorder.times[index],
+                "error": recorder.errors[index],
+            }
+            for index in range(len(prompts))
+        ]
 
     def observe(self, prompts: list[list[int]], max_new_tokens: int) -> list[dict[str, Any]]:
         """An untimed generation with the logits behind it, or with tokens alone where the engine shows no logits."""

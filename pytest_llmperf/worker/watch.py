@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmperf.devices import fitness, gpu, health
 from pytest_llmperf.devices.fitness import Fitness
 
+#: CPU seconds that a process which does part of an engine's work has used by the time that it is loaded.
+STARTED = 0.1
 #: Rounds of one burst of the canary, and bursts; see `canary`.
 ROUNDS, BURSTS = 20_000, 3
 
@@ -59,9 +63,15 @@ class Watch:
 
     A look takes about 0.7 ms without an accelerator, and a canary 6 ms. What a look at an accelerator takes is the
     driver's affair, so that the cost is recorded with each sample.
+
+    Args:
+        groups: the process groups that work together, this one included, where there are others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Collection[int] = ()) -> None:
+        ours = {os.getpgrp(), *groups}
+        # Looking at every process takes some milliseconds, so only where another one has worked on the loading.
+        self._groups = ours if health.of_others(ours, os.sysconf("SC_CLK_TCK")) > STARTED else set()
         address = pci_address()
         self._probe = gpu.probe(address) if address else None
 
@@ -79,12 +89,12 @@ class Watch:
         looked = time.perf_counter() - start
         sung = canary()
         start = time.perf_counter()
-        return Before(health.snapshot(), sung, reading, looked + time.perf_counter() - start)
+        return Before(health.snapshot(self._groups), sung, reading, looked + time.perf_counter() - start)
 
     def end(self, before: Before) -> Fitness:
         """Look just after it, and say what went on meanwhile; the counters first."""
         start = time.perf_counter()
-        after = health.snapshot()
+        after = health.snapshot(self._groups)
         reading = self._look()
         cost = before.cost + time.perf_counter() - start
         used = health.contention(before.snapshot, after)
@@ -95,7 +105,7 @@ class Watch:
             others=used.others,
             steal=used.steal,
             idle=used.idle,
-            busiest=health.busiest() if fitness.crowded(used) and used.others > used.steal else None,
+            busiest=health.busiest(self._groups) if fitness.crowded(used) and used.others > used.steal else None,
             stalled=health.stalls(before.snapshot, after),
             megahertz=after.megahertz,
             throttled=throttled,

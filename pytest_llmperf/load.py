@@ -1,0 +1,164 @@
+"""A server under load: when requests are sent, and what became of them. Pure; nothing is sent here.
+
+Open loop (Poisson arrivals at a rate) asks what users who do not know of each other will see; closed loop (so many
+requests at a time) what the server can do. A request's time counts from when it was due, not from when the client came
+round to it: a client that waits for a slow answer before it sends the next request hides the very queue that it should
+show ("coordinated omission").
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+
+from pytest_llmperf.verdict import quantile
+
+#: What is said of every figure.
+PERCENTILES = (0.50, 0.90, 0.99)
+#: The figures of a request that an objective can be stated for.
+METRICS = ("ttft", "itl", "latency")
+#: The share of all requests, failed ones included, that has to meet every objective.
+ATTAINMENT = 0.99
+
+
+@dataclass(frozen=True, order=True)
+class Traffic:
+    """How requests arrive: exactly one of the two.
+
+    Attributes:
+        concurrency: so many at a time, the next one as soon as one is done.
+        rate: requests per second on average, as a Poisson process, whatever the server does.
+    """
+
+    concurrency: int | None = None
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        return f"c{self.concurrency}" if self.rate is None else f"r{self.rate:g}"
+
+
+def arrivals(rate: float, count: int, seed: int = 0) -> list[float]:
+    """When each request of a Poisson process is due, in seconds from the start; the same for the same seed."""
+    draw = random.Random(seed)
+    due, found = 0.0, []
+    for _ in range(count):
+        due += draw.expovariate(rate)
+        found.append(due)
+    return found
+
+
+@dataclass(frozen=True)
+class Served:
+    """One request under load. Times in seconds from the start of the load.
+
+    Attributes:
+        due: when it was to be sent. sent: when it was.
+        times: when each of its tokens came; empty where it failed.
+        error: why it failed; empty if it did not.
+    """
+
+    due: float
+    sent: float
+    times: Sequence[float] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What a server did under one kind of traffic.
+
+    Attributes:
+        requests, failed: how many were sent, and how many of them failed.
+        seconds: from the first one due to the last token.
+        percentiles: of each metric, by `PERCENTILES`, in seconds; ITL's over every gap of every request.
+        throughput: output tokens per second. rate: requests per second that were answered.
+        goodput: requests per second that met every objective; None without one.
+        met: the share of all requests that did; None likewise.
+        lag: the largest delay of the client itself, in seconds: requests sent later than due though nothing held them.
+        errors: why requests failed, each reason once.
+    """
+
+    requests: int
+    failed: int
+    seconds: float
+    percentiles: Mapping[str, tuple[float, ...]]
+    throughput: float
+    rate: float
+    goodput: float | None
+    met: float | None
+    lag: float
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """A load of this run: whose, of which requests, how they arrived, what was asked of each, and what came of it."""
+
+    backend: str
+    workload: str
+    traffic: str
+    objectives: Mapping[str, float]
+    result: LoadResult
+
+
+def summarize(served: Sequence[Served], objectives: Mapping[str, float], open_loop: bool) -> LoadResult:
+    """The figures of a load.
+
+    Args:
+        served: every request; at least one.
+        objectives: the longest that ``ttft``, ``itl`` (mean over a request's gaps) and ``latency`` may be, in seconds.
+        open_loop: whether requests were due at times of their own, so that a late one is the client's lag.
+    """
+    answered = [one for one in served if not one.error]
+    start = min(one.due for one in served)
+    end = max((one.times[-1] for one in answered), default=max(one.sent for one in served))
+    seconds = max(end - start, 1e-9)
+    gaps = [later - earlier for one in answered for earlier, later in pairwise(one.times)]
+    found = {
+        "ttft": [one.times[0] - one.due for one in answered],
+        "itl": gaps,
+        "latency": [one.times[-1] - one.due for one in answered],
+    }
+    good = sum(meets(one, objectives) for one in answered)
+    return LoadResult(
+        requests=len(served),
+        failed=len(served) - len(answered),
+        seconds=seconds,
+        percentiles={
+            name: tuple(quantile(values, at) if values else math.nan for at in PERCENTILES)
+            for name, values in found.items()
+        },
+        throughput=sum(len(one.times) for one in answered) / seconds,
+        rate=len(answered) / seconds,
+        goodput=good / seconds if objectives else None,
+        met=good / len(served) if objectives else None,
+        lag=max(one.sent - one.due for one in served) if open_loop else 0.0,
+        errors=tuple(dict.fromkeys(one.error for one in served if one.error)),
+    )
+
+
+def meets(one: Served, objectives: Mapping[str, float]) -> bool:
+    """Whether an answered request met every objective: its TTFT, its mean ITL, its latency, in seconds."""
+    gaps = [later - earlier for earlier, later in pairwise(one.times)]
+    own = {
+        "ttft": one.times[0] - one.due,
+        "itl": fmean(gaps) if gaps else 0.0,
+        "latency": one.times[-1] - one.due,
+    }
+    return all(own[name] <= limit for name, limit in objectives.items())
+
+
+def missed(result: LoadResult, objectives: Mapping[str, float]) -> list[str]:
+    """What is wrong with the result, a clause each: requests that failed, too few that met the objectives."""
+    said = []
+    if result.failed:
+        said.append(f"{result.failed} of {result.requests} requests failed: {'; '.join(result.errors[:3])}")
+    if result.met is not None and result.met < ATTAINMENT:
+        asked = ", ".join(f"{name} {limit * 1e3:g} ms" for name, limit in objectives.items())
+        seen = ", ".join(f"{name} {result.percentiles[name][-1] * 1e3:.1f} ms" for name in objectives)
+        said.append(f"{result.met:.1%} of the requests met {asked}, and {ATTAINMENT:.0%} must; p99: {seen}")
+    return said
