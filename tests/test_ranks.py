@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ import pytest
 from inner import Suite, eventually, running, usage_error
 
 from pytest_llmperf.host import Arm, WorkerFailedError, WorkerHungError, WorkerLostError
+from pytest_llmperf.models import Model
 from pytest_llmperf.ranks import Ranks
 
 ENGINE = """\
@@ -140,6 +142,34 @@ def test_a_random_model_of_8_heads_says_the_same_on_two_ranks_as_on_one(suite: S
     assert seen[1]["tensor parallel degree"] == 2
     assert seen[1]["collectives"] >= 2 * 2 * 3  # two a layer, two layers, three steps
     assert 0 < seen[1]["share of time in collectives"] < 1
+
+
+def test_smollm2_on_three_ranks_is_in_parity_with_one_process(suite: Suite, bundled_model: Model) -> None:
+    """9 heads, 3 KV heads."""
+    suite.ini(llm_model="", llm_reference="", llm_dtype="float32", llm_prompt_lengths="48", llm_max_new_tokens="16")
+    result = suite.run(
+        "suites/test_greedy_parity.py", "--llm-tp=3", "--llm-backends=eager,sdpa", "--llm-results=out.json"
+    )
+    result.assert_outcomes(passed=2)
+    found = json.loads((suite.path / "out.json").read_text())
+    assert {one["backend"] for one in found["parity"]} == {"eager+tp3", "sdpa+tp3"}
+    assert all(one["exact_match"] == 1.0 and one["passed"] for one in found["parity"])
+
+
+def test_what_more_devices_bring_is_in_every_report(suite: Suite) -> None:
+    suite.model(**VARIED)
+    suite.ini(llm_reference="")
+    result = suite.run(
+        "suites/test_decode.py", "--llm-random-weights", "--llm-dtype=float32", "--llm-tp=1,2",
+        "--llm-backends=sdpa", "--llm-report=out.html,out.md,out.json",
+    )  # fmt: skip
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["metric * dies * efficiency * in collectives", "tpot * sdpa+tp2 * 2 * ms * *%*%"])
+    assert "Decode latency (mean TPOT) by tensor-parallel degree" in (suite.path / "out.html").read_text()
+    assert "Tensor parallelism" in (suite.path / "out.md").read_text()
+    one, two = json.loads((suite.path / "out.json").read_text())["rows"]
+    assert (one["tp"], one["collectives"], two["tp"]) == (1, None, 2)
+    assert 0 < two["collectives"] < 1
 
 
 def test_a_rank_killed_while_it_decodes_fails_that_case_alone_and_soon(suite: Suite) -> None:

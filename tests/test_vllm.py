@@ -142,6 +142,28 @@ def test_what_it_cannot_load_is_a_clear_failure(bundled_model: Model, tmp_path: 
         host.close()
 
 
+def test_three_ranks_say_what_one_process_says(bundled_model: Model, unequal: list[list[int]]) -> None:
+    """SmolLM2 has 9 heads and 3 KV heads. Killed, it leaves none of its ranks behind."""
+    backend = REGISTRY["vllm-eager+tp3"]
+    one, host = start("vllm-eager"), Host(Arm(), backend.environment)
+    try:
+        load(one, "vllm-eager", str(bundled_model.folder))
+        expected = generate(one, unequal)["tokens"]
+    finally:
+        one.close()
+    try:
+        load(host, "vllm-eager+tp3", str(bundled_model.folder), tp=backend.tp)
+        assert generate(host, unequal)["tokens"] == expected
+        seen = host.call("evidence", PATIENCE)["seen"]
+        assert seen["tensor parallel degree"] == 3
+        assert 0 < seen["share of time in collectives"] < 1
+        family = psutil.Process(host.pids[0]).children(recursive=True)
+        assert sum(child.memory_info().rss > 2e8 for child in family) >= 3, "three ranks hold weights"
+    finally:
+        host.kill()
+    assert eventually(lambda: not any(running(child.pid) for child in family))
+
+
 def test_killed_it_is_lost_and_nothing_stays_behind(vllm: Host) -> None:
     """Last, since the module's engine is gone then."""
     family = [vllm.pids[0], *(child.pid for child in psutil.Process(vllm.pids[0]).children(recursive=True))]

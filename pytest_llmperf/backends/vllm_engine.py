@@ -208,17 +208,18 @@ class VllmEngine:
         ran = max(attention.values(), default=0) if self.spec.device == "cpu" else sum(kernels)
         paged = ran >= self.layers * steps and len(profiles) == self.spec.tp
         graph = "a compiled graph in every step" if self.compiled else "no compiled graph"
+        mode = str(getattr(config.compilation_config.mode, "name", config.compilation_config.mode))
+        # Ranks share the vocabulary, and vLLM compiles the lookup's mask by itself whatever is asked for.
+        plain = not graphs or (self.spec.tp > 1 and mode == "NONE")
         return Engagement(
-            engaged=paged and (graphs >= steps if self.compiled else not graphs),
+            engaged=paged and (graphs >= steps and mode != "NONE" if self.compiled else plain),
             expected=f"vLLM's attention in every layer, and {graph} ({self.layers} layers, {steps} steps)"
             + (f", by {self.spec.tp} ranks" if self.spec.tp > 1 else ""),
             seen={
                 **(ranks if self.spec.tp > 1 else {}),
                 **attention,
                 "graph calls": graphs,
-                "compilation mode": str(
-                    getattr(config.compilation_config.mode, "name", config.compilation_config.mode)
-                ),
+                "compilation mode": mode,
                 "block size": config.cache_config.block_size,
                 "blocks": config.cache_config.num_gpu_blocks,
                 "steps of the prefill": chunks,
