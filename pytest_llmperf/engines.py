@@ -33,6 +33,7 @@ class Engines:
     Args:
         spec: what every engine is asked to load.
         arm: where a backend's worker runs; where work runs that is no backend's, for None.
+        attached: what of the spec is a backend's own: a server, and what is sent to it.
         cache: folder for compile caches that outlive the process.
         timeout: seconds for one request.
         roomy: whether the device's memory holds the reference, idle, beside another engine.
@@ -44,6 +45,7 @@ class Engines:
         self,
         spec: EngineSpec,
         arm: Callable[[Combination | None], Arm],
+        attached: Callable[[Combination], dict[str, Any]] = lambda backend: {},
         *,
         cache: str,
         timeout: float,
@@ -53,6 +55,7 @@ class Engines:
     ) -> None:
         self._spec = spec
         self._arm = arm
+        self._attached = attached
         self._timeout = timeout
         self._roomy = roomy
         self._reference = reference
@@ -74,7 +77,7 @@ class Engines:
         host = Host(arm, {**self._environment, **backend.environment})
         try:
             parts = [arm.checkout.reference(part) if arm.checkout else part for part in backend.reference()]
-            host.ask("load", backend=parts, spec=asdict(self._spec))
+            host.ask("load", backend=parts, spec=asdict(self._spec) | self._attached(backend))
             yield host
         except BaseException:
             host.close()

@@ -16,9 +16,12 @@ from pytest_llmperf.backends import (
     int8,
     max_autotune,
     sdpa,
+    server,
+    tgi,
     transformers_paged,
     tunableop,
     vllm,
+    vllm_serve,
     xformers,
 )
 from pytest_llmperf.backends.base import APPLIED, SLOTS, Backend
@@ -41,6 +44,9 @@ BUILT_IN: tuple[Backend, ...] = (
     tunableop.BACKEND,
     transformers_paged.BACKEND,
     *vllm.BACKENDS,
+    vllm_serve.BACKEND,
+    server.BACKEND,
+    *tgi.BACKENDS,
 )
 #: Those that only change another, in the combinations that ``--llm-backends=all`` measures.
 COMBINED = (
@@ -85,6 +91,11 @@ class Combination:
     def weight_bytes(self) -> float | None:
         """Bytes of a weight where they are not the reference's, else None."""
         return next((part.weight_bytes for part in self.all if part.weight_bytes is not None), None)
+
+    @property
+    def boundary(self) -> str:
+        """Where its latencies are seen."""
+        return self.engine.boundary
 
     @property
     def proof(self) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -48,31 +49,17 @@ class VllmEngine:
             # 'finalize_loading'"), so it would compile at every start; inductor's own cache works.
             os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
         self._folder = tempfile.TemporaryDirectory() if spec.config is not None else None
-        config = dict(spec.config) if spec.config is not None else _read(Path(spec.model))
-        architecture = Architecture.from_config(config)
-        blocks = spec.batch_size * -(-spec.sequence_length // LARGEST_BLOCK) + SPARE_BLOCKS
-        cache = blocks * LARGEST_BLOCK * architecture.kv_bytes_per_token(spec.dtype)
-        _check_room(spec, cache)
+        config = dict(spec.config) if spec.config is not None else configuration(Path(spec.model))
+        shared = arguments(spec, config, self.compiled)
         from vllm import EngineArgs, LLMEngine
 
-        arguments = EngineArgs(
-            model=spec.model if self._folder is None else _written(Path(self._folder.name), config),
-            load_format="auto" if self._folder is None else "dummy",
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # not the model's own, which may sample
-            dtype=spec.dtype,
-            seed=spec.seed,
-            max_model_len=spec.sequence_length,
-            max_num_seqs=spec.batch_size,
-            max_num_batched_tokens=spec.batch_size * spec.sequence_length,
-            enable_prefix_caching=False,
+        engine_arguments = EngineArgs(
+            model=spec.model if self._folder is None else written(Path(self._folder.name), config),
             async_scheduling=False,
-            kv_cache_memory_bytes=cache,
-            enforce_eager=not self.compiled,
-            disable_log_stats=False,
+            **shared,
         )
-        self.engine = LLMEngine.from_engine_args(arguments)
-        self.layers = architecture.layers
+        self.engine = LLMEngine.from_engine_args(engine_arguments)
+        self.layers = Architecture.from_config(config).layers
         self._generations = count()
         self._last: list[list[int]] = []
         self._last_new_tokens = 0
@@ -199,6 +186,31 @@ class VllmEagerEngine(VllmEngine):
     compiled = False
 
 
+def arguments(spec: EngineSpec, config: Mapping[str, Any], compiled: bool = True) -> dict[str, Any]:
+    """What vLLM is told of the model and the sizes, in process and as a server.
+
+    Raises:
+        MemoryError: the cache of keys and values does not fit into what is free.
+    """
+    blocks = spec.batch_size * -(-spec.sequence_length // LARGEST_BLOCK) + SPARE_BLOCKS
+    cache = blocks * LARGEST_BLOCK * Architecture.from_config(config).kv_bytes_per_token(spec.dtype)
+    _check_room(spec, cache)
+    return {
+        "load_format": "auto" if spec.config is None else "dummy",
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # not the model's own, which may sample
+        "dtype": spec.dtype,
+        "seed": spec.seed,
+        "max_model_len": spec.sequence_length,
+        "max_num_seqs": spec.batch_size,
+        "max_num_batched_tokens": spec.batch_size * spec.sequence_length,
+        "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": cache,
+        "enforce_eager": not compiled,
+        "disable_log_stats": False,
+    }
+
+
 def _check_room(spec: EngineSpec, cache: int) -> None:
     """Raise MemoryError where the cache (bytes) does not fit into what is free, before hours go into swapping."""
     if spec.device == "cpu":
@@ -237,13 +249,14 @@ def _statistics(output: Any, max_new_tokens: int) -> RequestStatistics:
     )
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def configuration(folder: Path) -> dict[str, Any]:
+    """The model's configuration."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder).to_dict()  # type: ignore[no-any-return]
 
 
-def _written(folder: Path, config: dict[str, Any]) -> str:
+def written(folder: Path, config: dict[str, Any]) -> str:
     """A folder with the configuration alone, which is what vLLM wants for random weights."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

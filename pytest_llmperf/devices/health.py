@@ -26,7 +26,7 @@ class Snapshot:
         wall: a monotonic clock.
         busy: CPU time that was not idle, over the CPUs that this process may use, steal excepted.
         steal: CPU time that the hypervisor gave to others.
-        own: CPU time of this process and of its children that have ended.
+        own: CPU time of this process, of its children that have ended, and of others that it counts as its own.
         cpus: how many CPUs this process may use; not a counter.
         stalled: time in which some or all tasks waited for a resource, by ``some memory``, ``full io`` and so on.
         throttled: how often a usable CPU was slowed down for its temperature.
@@ -115,8 +115,12 @@ def throttled(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu"
     return sum(counts) if counts else None
 
 
-def snapshot() -> Snapshot:
-    """Now. The kernel counts in ticks, of 10 ms mostly, so that differences are good to about that."""
+def snapshot(processes: Collection[int] = ()) -> Snapshot:
+    """Now. The kernel counts in ticks, of 10 ms mostly, so that differences are good to about that.
+
+    Args:
+        processes: others whose CPU time counts as this one's own.
+    """
     cpus = usable_cpus()
     try:
         text = Path("/proc/stat").read_text()
@@ -125,6 +129,7 @@ def snapshot() -> Snapshot:
         busy = steal = 0.0
     used = os.times()
     own = used.user + used.system + used.children_user + used.children_system
+    own += sum(found.ticks for pid in processes if (found := process(pid))) / os.sysconf("SC_CLK_TCK")
     return Snapshot(time.perf_counter(), busy, steal, own, len(cpus), stalled(), throttled(cpus), megahertz(cpus))
 
 

@@ -13,7 +13,9 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
+from pytest_llmperf.backends.base import IN_PROCESS
 from pytest_llmperf.cases import METRICS, Workload, place
+from pytest_llmperf.report.text import boundaries
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile
 
@@ -40,7 +42,9 @@ class Row:
         itl: the 1st, 10th, 25th, 50th, 75th, 90th and 99th percentile of the gaps between tokens.
         throughput: output tokens per second.
         cold_start: s. peak_memory: bytes. tokens_per_joule: output tokens.
-        parity: ``reference``, ``in parity``, ``bounded``, ``not in parity``, or None where it was not checked.
+        parity: ``reference``, ``in parity``, ``in parity by text``, ``bounded``, ``not in parity``, or None where it
+            was not checked.
+        boundary: where the latency was seen: in process, or as the client of a server.
         outcome: the verdict's, or ``accepted`` where it was written to the baseline.
         ratio, low, high, threshold, resolution, basis, reason: the verdict's.
         tolerance, tolerance_source: the slowdown allowed, and where that was stated.
@@ -86,6 +90,7 @@ class Row:
     peak_memory: int | None = None
     tokens_per_joule: float | None = None
     parity: str | None = None
+    boundary: str = IN_PROCESS
     itl: tuple[float, ...] = ()
 
     @property
@@ -99,7 +104,7 @@ class Row:
     @property
     def correct(self) -> bool:
         """Whether its tokens were shown to be the reference's, or as near as its weights allow."""
-        return self.parity in ("reference", "in parity", "bounded")
+        return self.parity in ("reference", "in parity", "in parity by text", "bounded")
 
 
 ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
@@ -107,7 +112,7 @@ ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 
 @dataclass(frozen=True)
 class ParityRow:
-    """What was found of a backend's tokens on a workload: ``in parity``, ``bounded`` or ``not in parity``, and why."""
+    """What was found of a backend's tokens on a workload, in the words of `Row.parity`, and why."""
 
     backend: str
     workload: str
@@ -161,6 +166,11 @@ class Document:
     @property
     def title(self) -> str:
         return f"{self.model}, {self.dtype}, {self.device}"
+
+    @property
+    def boundary(self) -> str:
+        """Where its latencies were seen."""
+        return boundaries((row.backend, row.boundary) for row in self.rows)
 
     @property
     def headline(self) -> str:
@@ -248,6 +258,8 @@ def _document(results: Mapping[str, Any]) -> Document:
 def _standing(parity: Mapping[str, Any]) -> str:
     if not parity["passed"]:
         return "not in parity"
+    if parity.get("by_text"):
+        return "in parity by text"
     return "bounded" if parity["bounded"] else "in parity"
 
 
@@ -288,6 +300,7 @@ def _row(
         size=roof.get("size"),
         tokens_per_joule=_tokens_per_joule(measurement["samples"], result["throughput"]),
         parity=standing,
+        boundary=result["boundary"],
         itl=_itl(measurement["samples"]) if metric == "tpot" else (),
     )
 

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.backends.base import Engine, EngineSpec, Observation
+from pytest_llmperf.backends.base import UNKNOWN, Engine, EngineSpec, Observation
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.recorder import Recorder, SlowedRecorder
 from pytest_llmperf.worker.watch import Watch
@@ -93,7 +93,7 @@ class Worker:
             loader = find(part)(loader)
         self.engine = loader(EngineSpec(**spec))
         seconds = time.perf_counter() - start
-        self.watch = Watch()
+        self.watch = Watch(self.engine.processes() if hasattr(self.engine, "processes") else ())
         return {"seconds": seconds}
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0) -> dict[str, Any]:
@@ -112,8 +112,11 @@ class Worker:
             "statistics": [asdict(one) for one in self.engine.statistics()]
             if hasattr(self.engine, "statistics")
             else [],
+            "texts": self.engine.texts() if UNKNOWN in recorder.tokens[0] and hasattr(self.engine, "texts") else [],
             "fitness": asdict(fitness),
-            "peak_memory": peak_memory(self.device),
+            "peak_memory": self.engine.peak_memory()
+            if hasattr(self.engine, "peak_memory")
+            else peak_memory(self.device),
         }
 
     def observe(self, prompts: list[list[int]], max_new_tokens: int) -> list[dict[str, Any]]:
@@ -123,7 +126,8 @@ class Worker:
             return [asdict(one) for one in self.engine.observe(prompts, max_new_tokens, OBSERVED_LOGITS)]
         recorder = Recorder(len(prompts))
         self.engine.generate(prompts, max_new_tokens, recorder)
-        return [asdict(Observation(row, [], [])) for row in recorder.tokens]
+        texts = self.engine.texts() if hasattr(self.engine, "texts") else [""] * len(prompts)
+        return [asdict(Observation(row, [], [], text)) for row, text in zip(recorder.tokens, texts, strict=True)]
 
     def score(
         self,
