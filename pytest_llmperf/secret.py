@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -24,7 +25,8 @@ class Secret:
 
     def __init__(self, value: str, pieces: Iterable[str]) -> None:
         self._value = value
-        self._pieces = frozenset(piece for piece in pieces if len(piece) >= SHORTEST)
+        whole = [piece for piece in pieces if len(piece) >= SHORTEST]
+        self._pieces = frozenset([*whole, *(json.dumps(piece)[1:-1] for piece in whole)])  # as a server may quote it
 
     @classmethod
     def url(cls, value: str) -> Secret:

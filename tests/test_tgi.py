@@ -97,7 +97,7 @@ def test_times_in_headers_are_shown(folder: Path) -> None:
     [
         (streams(event({"error": "Request failed during generation: out of memory", "error_type": "generation"})),
          r"an error in its stream: Request failed during generation: out of memory \(generation\)$"),
-        (streams(*GOOD[:3]), "broke off after 2 events with content"),
+        (streams(*GOOD[:3]), "broke off its stream after 2 events with content"),
         (streams(*GOOD, event({"x": 1})), "went on after the end"),
         (streams(*[token(2, " of")] * 9), "more than the 3 tokens"),
         (streams(*GOOD[:-1], token(3, "", generated_text="", details=details(generated_tokens=9))),

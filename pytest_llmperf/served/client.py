@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import aiohttp
 
+from pytest_llmperf.secret import Secret, scrubbed
 from pytest_llmperf.served.events import EventError, Events
 
 #: Seconds to open a connection, at most.
@@ -30,7 +31,16 @@ MESSAGES = ("error", "message", "detail", "object")
 
 
 class ServerError(RuntimeError):
-    """A server cannot be had, or did not do what was asked; one line says what, and where without credentials."""
+    """A server cannot be had, or did not do what was asked; one line says what, and where without credentials.
+
+    Args:
+        what: that line.
+        quoted: what the server said, whole: it is cut only after what is secret was taken out.
+    """
+
+    def __init__(self, what: str, quoted: str | None = None) -> None:
+        super().__init__(what if quoted is None else f"{what}: {printable(quoted) or 'nothing'}")
+        self.what, self.quoted = what, quoted
 
 
 @dataclass(frozen=True)
@@ -40,11 +50,13 @@ class Address:
     Attributes:
         base: its URL without credentials, query and trailing slash; paths are appended.
         query: sent with every request; may be secret, as ``headers`` may.
+        secret: the pieces of all that which a server may repeat and nobody may see.
     """
 
     base: str
     query: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secret: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
     def of(cls, url: str, headers: Mapping[str, str] | None = None) -> Address:
@@ -56,7 +68,8 @@ class Address:
             sent["Authorization"] = "Basic " + base64.b64encode(unquote(userinfo).encode()).decode()
         path = parts.path.rstrip("/").removesuffix("/v1")
         query = tuple(parse_qsl(parts.query, keep_blank_values=True))
-        return cls(f"{parts.scheme}://{host}{path}", query, sent)
+        secret = Secret.url(url).pieces.union(*(Secret.header(value).pieces for value in sent.values()))
+        return cls(f"{parts.scheme}://{host}{path}", query, sent, secret)
 
     def __str__(self) -> str:
         return self.base
@@ -124,19 +137,24 @@ class Client:
                         on_event(data)
                         arrived += 1
             except EventError as error:
-                raise self.failure(path, f"after {arrived} events: {error}") from None
+                raise self.failure(path, f"streamed no events: after {arrived} of them {error}") from None
             except (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
                 raise self.failure(path, f"cut the stream after {arrived} events") from None
             return _headers(response)
 
-    def failure(self, path: str, what: str) -> ServerError:
+    def failure(self, path: str, what: str, quoted: str | None = None) -> ServerError:
         """The error that says of this server what it did."""
-        return ServerError(f"{self.address}{path} {what}")
+        hidden = None if quoted is None else scrubbed(quoted, self.address.secret)
+        return ServerError(f"{self.address}{path} {what}", hidden)
+
+    def shown(self, text: str) -> str:
+        """The first line of what the server says of itself, without what is secret."""
+        return printable(scrubbed(text, self.address.secret))
 
     def refusal(self, path: str, status: int, body: bytes) -> ServerError:
         """The error that says with which status, and first line, the server said no."""
         said = message(body)
-        return self.failure(path, f"answered with status {status}" + (f": {said}" if said else ""))
+        return self.failure(path, f"answered with status {status}", said or None)
 
     @contextlib.asynccontextmanager
     async def _request(
@@ -151,7 +169,7 @@ class Client:
             ) as response:
                 if response.status in (301, 302, 303, 307, 308):
                     where = urlsplit(response.headers.get("Location", "")).netloc.rpartition("@")[2] or "itself"
-                    raise self.failure(path, f"redirects to {printable(where)}; redirects are not followed, since "
+                    raise self.failure(path, f"redirects to {self.shown(where)}; redirects are not followed, since "
                                              "credentials would go along: name that server")  # fmt: skip
                 yield response
         except aiohttp.ServerTimeoutError as error:
@@ -196,7 +214,7 @@ def _tls(error: aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnecto
 
 
 def message(body: bytes | object) -> str:
-    """The first line of what a server says went wrong: in its JSON, or of its text."""
+    """What a server says went wrong: in its JSON, or as text."""
     found: Any = body
     if isinstance(body, bytes):
         try:
@@ -208,7 +226,7 @@ def message(body: bytes | object) -> str:
             found = found[0] if found else ""
         else:
             found = next((found[name] for name in MESSAGES if found.get(name)), "")
-    return printable(str(found))
+    return str(found)
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pytest_llmperf.backends.base import EngineSpec
-from pytest_llmperf.served.client import ServerError, printable
+from pytest_llmperf.served.client import ServerError
 from pytest_llmperf.served.engine import ServedEngine
 from pytest_llmperf.served.process import listening
 from pytest_llmperf.served.reply import CompletionReply
@@ -67,7 +67,9 @@ class CompletionsEngine(ServedEngine):
     def seen(self) -> dict[str, Any]:
         """The model, and what the server counted."""
         counted = self.grown("vllm:generation_tokens_total")
-        return {"model": printable(str(self.model))} | ({"tokens counted": int(counted)} if counted is not None else {})
+        return {"model": self.client.shown(str(self.model))} | (
+            {"tokens counted": int(counted)} if counted is not None else {}
+        )
 
     def processes(self) -> list[int]:
         """Of a server on this machine, whoever listens on its port."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pytest_llmperf.backends.base import Engagement, EngineSpec, OnToken, RequestStatistics
 from pytest_llmperf.served import metrics
 from pytest_llmperf.served.client import Address, Client, ServerError
-from pytest_llmperf.served.reply import Reply
+from pytest_llmperf.served.reply import Reply, ReplyError
 
 T = TypeVar("T")
 
@@ -28,9 +28,8 @@ async def submit(client: Client, path: str, body: bytes, reply: Reply) -> Mappin
     try:
         headers = await client.stream(path, body, reply)
         reply.finished()
-    except ServerError as error:
-        where = f"{client.address}{path}"
-        raise (error if str(error).startswith(where) else ServerError(f"{where}: {error}")) from None
+    except ReplyError as error:
+        raise client.failure(path, error.what, error.quoted) from None
     return headers
 
 

@@ -6,7 +6,11 @@ import json
 from typing import Any
 
 from pytest_llmperf.backends.base import UNKNOWN, OnToken
-from pytest_llmperf.served.client import ServerError, message, printable
+from pytest_llmperf.served.client import ServerError, message
+
+
+class ReplyError(ServerError):
+    """What is wrong with a stream; whoever submitted the request knows which server it is of."""
 
 
 class Reply:
@@ -52,16 +56,16 @@ class Reply:
         """Read the data of one event.
 
         Raises:
-            ServerError: it is malformed, an error, one token too many, or after the end.
+            ReplyError: it is malformed, an error, one token too many, or after the end.
         """
         if self.ended:
-            raise ServerError(f"the server went on after the end of its stream: {_shown(data)}")
+            raise ReplyError("went on after the end of its stream", _text(data))
         try:
             self._read(data)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise ServerError(f"the server sent a malformed event: {_shown(data)}") from None
+            raise ReplyError("sent a malformed event", _text(data)) from None
         if self.tokens > self._wanted:
-            raise ServerError(f"the server sent more than the {self._wanted} tokens that were asked for")
+            raise ReplyError(f"sent more than the {self._wanted} tokens that were asked for")
 
     def _read(self, data: bytes) -> None:
         raise NotImplementedError
@@ -79,23 +83,21 @@ class Reply:
         """The connection has ended.
 
         Raises:
-            ServerError: the stream had not, or the server's count of tokens is not what was sent or came.
+            ReplyError: the stream had not, or the server's count of tokens is not what was sent or came.
         """
         if not self.ended:
-            raise ServerError(f"the server's stream broke off after {self.events} events with content, before its end")
+            raise ReplyError(f"broke off its stream after {self.events} events with content, before its end")
         counted = self.usage.get("prompt_tokens")
         if counted is not None and counted != self._prompt_tokens:
-            raise ServerError(
-                f"the server counts {counted} prompt tokens, and {self._prompt_tokens} were sent: it changes prompts"
-            )
+            raise ReplyError(f"counts {counted} prompt tokens, and {self._prompt_tokens} were sent: it changes prompts")
 
 
-def _shown(data: bytes) -> str:
-    return printable(data[:400].decode(errors="replace")) or "nothing"
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
 
 
-def _error(error: object) -> ServerError:
-    return ServerError(f"the server reported an error in its stream: {message(error) or 'without a message'}")
+def _error(error: object) -> ReplyError:
+    return ReplyError("reported an error in its stream", message(error))
 
 
 class CompletionReply(Reply):
@@ -147,14 +149,14 @@ class CompletionReply(Reply):
         counted = self.usage.get("completion_tokens")
         if counted is None:
             if not self._identified:
-                raise ServerError(
-                    "the server gives neither token ids (vLLM does) nor usage, so that nobody knows how many tokens "
+                raise ReplyError(
+                    "gives neither token ids (vLLM does) nor usage, so that nobody knows how many tokens "
                     "came; it must heed stream_options.include_usage"
                 )
         elif counted < self.tokens or (self._identified and counted > self.tokens):
-            raise ServerError(f"the server counts {counted} new tokens, and {self.tokens} came")
+            raise ReplyError(f"counts {counted} new tokens, and {self.tokens} came")
         elif counted > self._wanted:
-            raise ServerError(f"the server made {counted} tokens, and {self._wanted} were asked for")
+            raise ReplyError(f"made {counted} tokens, and {self._wanted} were asked for")
         else:
             for _ in range(counted - self.tokens):
                 self._on_token(self._request, UNKNOWN)
@@ -169,8 +171,7 @@ class TgiReply(Reply):
     def _read(self, data: bytes) -> None:
         event = json.loads(data)
         if "error" in event:
-            kind = f" ({printable(str(event['error_type']))})" if event.get("error_type") else ""
-            raise ServerError(f"{_error(event['error'])}{kind}")
+            raise _error(event["error"] if not event.get("error_type") else f"{event['error']} ({event['error_type']})")
         token = event["token"]
         self.events += 1
         self.tokens += 1
@@ -183,6 +184,6 @@ class TgiReply(Reply):
             details = event.get("details") or {}
             self.finish = str(details.get("finish_reason") or "")
             if "generated_tokens" in details and details["generated_tokens"] != self.tokens:
-                raise ServerError(f"the server counts {details['generated_tokens']} new tokens, and {self.tokens} came")
+                raise ReplyError(f"counts {details['generated_tokens']} new tokens, and {self.tokens} came")
             if "input_length" in details:  # not every 2.x says it
                 self.usage = {"prompt_tokens": details["input_length"]}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.backends.base import Engagement, EngineSpec, NotEngagedError
-from pytest_llmperf.served.client import Address, ServerError, printable
+from pytest_llmperf.served.client import Address, ServerError
 from pytest_llmperf.served.engine import BATCH, ServedEngine
 from pytest_llmperf.served.process import ServerProcess, free_port, healthy
 from pytest_llmperf.served.reply import TgiReply
@@ -111,7 +111,7 @@ class TgiEngine(ServedEngine):
     def seen(self) -> dict[str, Any]:
         """What it says of itself, and its times where its headers have them."""
         names = ("model_id", "version")
-        said: dict[str, Any] = {name: printable(str(self._info[name])) for name in names if name in self._info}
+        said: dict[str, Any] = {name: self.client.shown(str(self._info[name])) for name in names if name in self._info}
         for name in ("x-queue-time", "x-inference-time", "x-time-per-token"):  # not of every version's streams
             found = [float(one[name]) for one in self.headers if one.get(name, "").replace(".", "", 1).isdigit()]
             if found:

@@ -58,6 +58,8 @@ def command(python: str, model: str, arguments: Mapping[str, Any], port: int, tp
 class VllmServeEngine(CompletionsEngine):
     """The server is up when the engine is loaded, and gone when it is closed."""
 
+    compiled = True
+
     def __init__(self, spec: EngineSpec) -> None:
         self._process: ServerProcess | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -81,7 +83,7 @@ class VllmServeEngine(CompletionsEngine):
         port = free_port()
         address = Address(f"http://127.0.0.1:{port}")
         self._process = ServerProcess(
-            command(sys.executable, model, vllm_engine.arguments(spec, config), port, spec.tp), environment
+            command(sys.executable, model, vllm_engine.arguments(spec, config, self.compiled), port, spec.tp), environment
         )
         self._process.until(lambda: healthy(address.base), BATCH * spec.timeout)
         return address
