@@ -28,6 +28,7 @@ from pytest_llmperf.cases import Workload
 from pytest_llmperf.host import Arm, Host
 from pytest_llmperf.models import ready, resolve
 from pytest_llmperf.prompts import Prompts
+from pytest_llmperf.served.vllm import MAIN
 from pytest_llmperf.trace import checked
 from pytest_llmperf.worker.convert import convert
 
@@ -49,7 +50,7 @@ def by_bench(url: str, folder: Path) -> Figures:
     """The same by ``vllm bench serve``: its process, its client, its arithmetic."""
     body = {"max_tokens": WORKLOAD.max_new_tokens, "temperature": 0, "return_token_ids": True}
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai", "--base-url", url,
+        sys.executable, "-c", MAIN, "bench", "serve", "--backend", "openai", "--base-url", url,
         "--endpoint", "/v1/completions", "--model", "llmperf", "--skip-tokenizer-init", "--dataset-name", "custom",
         "--dataset-path", str(folder / "prompts.jsonl"), "--disable-shuffle", "--num-prompts", str(WORKLOAD.batch_size),
         "--request-rate", "inf", "--ignore-eos", "--extra-body", json.dumps(body), "--disable-tqdm", "--save-result",

@@ -343,9 +343,17 @@ def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
         CompletionsEngine(EngineSpec("tiny", None, "float32", "cpu", timeout=TIMEOUT, server=server.url))
 
 
+async def trickle(_request: Any, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n")
+    for _ in range(99):
+        writer.write(b" ")
+        await asyncio.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("models", "said"),
     [
+        (trickle, "/v1/models did not answer within 1 s"),
         (jsons({"data": []}), "/v1/models names no model"),
         (plain(b"<html>", kind="text/html"), "/v1/models answered with something that is no JSON"),
         (jsons({"detail": "Not Found"}, "404 Not Found"), "/v1/models answered with status 404: Not Found"),

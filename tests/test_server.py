@@ -86,7 +86,9 @@ def run(suite: Suite, server: Loopback, *arguments: str) -> pytest.RunResult:
 
 
 def test_the_simulated_reference_says_what_the_server_says() -> None:
-    assert [Simulated().token(0, position) for position in range(9)] == [right(position) for position in range(9)]
+    simulated = Simulated.__new__(Simulated)  # making one scripts the clock of this process
+    simulated.wrong_from = None
+    assert [simulated.token(0, position) for position in range(9)] == [right(position) for position in range(9)]
 
 
 def test_a_served_backend_is_gated_in_parity_and_says_its_boundary(suite: Suite, server: Loopback) -> None:

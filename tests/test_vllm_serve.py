@@ -25,7 +25,7 @@ from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.scope import why_not
 from pytest_llmperf.served.client import ServerError
 from pytest_llmperf.served.process import ServerProcess
-from pytest_llmperf.served.vllm import command, flags
+from pytest_llmperf.served.vllm import MAIN, command, flags
 
 REGISTRY = Registry(BUILT_IN)
 SERVE = {"module": "uncompiled", "name": "Uncompiled", "file": str(Path(__file__).parent / "uncompiled.py")}
@@ -45,7 +45,7 @@ def test_engine_arguments_are_flags() -> None:
 
 def test_the_server_s_command_line() -> None:
     assert command("/py", "/m", {"seed": 1}, 8123, 1) == [
-        "/py", "-m", "vllm.entrypoints.cli.main", "serve", "/m", "--host", "127.0.0.1", "--port", "8123",
+        "/py", "-c", MAIN, "serve", "/m", "--host", "127.0.0.1", "--port", "8123",
         "--served-model-name", "llmperf", "--seed", "1", "--enable-prompt-tokens-details",
         "--disable-uvicorn-access-log",
     ]  # fmt: skip
@@ -53,12 +53,14 @@ def test_the_server_s_command_line() -> None:
 
 
 def process(*command: str) -> ServerProcess:
-    return ServerProcess(["sh", "-c", *command], {})
+    return ServerProcess("the server", ["sh", "-c", *command], {})
 
 
 def test_a_server_that_dies_or_never_comes_up_is_said_with_its_last_lines() -> None:
     dead = process("for i in 1 2 3 4 5 6 7 8 9 10; do echo line $i; done; echo no CUDA >&2; exit 3")
-    with pytest.raises(ServerError, match=r"sh -c .* ended with status 3 before it was up; its last lines:") as caught:
+    with pytest.raises(
+        ServerError, match=r"^the server ended with status 3 before it was up; its last lines:"
+    ) as caught:
         dead.until(lambda: False, 10)
     assert str(caught.value).splitlines()[1:] == [f"  line {n}" for n in range(4, 11)] + ["  no CUDA"]
     slow = process("echo loading; sleep 60")
@@ -66,7 +68,7 @@ def test_a_server_that_dies_or_never_comes_up_is_said_with_its_last_lines() -> N
         slow.until(lambda: False, 0.5)
     slow.stop()
     with pytest.raises(ServerError, match="cannot start /no/such: No such file"):
-        ServerProcess(["/no/such"], {})
+        ServerProcess("the server", ["/no/such"], {})
 
 
 def test_what_does_not_end_by_itself_is_killed_with_its_children(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -111,10 +112,22 @@ class Client:
     async def close(self) -> None:
         await self._session.close()
 
-    async def ask(self, path: str) -> Answer:
-        """GET something small. Raises ServerError if there is no answer; a status that says no is an answer."""
-        async with self._request("GET", path) as response:
-            return Answer(response.status, _headers(response), await self._body(response, LONGEST_ANSWER))
+    async def ask(self, path: str, seconds: float | None = None) -> Answer:
+        """GET something small, within some seconds, or what a stall may take.
+
+        Raises:
+            ServerError: there is no answer in time. A status that says no is an answer.
+        """
+
+        async def answer() -> Answer:
+            async with self._request("GET", path) as response:
+                return Answer(response.status, _headers(response), await self._body(response, LONGEST_ANSWER))
+
+        within = self._stall if seconds is None else min(seconds, self._stall)
+        try:
+            return await asyncio.wait_for(answer(), within)
+        except asyncio.TimeoutError:
+            raise self.failure(path, f"did not answer within {within:g} s") from None
 
     async def stream(self, path: str, body: bytes, on_event: Callable[[bytes], None]) -> Mapping[str, str]:
         """Submit one request (JSON) and hand over the data of each event as it arrives. Returns the headers.

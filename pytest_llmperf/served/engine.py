@@ -15,8 +15,9 @@ from pytest_llmperf.served.reply import Reply, ReplyError
 T = TypeVar("T")
 
 #: Of the time that a request to the worker may take: after so much without a byte a stream has stalled, and after so
-#: much a batch has taken too long. The worker says so before the parent takes it for hung.
-STALL, BATCH = 0.5, 0.9
+#: much a batch has taken too long, and then the metrics have what is left. The worker says so before the parent takes
+#: it for hung.
+STALL, BATCH, METRICS = 0.5, 0.9, 0.05
 
 
 async def submit(client: Client, path: str, body: bytes, reply: Reply) -> Mapping[str, str]:
@@ -211,7 +212,7 @@ class ServedEngine:
         if not self.metrics_path:
             return {}
         try:
-            answer = await self.client.ask(self.metrics_path)
+            answer = await self.client.ask(self.metrics_path, METRICS * self.spec.timeout)
         except ServerError:
             return {}
         names = [f"{name}_{suffix}" for name in self.histograms.values() for suffix in ("sum", "count")]

