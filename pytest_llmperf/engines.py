@@ -34,6 +34,7 @@ class Engines:
     Args:
         spec: what every engine is asked to load.
         arm: where a backend's worker runs; where work runs that is no backend's, for None.
+        attached: what of the spec is a backend's own: a server, and what is sent to it.
         cache: folder for compile caches that outlive the process.
         timeout: seconds for one request.
         roomy: whether the device's memory holds the reference, idle, beside another engine.
@@ -45,6 +46,7 @@ class Engines:
         self,
         spec: EngineSpec,
         arm: Callable[[Combination | None], Arm],
+        attached: Callable[[Combination], dict[str, Any]] = lambda backend: {},
         *,
         cache: str,
         timeout: float,
@@ -54,6 +56,7 @@ class Engines:
     ) -> None:
         self._spec = spec
         self._arm = arm
+        self._attached = attached
         self._timeout = timeout
         self._roomy = roomy
         self._reference = reference
@@ -76,8 +79,8 @@ class Engines:
         host = Host(arm, environment) if backend.ranks == 1 else Ranks(backend.ranks, arm, environment)
         try:
             parts = [arm.checkout.reference(part) if arm.checkout else part for part in backend.reference()]
-            spec = asdict(replace(self._spec, tp=backend.tp))
-            host.ask("load", backend=parts, spec=spec, groups=host.pids)
+            spec = asdict(replace(self._spec, tp=backend.tp)) | self._attached(backend)
+            host.ask("load", backend=parts, spec=spec, ranks=host.pids)
             yield host
         except BaseException:
             host.close()

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest_llmperf
+from pytest_llmperf.secret import pieces_in, scrubbed
+from pytest_llmperf.settings import SECRET_VARIABLES
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.bootstrap import counterpart, own
 
 #: Lines of a worker's own output that an error shows.
 LAST_LINES = 8
 #: What a backend raises on purpose, in words that need no traceback.
-PLAIN = {"NotEngagedError", "MemoryError", "OutOfMemoryError"}
+PLAIN = {"NotEngagedError", "MemoryError", "OutOfMemoryError", "ServerError"}
 
 
 class WorkerError(RuntimeError):
@@ -104,11 +106,14 @@ class Host:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
         self._buffer = b""
         self._busy = False
+        #: Of the secrets that this worker was told; a server may repeat them in its messages.
+        self._secret: set[str] = set()
         requests_read, self._requests = os.pipe()
         self._replies, replies_write = os.pipe()
         lifeline_read, self._lifeline = os.pipe()
         passed = (requests_read, replies_write, lifeline_read)
         package = Path(pytest_llmperf.__file__).parent.parent
+        inherited = {**os.environ, **arm.environment, **(environment or {})}
         try:
             self._process = subprocess.Popen(
                 [
@@ -119,7 +124,7 @@ class Host:
                     str(package),
                     *map(str, passed),
                 ],
-                env={**os.environ, **arm.environment, **(environment or {})},
+                env={name: value for name, value in inherited.items() if name not in SECRET_VARIABLES},
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -171,6 +176,7 @@ class Host:
     def ask(self, operation: str, **arguments: Any) -> None:
         """The first half of `call`: another worker may be asked meanwhile."""
         self._busy = True
+        self._secret |= pieces_in(arguments)
         try:
             protocol.send(self._requests, {"call": operation, **arguments})
         except OSError:
@@ -186,8 +192,14 @@ class Host:
             if error["kind"] not in PLAIN:
                 frames = str(error.get("traceback", "")).splitlines()[-LAST_LINES:]
                 said += "\nlast lines of the worker's traceback:\n" + "\n".join("  " + line for line in frames)
-            raise WorkerFailedError(said, str(error["kind"]))
-        return message["result"]
+            raise WorkerFailedError(scrubbed(said, self._secret), str(error["kind"]))
+        return self._clean(message["result"]) if operation == "evidence" else message["result"]
+
+    def _clean(self, value: Any) -> Any:
+        """What a worker saw, its texts without what is secret."""
+        if isinstance(value, dict):
+            return {name: self._clean(item) for name, item in value.items()}
+        return scrubbed(value, self._secret) if isinstance(value, str) else value
 
     def _reply(self, operation: str, deadline: float, timeout: float) -> dict[str, Any]:
         poll = select.poll()
@@ -211,7 +223,8 @@ class Host:
             message = protocol.parse(line)
             if "result" in message or "error" in message:
                 return message
-        raise self._lost(f"worker sent garbage instead of an answer to {operation} ({line[:60]!r}), so it was killed")
+        start = scrubbed(repr(line[:60]), self._secret)
+        raise self._lost(f"worker sent garbage instead of an answer to {operation} ({start}), so it was killed")
 
     def _lost(self, what: str, kind: type[WorkerLostError] = WorkerLostError) -> WorkerLostError:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -231,7 +244,7 @@ class Host:
         """The last lines that the worker printed."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 8192))
-        lines = self._log.read().decode(errors="replace").splitlines()
+        lines = scrubbed(self._log.read().decode(errors="replace"), self._secret).splitlines()
         return "\n".join("  " + line for line in lines[-LAST_LINES:])
 
     def close(self, patience: float = 5.0) -> None:

@@ -20,7 +20,8 @@ class Sample:
     """One timed generation: its trace, and what else the machine did meanwhile.
 
     ``statistics`` is what the engine says of each request itself; empty where it keeps none. ``culprit`` is why the
-    sample is contaminated; None if it is not.
+    sample is contaminated; None if it is not. ``texts`` are the tokens of each request as text, where their ids are
+    unknown; empty where they are known.
     """
 
     trace: Trace
@@ -28,6 +29,7 @@ class Sample:
     peak_memory: int
     statistics: tuple[RequestStatistics, ...] = ()
     culprit: str | None = None
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Measurement:
         """Every distinct (request index, tokens) of the timed generations."""
         return {row for sample in self.samples for row in enumerate(sample.trace.tokens)}
 
+    def text_rows(self) -> set[tuple[int, str]]:
+        """Every distinct (request index, text) of the timed generations whose tokens are unknown."""
+        return {row for sample in self.samples for row in enumerate(sample.texts)}
+
 
 def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int]]) -> Sample:
     """One generation by a loaded engine.
@@ -104,7 +110,9 @@ def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int
             "its worker is of another version of pytest-llmperf and does not say who used the machine"
         )
     statistics = tuple(RequestStatistics(**one) for one in answer["statistics"])
-    return Sample(found, fitness.parse(answer["fitness"]), answer["peak_memory"], statistics)
+    return Sample(
+        found, fitness.parse(answer["fitness"]), answer["peak_memory"], statistics, texts=tuple(answer.get("texts", ()))
+    )
 
 
 def measure(

@@ -62,6 +62,8 @@ class Parity:
         tolerance: what a regret may be, in logits.
         error_ratio: geometric mean of the backend's logit error over the reference's, or None if not observable.
         bounded: it computes with other weights, so that it is never equal, and what is shown is how far away it is.
+        by_text: its token ids are not known, so that its text was compared with the reference's own; ``tokens`` and
+            ``informative`` are then the reference's, ``exact_match`` counts characters, and regrets are 0.
     """
 
     passed: bool
@@ -74,6 +76,7 @@ class Parity:
     tolerance: float
     error_ratio: float | None
     bounded: bool = False
+    by_text: bool = False
 
 
 def informative(tokens: Sequence[int], end_of_sequence: Iterable[int] = ()) -> int:
@@ -128,6 +131,73 @@ def error_log_ratios(rows: Iterable[Row]) -> list[float]:
 def error_margin(dtype: str) -> float:
     """How many times larger a right kernel's error may be than the reference's, in a type."""
     return FLOAT32_ERROR_MARGIN if dtype == "float32" else ERROR_MARGIN
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One request of a backend whose token ids are not known: its text, and what the reference generated itself."""
+
+    text: str
+    reference_text: str
+    reference_tokens: Sequence[int]
+
+
+#: What stands for bytes that are no whole character (yet); one side may have held them back.
+INCOMPLETE = "\ufffd"
+#: Characters shown of two texts where they part.
+SHOWN = 24
+
+
+def parting(one: str, other: str) -> int | None:
+    """The index of the first character in which two texts differ, an incomplete end apart; None if they do not."""
+    one, other = one.rstrip(INCOMPLETE), other.rstrip(INCOMPLETE)
+    if one == other:
+        return None
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def decide_by_text(rows: Sequence[TextRow], end_of_sequence: Iterable[int] = ()) -> Parity:
+    """Whether a backend's texts are the reference's own.
+
+    Without token ids nothing can be scored, so that equality is all that can be asked for. It passes what no right
+    backend would fail but at a near tie, and it cannot tell that from an error.
+
+    Args:
+        rows: every request judged, at least one.
+        end_of_sequence: the model's end-of-sequence ids.
+    """
+    ends = set(end_of_sequence)
+    total = sum(len(row.reference_tokens) for row in rows)
+    carrying = sum(informative(row.reference_tokens, ends) for row in rows)
+    partings = [parting(row.text, row.reference_text) for row in rows]
+    characters = sum(len(row.reference_text) for row in rows)
+    equal = sum(len(row.reference_text) if at is None else at for row, at in zip(rows, partings, strict=True))
+    differing = next((index for index, at in enumerate(partings) if at is not None), None)
+    reason = ""
+    if differing is not None:
+        row, at = rows[differing], partings[differing] or 0
+        reason = (
+            f"its text parts from the reference's at character {at} of row {differing} of {len(rows)} judged "
+            f"({row.text[at : at + SHOWN]!r} instead of {row.reference_text[at : at + SHOWN]!r}); without token ids a "
+            "near tie cannot be told from an error"
+        )
+    elif not characters:
+        reason = "the reference's own text is empty, which proves nothing"
+    elif carrying < min(ENOUGH, total / 4):
+        reason = f"only {carrying} of {total} tokens carry information (the rest repeat), which proves nothing"
+    return Parity(
+        passed=not reason,
+        reason=reason,
+        tokens=total,
+        informative=carrying,
+        exact_match=equal / max(1, characters),
+        first_divergence=None,
+        largest_regret=0.0,
+        tolerance=0.0,
+        error_ratio=None,
+        by_text=True,
+    )
 
 
 def decide(

@@ -558,6 +558,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     if not (measured or session.watch or session.unreported or _gated_nothing(session, run)):
         return
     from pytest_llmperf.report import terminal
+    from pytest_llmperf.report.text import boundaries
 
     write = terminalreporter.write_line
     terminalreporter.section("llmperf")
@@ -566,7 +567,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
             write(line)
         return
     results = list(run.results.values())
-    write(f"{run.model.name}, {run.dtype}, {run.device.name}; in process; speedup over {run.settings.reference}")
+    seen = boundaries((result.case.backend, result.boundary) for result in results)
+    write(f"{run.model.name}, {run.dtype}, {run.device.name}; {seen}; speedup over {run.settings.reference}")
     if results:
         # Where nobody's terminal ends, as in a log of CI, a line may be as long as it is.
         width = terminalreporter._tw.fullwidth if terminalreporter.isatty else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from pytest_llmperf.cases import Workload
 
@@ -30,10 +31,11 @@ class Prompts:
         self._vocabulary = vocabulary
         self._prefix: list[int] = []
         self._passages: list[list[int]] = []
+        self._tokenizer: Any = None
         if tokenizer_file is not None:
             from tokenizers import Tokenizer
 
-            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+            tokenizer = self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
             self._prefix = list(tokenizer.encode("").ids)
             encoded = tokenizer.encode_batch(list(passages()), add_special_tokens=False)
             self._passages = [list(one.ids) for one in encoded]
@@ -41,6 +43,12 @@ class Prompts:
     @property
     def real_text(self) -> bool:
         return bool(self._passages)
+
+    def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """The text that tokens add to a prompt. By themselves they may decode otherwise: a first blank is dropped."""
+        before = self._tokenizer.decode(list(prompt), skip_special_tokens=True)
+        whole = self._tokenizer.decode([*prompt, *tokens], skip_special_tokens=True)
+        return str(whole)[len(before) :]
 
     def batch(self, workload: Workload) -> list[list[int]]:
         """``batch_size`` prompts of ``prompt_length`` ids each."""

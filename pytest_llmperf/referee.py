@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_llmperf.backends.base import Observation, Score
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.parity import ERROR_MARGIN, Parity, Row, decide
+from pytest_llmperf.parity import ERROR_MARGIN, Parity, Row, TextRow, decide, decide_by_text
 from pytest_llmperf.trace import TraceError, check_tokens
 
 #: Asks a backend's engine: name, operation, arguments.
@@ -78,6 +78,38 @@ class Referee:
             for one, their, score in zip(observed, theirs, scores, strict=True)
         ]
         return decide(rows, self._end_of_sequence, self._margin, other_weights)
+
+    def judge_by_text(
+        self,
+        backend: str,
+        workload: Workload,
+        *,
+        equal: list[list[int]],
+        unequal: list[list[int]],
+        timed: list[tuple[int, str]],
+        reference_timed: list[tuple[int, tuple[int, ...]]],
+        decode: Callable[[Sequence[int], Sequence[int]], str],
+    ) -> Parity:
+        """Judge a backend whose token ids are not known: its texts must be those of the reference's own tokens.
+
+        Args:
+            backend: the backend's name.
+            workload: what was timed.
+            equal: its prompts.
+            unequal: the prompts of the untimed batch.
+            timed: every distinct (request index, text) of the timed generations.
+            reference_timed: the (request index, tokens) of the reference.
+            decode: the text that tokens add to a prompt.
+        """
+        observed = self._observe(backend, workload, unequal)
+        theirs = self._observe(self._reference, workload, unequal)
+        own = dict(reference_timed)
+        rows = [TextRow(text, decode(equal[index], own[index]), own[index]) for index, text in timed]
+        rows += [
+            TextRow(one.text, decode(prompt, their.tokens), their.tokens)
+            for one, their, prompt in zip(observed, theirs, unequal, strict=True)
+        ]
+        return decide_by_text(rows, self._end_of_sequence)
 
     def _observe(self, backend: str, workload: Workload, prompts: list[list[int]]) -> list[Observation]:
         key = (backend, workload)

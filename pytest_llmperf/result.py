@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pytest_llmperf.backends.base import IN_PROCESS
 from pytest_llmperf.cases import METRICS, Case
 from pytest_llmperf.parity import Parity
 from pytest_llmperf.roofline import Utilization
@@ -32,6 +33,7 @@ class Result:
         cold_start: seconds until the first generation was complete.
         peak_memory: bytes.
         engagement: what was seen of the optimization.
+        boundary: where the latency was seen: in process, or as the client of a server.
         throughput: output tokens per second, median over the samples.
         tp: how many devices share the model.
     """
@@ -53,13 +55,13 @@ class Result:
     engagement: Mapping[str, Any]
     throughput: float
     tp: int = 1
+    boundary: str = IN_PROCESS
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self) | {
             "case": self.case.key,
             "model": self.case.model,
-            "boundary": "in process",
             "unit": METRICS[self.case.metric][1],
             "verdict": asdict(self.verdict) | {"outcome": self.verdict.outcome.value},
         }

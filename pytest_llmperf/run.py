@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 
 from pytest_llmperf import baseline as store
 from pytest_llmperf import models, roofline, verdict
-from pytest_llmperf.backends.base import EngineSpec
+from pytest_llmperf.backends.base import UNKNOWN, EngineSpec
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.beside import Beside
 from pytest_llmperf.cases import Case, Workload
@@ -100,6 +100,7 @@ class Run:
         engines = Engines(
             spec,
             lambda backend: Arm(python=self._interpreter(backend).path),
+            self.scope.attached,
             cache=str(self.scope.cache / "inductor"),
             timeout=self.settings.timeout,
             roomy=self._fits_twice(),
@@ -335,6 +336,7 @@ class Run:
             cold_start=first.cold_start,
             peak_memory=first.peak_memory,
             engagement=first.engagement,
+            boundary=self.scope.registry[backend].boundary,
             throughput=median(sample.trace.throughput for sample in first.samples),
             tp=self.scope.registry[backend].tp,
         )
@@ -349,6 +351,8 @@ class Run:
                 said, since a probe of half a second may have been disturbed.
         """
         backend = self.scope.registry[case.backend]
+        if self.scope.attached(backend):
+            return None  # nobody knows which device is behind a server that runs already
         measured = self.device.peak_flops is None
         dies = 1 if measured else backend.tp  # a CPU's ranks share the one that was measured
         for attempt in range(2 if measured else 1):
@@ -394,16 +398,20 @@ class Run:
         self._unproven.add((backend, workload))
         if not self.prompts.real_text:
             raise ParityError(f"{self.model.name} has no tokenizer.json, so there is no real text to show parity on")
-        equal = self.prompts.batch(workload)
-        parity = self.referee.judge(
-            backend,
-            workload,
-            equal=equal,
-            unequal=self.prompts.unequal_batch(workload),
-            timed=self._timed_rows(backend, workload),
-            reference_timed=self._timed_rows(self.settings.reference, workload),
-            other_weights=self.scope.registry[backend].weight_bytes is not None,
-        )
+        timed = self._timed_rows(backend, workload)
+        given: dict[str, Any] = {
+            "equal": self.prompts.batch(workload),
+            "unequal": self.prompts.unequal_batch(workload),
+            "reference_timed": self._timed_rows(self.settings.reference, workload),
+        }
+        if any(UNKNOWN in row for _, row in timed):
+            texts = self._timed_texts(backend, workload)
+            parity = self.referee.judge_by_text(
+                backend, workload, timed=texts, decode=self.prompts.continuation, **given
+            )
+        else:
+            other = self.scope.registry[backend].weight_bytes is not None
+            parity = self.referee.judge(backend, workload, timed=timed, other_weights=other, **given)
         found = ParityResult(backend, str(workload), parity)
         self.parities.append(found)
         if parity.passed:
@@ -416,6 +424,11 @@ class Run:
             fresh = self._fresh.get((backend, workload), [])
             return sorted(set().union(*(one.token_rows() for one in (measured, *fresh))))
         return list(enumerate(self.generate_once(backend, workload).tokens))
+
+    def _timed_texts(self, backend: str, workload: Workload) -> list[tuple[int, str]]:
+        """Every distinct text that was timed, of a backend whose token ids are not known."""
+        measured = [self.first(backend, workload), *self._fresh.get((backend, workload), [])]
+        return sorted(set().union(*(one.text_rows() for one in measured)))
 
     # The end
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from pytest_llmperf import base, models
 from pytest_llmperf.backends.registry import Combination, Registry
@@ -19,6 +21,7 @@ from pytest_llmperf.devices.table import Device
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import Traffic
 from pytest_llmperf.sampling import Plan
+from pytest_llmperf.secret import Secret
 from pytest_llmperf.settings import Settings
 
 
@@ -82,10 +85,39 @@ def check_interpreters(stated: Sequence[tuple[str, str]], registry: Registry) ->
         Interpreter(path).python_version()
 
 
-def why_not(backend: Combination, device: Device, interpreter: Interpreter) -> str | None:
-    """The reason why a backend cannot run on a device in an interpreter, or None."""
+def check_servers(named: Mapping[str, Secret], registry: Registry) -> None:
+    """Every one is for a backend that can be the client of a server that runs already.
+
+    Raises:
+        KeyError, ValueError: one is not.
+    """
+    for name in named:
+        if not registry.part(name).attaches:
+            can = ", ".join(one for one in registry.names() if registry.part(one).attaches)
+            raise UnusableError(
+                f"--llm-server={name}=...: {name} is no client of a server that runs already; {can} are"
+            )
+
+
+def why_not(backend: Combination, device: Device, interpreter: Interpreter, servers: Container[str] = ()) -> str | None:
+    """The reason why a backend cannot run on a device in an interpreter, or None.
+
+    Args:
+        backend: what is to run.
+        device: where.
+        interpreter: in which Python.
+        servers: the backends for which a server is named that runs already.
+    """
     if reason := backend.requires(device):
         return reason
+    engine = backend.engine
+    if engine.attaches and engine.name not in servers:
+        prefix = "" if engine.name == "server" else f"{engine.name}="
+        remedy = f"name one that runs, as in --llm-server={prefix}http://127.0.0.1:8000"
+        if not engine.launcher:
+            return f"no server is named; {remedy}"
+        if shutil.which(engine.launcher) is None:
+            return f"{engine.launcher} is not on PATH; {remedy}"
     for part in backend.all:
         if part.distributions and interpreter.found(part.distributions) is None:
             where = "" if interpreter.own else f" in {interpreter.path}"
@@ -116,6 +148,8 @@ class Scope:
             self.model = models.resolve(settings.model, settings.random_weights, cache)
             self.backends = self._backends()
             check_interpreters(settings.python, registry)
+            self.servers = dict(settings.server)
+            check_servers(self.servers, registry)
             self.base = self._base(root)
         except (KeyError, ValueError) as error:
             raise UnusableError(str(error.args[0] if error.args else error)) from None
@@ -232,14 +266,17 @@ class Scope:
         """Why the backend cannot run here, or None."""
         combination = self.registry[backend]
         return (
-            why_not(combination, self.device, self.interpreter(combination))
+            why_not(combination, self.device, self.interpreter(combination), self.servers)
             or why_not_sharded(self.model.architecture, combination.tp, combination.own_ranks)
-            or self._too_few(combination.tp)
+            or self._too_few(combination)
         )
 
-    def _too_few(self, degree: int) -> str | None:
+    def _too_few(self, backend: Combination) -> str | None:
         """Why there are not enough devices, or is not enough of their memory, for the model's weights and its cache."""
-        if degree == 1 or self.device.memory_bytes is None:
+        degree = backend.tp
+        if degree > 1 and self.attached(backend):
+            return "the server that --llm-server names runs already, with a degree of its own"
+        if degree == 1 or self.device.memory_bytes is None or self.settings.executor:  # which may span hosts
             return None
         if (here := detect.count(self.device)) < degree:
             return (
@@ -254,6 +291,12 @@ class Scope:
                 f"{self.device.memory_bytes / 2**30:.0f}"
             )
         return None
+
+    def attached(self, backend: Combination) -> dict[str, Any]:
+        """What the backend is told of the server that it is a client of; nothing where that is no affair of ours."""
+        if backend.engine.name not in self.servers:
+            return {}
+        return {"server": self.servers[backend.engine.name], "headers": dict(self.settings.server_header)}
 
     def matching(self, case: Case) -> list[tuple[str, float]]:
         """The lines of ``llm_tolerances`` whose pattern matches a case's key."""

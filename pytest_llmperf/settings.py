@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+
+from pytest_llmperf.secret import Secret
 
 DEFAULT_BACKENDS = ("eager", "sdpa", "compile", "compile-static", "vllm")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -145,6 +149,40 @@ def _interpreters(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, path) for name, _, path in pairs)
 
 
+def _servers(text: str) -> tuple[tuple[str, Secret], ...]:
+    """Backend and URL of each. No message quotes a URL, which may hold a password."""
+    found: list[tuple[str, Secret]] = []
+    for part in re.split(r",(?=\s*(?:[^=/,\s]+=)?https?://)", text):
+        named = re.fullmatch(r"\s*(?:([^=/,:\s]+)=)?(https?://\S+?)/*\s*", part)
+        if named is None:
+            raise ValueError("a server is a URL, as in 'http://127.0.0.1:8000', or backend=URL, as in 'tgi=http://...'")
+        name = named[1] or "server"
+        try:
+            parts = urlsplit(named[2])
+            usable = bool(parts.hostname) and parts.port != 0 and not parts.fragment
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError(f"the URL of {name} has no host, a wrong port, or a fragment; write http://host:port")
+        if name in dict(found):
+            raise ValueError(f"{name} is named twice")
+        found.append((name, Secret.url(named[2])))
+    return tuple(found)
+
+
+def _server_headers(text: str) -> tuple[tuple[str, Secret], ...]:
+    """Name and value of each header, a line each. No message quotes a value."""
+    found = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if not (colon and value and re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)):
+            raise ValueError("a header is 'Name: value', as in 'Authorization: Bearer ...'")
+        if not value.isprintable() or not value.isascii():
+            raise ValueError(f"the value of the header {name} has characters that no header may have")
+        found.append((name, Secret.header(value)))
+    return tuple(found)
+
+
 def _dtype(text: str) -> str:
     full = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(text, text)
     if full not in DTYPES:
@@ -184,6 +222,8 @@ class Option:
     bare: str | None = None
     #: Whether it may be given more than once, which adds to its values.
     repeated: bool = False
+    #: The environment variable that is heeded where neither the command line nor ini says; for what is secret.
+    variable: str | None = None
 
     @property
     def flag(self) -> str:
@@ -211,6 +251,12 @@ OPTIONS = (
            "devices (dies), as backend+tpN. Default: 1. Example: --llm-tp=1,2,4,8", (1,)),
     Option("executor", str, "NAME", "What starts vLLM's tensor-parallel ranks, by vLLM's name for it: mp, ray (which may span hosts), "
            "external_launcher (torchrun's rendezvous). Default: vLLM's choice. Example: --llm-executor=ray", ""),
+    Option("server", _servers, "LIST", "Servers that run already, comma-separated, each a URL (for the backend 'server') or backend=URL. "
+           "The environment variable LLMPERF_SERVER says the same where a password in it should not be on the command line. "
+           "Default: none. Example: --llm-server=http://127.0.0.1:8000,tgi=http://127.0.0.1:3000", (), variable="LLMPERF_SERVER"),
+    Option("server-header", _server_headers, "HEADER", "Header sent to those servers with every request; may be repeated. Or in the "
+           "environment variable LLMPERF_SERVER_HEADER, a line each, so that a secret is not on the command line. Default: none. "
+           "Example: --llm-server-header='Authorization: Bearer ...'", (), repeated=True, variable="LLMPERF_SERVER_HEADER"),
     Option("reference", str, "NAME", "Backend that parity and speedup refer to. Default: eager. Example: "
            "--llm-reference=sdpa", "eager"),
     Option("dtype", _dtype, "TYPE", f"Type of weights and activations: {', '.join(DTYPES)}. Default: bfloat16 on a CPU that multiplies "
@@ -266,6 +312,9 @@ OPTIONS = (
 )  # fmt: skip
 
 
+#: Not passed on to workers, nor to what they start: they are told what concerns them.
+SECRET_VARIABLES = frozenset(option.variable for option in OPTIONS if option.variable)
+
 #: A table, so in ini alone.
 TOLERANCES = "llm_tolerances"
 TOLERANCES_HELP = (
@@ -296,6 +345,9 @@ class Settings:
     python: tuple[tuple[str, str], ...]
     tp: tuple[int, ...]
     executor: str
+    #: Backend and URL; header and value.
+    server: tuple[tuple[str, Secret], ...]
+    server_header: tuple[tuple[str, Secret], ...]
     reference: str
     dtype: str | None
     batch_sizes: tuple[int, ...] | None
@@ -375,6 +427,11 @@ def read(config: pytest.Config) -> Settings:
                 value = option.parse(text)
             except ValueError as error:
                 raise pytest.UsageError(f"{option.ini} (ini): {error}") from None
+        if value is None and option.variable and (text := os.environ.get(option.variable, "").strip()):
+            try:
+                value = option.parse(text)
+            except ValueError as error:
+                raise pytest.UsageError(f"{option.variable} (environment): {error}") from None
         if value is None:
             value = option.default
         else:

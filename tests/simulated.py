@@ -48,8 +48,8 @@ class Simulated:
         recorder.clock = lambda: self.now
         recorder.sleep = self.sleep
         # A generation that takes no time cannot be disturbed, but one tick of the kernel's counters would look so.
-        health.snapshot = lambda _groups=(): health.Snapshot(0.0, 0.0, 0.0, 0.0)
-        health.busiest = lambda _groups: None
+        health.snapshot = lambda _processes: health.Snapshot(0.0, 0.0, 0.0, 0.0)
+        health.busiest = lambda: None
         watch.canary = lambda: 0.002
         if fitness is not None:
             made = count()

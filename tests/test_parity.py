@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.backends.base import Observation, Score
-from pytest_llmperf.parity import BOUNDED_REGRET, Row, decide, error_margin, informative
+from pytest_llmperf.parity import (
+    BOUNDED_REGRET,
+    Row,
+    TextRow,
+    decide,
+    decide_by_text,
+    error_margin,
+    informative,
+    parting,
+)
 
 TOKENS = 64
 
@@ -120,3 +129,50 @@ def test_other_weights_are_bounded_in_regret_in_every_type_and_never_equal(
 def test_the_same_weights_are_not_bounded_but_in_parity() -> None:
     assert not decide([row(0)]).bounded
     assert not decide([row(0, backend=0.3)]).passed
+
+
+# By text, where token ids are not known
+
+
+def words(*texts: str, reference: str = "one two three", tokens: int = TOKENS) -> list[TextRow]:
+    return [TextRow(text, reference, random.Random(0).sample(range(10_000), tokens)) for text in texts]
+
+
+def test_equal_text_is_parity_by_text() -> None:
+    found = decide_by_text(words("one two three", "one two three"))
+    assert found.passed
+    assert found.by_text
+    assert (found.exact_match, found.tokens) == (1.0, 2 * TOKENS)
+
+
+def test_where_texts_part_is_said() -> None:
+    found = decide_by_text(words("one two three", "one too three"))
+    assert not found.passed
+    assert found.reason == (
+        "its text parts from the reference's at character 5 of row 1 of 2 judged ('oo three' instead of 'wo three'); "
+        "without token ids a near tie cannot be told from an error"
+    )
+    assert found.exact_match == (13 + 5) / 26
+
+
+def test_a_text_that_is_cut_short_parts_at_its_end() -> None:
+    assert parting("one two", "one two three") == 7
+    assert not decide_by_text(words("one two")).passed
+
+
+def test_half_a_character_at_the_end_is_held_back_by_one_side() -> None:
+    assert decide_by_text(words("one two three\ufffd")).passed
+    assert parting("a\ufffdb", "ab") == 1
+
+
+def test_texts_that_repeat_or_are_empty_prove_nothing() -> None:
+    assert "carry information" in decide_by_text([TextRow("a a", "a a", [7] * TOKENS)]).reason
+    assert "empty" in decide_by_text(words("", reference="")).reason
+
+
+@given(st.text(max_size=9), st.text(max_size=9))
+def test_texts_part_where_they_first_differ(one: str, other: str) -> None:
+    at = parting(one, other)
+    if at is not None:
+        assert one[:at] == other[:at]
+        assert one[at : at + 1] != other[at : at + 1]

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 #: Called by an engine the moment a token is on the host, with the request's index in the batch and the token's id.
 OnToken = Callable[[int, int], None]
-
-
+#: The id of a token of which a server does not say which one it is.
+UNKNOWN = -1
 #: Where a latency is seen, which every figure says.
 IN_PROCESS, CLIENT = "in process", "client of a server"
 #: What evidence calls the fraction of the time in which ranks exchange data, for reports to find it.
@@ -55,8 +55,8 @@ class EngineSpec:
     timeout: float = 600.0
     tp: int = 1
     executor: str = ""
-    server: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    server: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,13 @@ class Observation:
         tokens: output token ids, n of them.
         candidates: the ids of the k largest logits at each position; shape (n, k).
         logits: those logits, or log-probabilities, which differ by a constant per position; shape (n, k).
+        text: the tokens as text, where they are `UNKNOWN`.
     """
 
     tokens: Sequence[int]
     candidates: Sequence[Sequence[int]]
     logits: Sequence[Sequence[float]]
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,14 +143,14 @@ class RequestStatistics:
     """What an engine that keeps time itself says of one request of its last generation; checked, never reported.
 
     Attributes:
-        ttft: seconds from the request's arrival to its first token.
-        tpot: seconds per further token.
+        ttft: seconds from the request's arrival to its first token; None where it does not say.
+        tpot: seconds per further token; likewise.
         cached_tokens: prompt tokens that were not computed but found in a prefix cache.
         preemptions: how often the request lost its cache and was computed again.
     """
 
-    ttft: float
-    tpot: float
+    ttft: float | None
+    tpot: float | None
     cached_tokens: int = 0
     preemptions: int = 0
 
@@ -232,6 +234,8 @@ class Backend:
             rightly differ; None where they are the same.
         degree: how many devices share the model.
         boundary: where its latencies are seen, `IN_PROCESS` or as the `CLIENT` of a server.
+        attaches: it can be the client of a server that runs already, which ``--llm-server`` names.
+        launcher: the program that starts its server where none is named; empty if one must be.
     """
 
     name: str
@@ -248,6 +252,8 @@ class Backend:
     weight_bytes: float | None = None
     degree: int = 1
     boundary: str = IN_PROCESS
+    attaches: bool = False
+    launcher: str = ""
 
     def reference(self) -> dict[str, str]:
         """Where the worker finds ``load``: module, qualified name and file (empty where it is to be imported by name).

@@ -16,10 +16,13 @@ from pytest_llmperf.backends import (
     int8,
     max_autotune,
     sdpa,
+    server,
     tensor_parallel,
+    tgi,
     transformers_paged,
     tunableop,
     vllm,
+    vllm_serve,
     xformers,
 )
 from pytest_llmperf.backends.base import APPLIED, CLIENT, SLOTS, Backend
@@ -42,6 +45,9 @@ BUILT_IN: tuple[Backend, ...] = (
     tunableop.BACKEND,
     transformers_paged.BACKEND,
     *vllm.BACKENDS,
+    vllm_serve.BACKEND,
+    server.BACKEND,
+    *tgi.BACKENDS,
 )
 #: Those that only change another, in the combinations that ``--llm-backends=all`` measures.
 COMBINED = (
@@ -95,7 +101,7 @@ class Combination:
     @property
     def served(self) -> bool:
         """Whether it answers requests as they come, so that it can be put under load."""
-        return self.engine.boundary == CLIENT
+        return self.boundary == CLIENT
 
     @property
     def own_ranks(self) -> bool:
@@ -106,6 +112,11 @@ class Combination:
     def ranks(self) -> int:
         """Worker processes that run it together."""
         return 1 if self.own_ranks else self.tp
+
+    @property
+    def boundary(self) -> str:
+        """Where its latencies are seen."""
+        return self.engine.boundary
 
     @property
     def proof(self) -> str:

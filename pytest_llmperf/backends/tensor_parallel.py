@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.backends.transformers_engine import Profile
 
 #: Engines that start their own ranks, when told the degree.
-OWN_RANKS = ("vllm", "vllm-eager")
+OWN_RANKS = ("vllm", "vllm-eager", "vllm-serve", "tgi")
 #: Seconds that a collective waits for a rank that does not come. A rank that died is seen at once, by the parent; one
 #: that hangs only by this. Ranks that compile reach a collective some seconds apart.
 PATIENCE = 30

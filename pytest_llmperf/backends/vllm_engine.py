@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -75,42 +76,19 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        if spec.device == "cpu":
-            # vLLM reduces torch to one thread unless it is told that somebody chose; every other backend has them all.
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // spec.tp)))
-            if spec.tp > 1:  # or it wants a NUMA node for each rank
-                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-            # vLLM 0.32 cannot load what it compiled ahead of time for a CPU ("'function' object has no attribute
-            # 'finalize_loading'"), so it would compile at every start; inductor's own cache works.
-            os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+        os.environ.update(environment(spec))
         self._folder = tempfile.TemporaryDirectory() if spec.config is not None else None
-        config = dict(spec.config) if spec.config is not None else _read(Path(spec.model))
-        architecture = Architecture.from_config(config)
-        blocks = spec.batch_size * -(-spec.sequence_length // LARGEST_BLOCK) + SPARE_BLOCKS
-        cache = blocks * LARGEST_BLOCK * architecture.kv_bytes_per_token(spec.dtype)
-        _check_room(spec, cache)
+        config = dict(spec.config) if spec.config is not None else configuration(Path(spec.model))
+        shared = arguments(spec, config, self.compiled)
         from vllm import EngineArgs, LLMEngine
 
-        arguments = EngineArgs(
-            model=spec.model if self._folder is None else _written(Path(self._folder.name), config),
-            load_format="auto" if self._folder is None else "dummy",
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # not the model's own, which may sample
-            dtype=spec.dtype,
-            seed=spec.seed,
-            max_model_len=spec.sequence_length,
-            max_num_seqs=spec.batch_size,
-            max_num_batched_tokens=spec.batch_size * spec.sequence_length,
-            enable_prefix_caching=False,
+        engine_arguments = EngineArgs(
+            model=spec.model if self._folder is None else written(Path(self._folder.name), config),
             async_scheduling=False,
-            kv_cache_memory_bytes=cache,
-            enforce_eager=not self.compiled,
-            tensor_parallel_size=spec.tp,
-            distributed_executor_backend=spec.executor or None,
-            disable_log_stats=False,
+            **shared,
         )
-        self.engine = LLMEngine.from_engine_args(arguments)
-        self.layers = architecture.layers
+        self.engine = LLMEngine.from_engine_args(engine_arguments)
+        self.layers = Architecture.from_config(config).layers
         self._generations = count()
         self._last: list[list[int]] = []
         self._last_new_tokens = 0
@@ -226,6 +204,12 @@ class VllmEngine:
             },
         )
 
+    def processes(self) -> list[int]:
+        """The ranks that vLLM started, and what they did."""
+        import psutil
+
+        return [child.pid for child in psutil.Process().children(recursive=True)] if self.spec.tp > 1 else []
+
     def close(self) -> None:
         """Stop what vLLM started."""
         self.engine.engine_core.shutdown()
@@ -237,6 +221,49 @@ class VllmEagerEngine(VllmEngine):
     """``enforce_eager``: no compilation, no graphs."""
 
     compiled = False
+
+
+def arguments(spec: EngineSpec, config: Mapping[str, Any], compiled: bool = True) -> dict[str, Any]:
+    """What vLLM is told of the model and the sizes, in process and as a server.
+
+    Raises:
+        MemoryError: the cache of keys and values does not fit into what is free.
+    """
+    blocks = spec.batch_size * -(-spec.sequence_length // LARGEST_BLOCK) + SPARE_BLOCKS
+    cache = blocks * LARGEST_BLOCK * Architecture.from_config(config).kv_bytes_per_token(spec.dtype)
+    _check_room(spec, cache)
+    return {
+        "load_format": "auto" if spec.config is None else "dummy",
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # not the model's own, which may sample
+        "dtype": spec.dtype,
+        "seed": spec.seed,
+        "max_model_len": spec.sequence_length,
+        "max_num_seqs": spec.batch_size,
+        "max_num_batched_tokens": spec.batch_size * spec.sequence_length,
+        "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": cache,
+        "enforce_eager": not compiled,
+        "disable_log_stats": False,
+        **({"tensor_parallel_size": spec.tp} if spec.tp > 1 else {}),
+        **({"distributed_executor_backend": spec.executor} if spec.executor else {}),
+    }
+
+
+def environment(spec: EngineSpec) -> dict[str, str]:
+    """What vLLM reads of its environment on a CPU; a variable that somebody has set keeps its value."""
+    if spec.device != "cpu":
+        return {}
+    found = {
+        # vLLM reduces torch to one thread unless it is told that somebody chose; every other backend has them all.
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // spec.tp)),
+        # vLLM 0.32 cannot load what it compiled ahead of time for a CPU ("'function' object has no attribute
+        # 'finalize_loading'"), so it would compile at every start; inductor's own cache works.
+        "VLLM_USE_AOT_COMPILE": "0",
+        # Or it wants a NUMA node for each rank.
+        **({"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if spec.tp > 1 else {}),
+    }
+    return {name: os.environ.get(name, value) for name, value in found.items()}
 
 
 def _check_room(spec: EngineSpec, cache: int) -> None:
@@ -277,13 +304,14 @@ def _statistics(output: Any, max_new_tokens: int) -> RequestStatistics:
     )
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def configuration(folder: Path) -> dict[str, Any]:
+    """The model's configuration."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder).to_dict()  # type: ignore[no-any-return]
 
 
-def _written(folder: Path, config: dict[str, Any]) -> str:
+def written(folder: Path, config: dict[str, Any]) -> str:
     """A folder with the configuration alone, which is what vLLM wants for random weights."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

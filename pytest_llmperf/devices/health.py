@@ -26,7 +26,7 @@ class Snapshot:
         wall: a monotonic clock.
         busy: CPU time that was not idle, over the CPUs that this process may use, steal excepted.
         steal: CPU time that the hypervisor gave to others.
-        own: CPU time of the process groups that are measured, of this process's children that have ended too.
+        own: CPU time of this process, of its children that have ended, and of others that it counts as its own.
         cpus: how many CPUs this process may use; not a counter.
         stalled: time in which some or all tasks waited for a resource, by ``some memory``, ``full io`` and so on.
         throttled: how often a usable CPU was slowed down for its temperature.
@@ -115,30 +115,21 @@ def throttled(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu"
     return sum(counts) if counts else None
 
 
-def of_others(groups: Collection[int], ticks: int, proc: Path = Path("/proc")) -> float:
-    """CPU seconds that the processes of those groups have used, but for this one: ranks, a server, an engine's own."""
-    if not groups:
-        return 0.0
-    pids = (int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal())
-    found = (process(pid, proc) for pid in pids if pid != os.getpid())
-    return sum(one.ticks for one in found if one is not None and one.group in groups) / ticks
-
-
-def snapshot(groups: Collection[int] = ()) -> Snapshot:
+def snapshot(processes: Collection[int] = ()) -> Snapshot:
     """Now. The kernel counts in ticks, of 10 ms mostly, so that differences are good to about that.
 
     Args:
-        groups: process groups whose CPU use is this process's own too; none spares a look at every process.
+        processes: others whose CPU time counts as this one's own.
     """
     cpus = usable_cpus()
     try:
         text = Path("/proc/stat").read_text()
         busy, steal = parse_stat(text, os.sysconf("SC_CLK_TCK"), cpus)
-        others = of_others(groups, os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError):
-        busy = steal = others = 0.0
+        busy = steal = 0.0
     used = os.times()
-    own = used.user + used.system + used.children_user + used.children_system + others
+    own = used.user + used.system + used.children_user + used.children_system
+    own += sum(found.ticks for pid in processes if (found := process(pid))) / os.sysconf("SC_CLK_TCK")
     return Snapshot(time.perf_counter(), busy, steal, own, len(cpus), stalled(), throttled(cpus), megahertz(cpus))
 
 
@@ -190,17 +181,15 @@ def process(pid: int, proc: Path = Path("/proc")) -> Process | None:
     return parse_process(_text(proc / str(pid) / "stat"))
 
 
-def busiest(groups: Collection[int], seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
-    """Who uses the most CPU now, as in ``4711 (python)``, its own process group and those excepted; None if nobody
-    uses any.
+def busiest(seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
+    """Who uses the most CPU now, as in ``4711 (python)``, this process group excepted; None if nobody uses any.
 
     Takes ``seconds``, and two looks at every process, so it is asked only after a sample that others disturbed.
     """
-    ours = {os.getpgrp(), *groups}
 
     def look() -> dict[int, Process]:
         pids = [int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()]
-        return {pid: found for pid in pids if (found := process(pid, proc)) and found.group not in ours}
+        return {pid: found for pid in pids if (found := process(pid, proc)) and found.group != os.getpgrp()}
 
     try:
         before = look()

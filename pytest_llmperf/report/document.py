@@ -13,8 +13,9 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from pytest_llmperf.backends.base import TIME_IN_COLLECTIVES
+from pytest_llmperf.backends.base import IN_PROCESS, TIME_IN_COLLECTIVES
 from pytest_llmperf.cases import METRICS, Workload, place
+from pytest_llmperf.report.text import boundaries
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile
 
@@ -42,7 +43,9 @@ class Row:
         throughput: output tokens per second.
         cold_start: s. peak_memory: bytes. tokens_per_joule: output tokens.
         tp: how many devices share the model. collectives: share of the time that its ranks exchange data in.
-        parity: ``reference``, ``in parity``, ``bounded``, ``not in parity``, or None where it was not checked.
+        parity: ``reference``, ``in parity``, ``in parity by text``, ``bounded``, ``not in parity``, or None where it
+            was not checked.
+        boundary: where the latency was seen: in process, or as the client of a server.
         outcome: the verdict's, or ``accepted`` where it was written to the baseline.
         ratio, low, high, threshold, resolution, basis, reason: the verdict's.
         tolerance, tolerance_source: the slowdown allowed, and where that was stated.
@@ -90,6 +93,7 @@ class Row:
     tp: int = 1
     collectives: float | None = None
     parity: str | None = None
+    boundary: str = IN_PROCESS
     itl: tuple[float, ...] = ()
 
     @property
@@ -103,7 +107,7 @@ class Row:
     @property
     def correct(self) -> bool:
         """Whether its tokens were shown to be the reference's, or as near as its weights allow."""
-        return self.parity in ("reference", "in parity", "bounded")
+        return self.parity in ("reference", "in parity", "in parity by text", "bounded")
 
 
 ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
@@ -111,7 +115,7 @@ ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 
 @dataclass(frozen=True)
 class ParityRow:
-    """What was found of a backend's tokens on a workload: ``in parity``, ``bounded`` or ``not in parity``, and why."""
+    """What was found of a backend's tokens on a workload, in the words of `Row.parity`, and why."""
 
     backend: str
     workload: str
@@ -189,6 +193,11 @@ class Document:
     @property
     def title(self) -> str:
         return f"{self.model}, {self.dtype}, {self.device}"
+
+    @property
+    def boundary(self) -> str:
+        """Where its latencies were seen."""
+        return boundaries((row.backend, row.boundary) for row in self.rows)
 
     @property
     def headline(self) -> str:
@@ -287,6 +296,8 @@ def _load(data: Mapping[str, Any]) -> LoadRow:
 def _standing(parity: Mapping[str, Any]) -> str:
     if not parity["passed"]:
         return "not in parity"
+    if parity.get("by_text"):
+        return "in parity by text"
     return "bounded" if parity["bounded"] else "in parity"
 
 
@@ -329,6 +340,7 @@ def _row(
         tp=result.get("tp", 1),
         collectives=result["engagement"].get("seen", {}).get(TIME_IN_COLLECTIVES),
         parity=standing,
+        boundary=result["boundary"],
         itl=_itl(measurement["samples"]) if metric == "tpot" else (),
     )
 

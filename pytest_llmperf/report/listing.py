@@ -12,7 +12,7 @@ from pytest_llmperf import models
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.devices import detect
 from pytest_llmperf.devices.table import DEVICES, Device
-from pytest_llmperf.scope import check_interpreters, interpreter_of, why_not
+from pytest_llmperf.scope import check_interpreters, check_servers, interpreter_of, why_not
 from pytest_llmperf.settings import Settings
 
 HERE = "yes"
@@ -30,6 +30,7 @@ def listing(settings: Settings, registry: Registry) -> list[str]:
     """
     device = detect.resolve(settings.device)
     check_interpreters(settings.python, registry)
+    check_servers(dict(settings.server), registry)
     names = [*registry.names(), *(name for name in registry.everything() if "+" in name)]
     backends = [_backend(name, registry, device, settings) for name in names]
     found = [(name, _model(name)) for name in models.CONFIGS]
@@ -52,7 +53,7 @@ def _backend(name: str, registry: Registry, device: Device, settings: Settings) 
         combination = Combination("+" + name, part, ())
         name = f"+{name}"
     interpreter = interpreter_of(combination, settings.python)
-    reason = why_not(combination, device, interpreter)
+    reason = why_not(combination, device, interpreter, dict(settings.server))
     distributions = [part.distributions for part in combination.all if part.distributions] or [("transformers",)]
     packages = [" ".join(found) for one in distributions if (found := interpreter.found(one))]
     return (

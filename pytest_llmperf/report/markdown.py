@@ -20,7 +20,7 @@ def render(document: Document) -> str:
     cases = sorted(document.rows, key=lambda row: worst.get(row.outcome, 2))  # what does not fit is what is fine
     parts = [
         f"### llmperf: {plain(document.headline)}",
-        plain(document.title),
+        plain(f"{document.title}; {document.boundary}"),
         _lines(row.said for row in document.regressions),
         _lines(one.against(document.reference) for one in document.wrong),
         _folded("What to run", _table(cells.ADVICE, cells.of_advice(document.rows))),

@@ -265,6 +265,13 @@ def parity_lines(found: Iterable[ParityResult]) -> list[str]:
     lines = []
     for one in found:
         parity = one.parity
+        if parity.by_text:
+            lines.append(
+                f"{one.backend} {one.workload}: {'in parity by text' if parity.passed else 'NOT IN PARITY'}, "
+                f"{parity.exact_match:.1%} of the reference's characters (no token ids), "
+                f"{parity.informative} of {parity.tokens} tokens informative"
+            )
+            continue
         error = "" if parity.error_ratio is None else f", logit error {parity.error_ratio:.2f} of the reference's"
         lines.append(
             f"{one.backend} {one.workload}: {_standing(parity)}, "

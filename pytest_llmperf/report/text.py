@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from pytest_llmperf.backends.base import IN_PROCESS
 
 
 def figure(seconds: float, metric: str) -> str:
@@ -56,6 +58,19 @@ def far(name: str | None, fraction: float | None, limit: str | None) -> str:
     return roof(name, fraction) if limit is None else f"{roof(name, fraction)}, {limit} bound"
 
 
+def boundaries(found: Iterable[tuple[str, str]]) -> str:
+    """Where latencies were seen, from backends and the boundary of each: ``in process``, and which were not."""
+    others: dict[str, list[str]] = {}
+    inside = False
+    for backend, boundary in dict.fromkeys(found):
+        if boundary == IN_PROCESS:
+            inside = True
+        else:
+            others.setdefault(boundary, []).append(backend)
+    said = [f"{', '.join(backends)}: {boundary}" for boundary, backends in others.items()]
+    return "; ".join([IN_PROCESS] * (inside or not said) + said)
+
+
 def memory(size: int | None) -> str:
-    """Bytes in GiB."""
-    return "-" if size is None else f"{size / 2**30:.2f} GiB"
+    """Bytes in GiB; a dash where that is not known (0, of a server)."""
+    return "-" if not size else f"{size / 2**30:.2f} GiB"

@@ -6,15 +6,27 @@ import json
 import os
 from typing import Any
 
+from pytest_llmperf.secret import Secret
+
 #: A reply longer than this is garbage, not a reply: the largest real one is a batch's tokens and times.
 LONGEST_LINE = 64 * 2**20
 
 
 def send(descriptor: int, message: dict[str, Any]) -> None:
-    """Write one message whole. Raises OSError if the other side is gone."""
-    data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    """Write one message whole: here, and nowhere else, a secret says what it is.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    data = json.dumps(message, separators=(",", ":"), default=_revealed).encode() + b"\n"
     while data:
         data = data[os.write(descriptor, data) :]
+
+
+def _revealed(value: object) -> str:
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
 def parse(line: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.backends.base import Engine, EngineSpec, Observation
+from pytest_llmperf.backends.base import UNKNOWN, Engine, EngineSpec, Observation
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder
 from pytest_llmperf.worker.watch import Watch
@@ -85,13 +85,13 @@ class Worker:
         self.device = "cpu"
         self.watch = Watch()
 
-    def load(self, backend: list[dict[str, str]], spec: dict[str, Any], groups: Sequence[int] = ()) -> dict[str, Any]:
+    def load(self, backend: list[dict[str, str]], spec: dict[str, Any], ranks: Sequence[int] = ()) -> dict[str, Any]:
         """Load an engine and what changes it, in that order. Returns the seconds it took, imports included.
 
         Args:
             backend: where they are, as `Backend.reference` says.
             spec: an `EngineSpec` as plain values.
-            groups: the process groups that work on this together, whose CPU use disturbs nobody.
+            ranks: the processes that are asked to load it together, whose CPU time is the engine's own.
         """
         start = time.perf_counter()
         self.device = spec["device"]
@@ -100,7 +100,8 @@ class Worker:
             loader = find(part)(loader)
         self.engine = loader(EngineSpec(**spec))
         seconds = time.perf_counter() - start
-        self.watch = Watch(groups)
+        processes = self.engine.processes() if hasattr(self.engine, "processes") else ()
+        self.watch = Watch({*ranks, *processes} - {os.getpid()})
         return {"seconds": seconds}
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0) -> dict[str, Any]:
@@ -119,8 +120,11 @@ class Worker:
             "statistics": [asdict(one) for one in self.engine.statistics()]
             if hasattr(self.engine, "statistics")
             else [],
+            "texts": self.engine.texts() if UNKNOWN in recorder.tokens[0] and hasattr(self.engine, "texts") else [],
             "fitness": asdict(fitness),
-            "peak_memory": peak_memory(self.device),
+            "peak_memory": self.engine.peak_memory()
+            if hasattr(self.engine, "peak_memory")
+            else peak_memory(self.device),
         }
 
     def serve(
@@ -156,7 +160,8 @@ class Worker:
             return [asdict(one) for one in self.engine.observe(prompts, max_new_tokens, OBSERVED_LOGITS)]
         recorder = Recorder(len(prompts))
         self.engine.generate(prompts, max_new_tokens, recorder)
-        return [asdict(Observation(row, [], [])) for row in recorder.tokens]
+        texts = self.engine.texts() if hasattr(self.engine, "texts") else [""] * len(prompts)
+        return [asdict(Observation(row, [], [], text)) for row, text in zip(recorder.tokens, texts, strict=True)]
 
     def score(
         self,

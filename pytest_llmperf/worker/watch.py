@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Collection
@@ -12,8 +11,6 @@ from typing import Any
 from pytest_llmperf.devices import fitness, gpu, health
 from pytest_llmperf.devices.fitness import Fitness
 
-#: CPU seconds that a process which does part of an engine's work has used by the time that it is loaded.
-STARTED = 0.1
 #: Rounds of one burst of the canary, and bursts; see `canary`.
 ROUNDS, BURSTS = 20_000, 3
 
@@ -65,13 +62,11 @@ class Watch:
     driver's affair, so that the cost is recorded with each sample.
 
     Args:
-        groups: the process groups that work together, this one included, where there are others.
+        processes: others whose CPU time is the engine's own: a server's, other ranks'.
     """
 
-    def __init__(self, groups: Collection[int] = ()) -> None:
-        ours = {os.getpgrp(), *groups}
-        # Looking at every process takes some milliseconds, so only where another one has worked on the loading.
-        self._groups = ours if health.of_others(ours, os.sysconf("SC_CLK_TCK")) > STARTED else set()
+    def __init__(self, processes: Collection[int] = ()) -> None:
+        self._processes = tuple(processes)
         address = pci_address()
         self._probe = gpu.probe(address) if address else None
 
@@ -89,12 +84,12 @@ class Watch:
         looked = time.perf_counter() - start
         sung = canary()
         start = time.perf_counter()
-        return Before(health.snapshot(self._groups), sung, reading, looked + time.perf_counter() - start)
+        return Before(health.snapshot(self._processes), sung, reading, looked + time.perf_counter() - start)
 
     def end(self, before: Before) -> Fitness:
         """Look just after it, and say what went on meanwhile; the counters first."""
         start = time.perf_counter()
-        after = health.snapshot(self._groups)
+        after = health.snapshot(self._processes)
         reading = self._look()
         cost = before.cost + time.perf_counter() - start
         used = health.contention(before.snapshot, after)
@@ -105,7 +100,7 @@ class Watch:
             others=used.others,
             steal=used.steal,
             idle=used.idle,
-            busiest=health.busiest(self._groups) if fitness.crowded(used) and used.others > used.steal else None,
+            busiest=health.busiest() if fitness.crowded(used) and used.others > used.steal else None,
             stalled=health.stalls(before.snapshot, after),
             megahertz=after.megahertz,
             throttled=throttled,

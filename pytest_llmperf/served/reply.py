@@ -1,0 +1,189 @@
+"""What the stream of one request says, protocol by protocol: events in, tokens out. Nothing here waits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pytest_llmperf.backends.base import UNKNOWN, OnToken
+from pytest_llmperf.served.client import ServerError, message
+
+
+class ReplyError(ServerError):
+    """What is wrong with a stream; whoever submitted the request knows which server it is of."""
+
+
+class Reply:
+    """One request's stream. An instance is the client's ``on_event``.
+
+    Args:
+        request: its index in the batch, or whatever ``on_token`` is to be told.
+        prompt_tokens: how many tokens its prompt has.
+        wanted: how many new tokens were asked for.
+        on_token: called for every token as it arrives.
+
+    Attributes:
+        tokens: how many there were.
+        events: how many events had content: fewer than tokens where an event carried several.
+        text: what the server says of them as text.
+        finish: why it ended, in the server's word.
+        usage: how the server counts, if it does.
+        ended: whether the stream said that it was over.
+    """
+
+    __slots__ = (
+        "_on_token",
+        "_prompt_tokens",
+        "_request",
+        "_texts",
+        "_wanted",
+        "ended",
+        "events",
+        "finish",
+        "tokens",
+        "usage",
+    )
+
+    def __init__(self, request: int, prompt_tokens: int, wanted: int, on_token: OnToken) -> None:
+        self._request, self._prompt_tokens, self._wanted, self._on_token = request, prompt_tokens, wanted, on_token
+        self._texts: list[str] = []
+        self.tokens = self.events = 0
+        self.finish = ""
+        self.usage: dict[str, Any] = {}
+        self.ended = False
+
+    def __call__(self, data: bytes) -> None:
+        """Read the data of one event.
+
+        Raises:
+            ReplyError: it is malformed, an error, one token too many, or after the end.
+        """
+        if self.ended:
+            raise ReplyError("went on after the end of its stream", _text(data))
+        try:
+            self._read(data)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ReplyError("sent a malformed event", _text(data)) from None
+        if self.tokens > self._wanted:
+            raise ReplyError(f"sent more than the {self._wanted} tokens that were asked for")
+
+    def _read(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that the server found in a cache, as far as it says."""
+        return int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+    def finished(self) -> None:
+        """The connection has ended.
+
+        Raises:
+            ReplyError: the stream had not, or the server's count of tokens is not what was sent or came.
+        """
+        if not self.ended:
+            raise ReplyError(f"broke off its stream after {self.events} events with content, before its end")
+        counted = self.usage.get("prompt_tokens")
+        if counted is not None and counted != self._prompt_tokens:
+            raise ReplyError(f"counts {counted} prompt tokens, and {self._prompt_tokens} were sent: it changes prompts")
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _error(error: object) -> ReplyError:
+    return ReplyError("reported an error in its stream", message(error))
+
+
+class CompletionReply(Reply):
+    """A stream of the OpenAI-compatible ``/v1/completions``.
+
+    Token ids are there where the server has vLLM's ``return_token_ids``. Elsewhere a token is `UNKNOWN`: one for each
+    event with text, and at the end as many more as the server's usage counts.
+    """
+
+    __slots__ = ("_identified",)
+
+    def __init__(self, request: int, prompt_tokens: int, wanted: int, on_token: OnToken) -> None:
+        super().__init__(request, prompt_tokens, wanted, on_token)
+        self._identified = False
+
+    def _read(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            self.ended = True
+            self._make_up()
+            return
+        event = json.loads(data)
+        if event.get("error"):
+            raise _error(event["error"])
+        if choices := event.get("choices"):
+            choice = choices[0]
+            text, ids = choice.get("text"), choice.get("token_ids")
+            if ids:
+                self._identified = True
+                self.events += 1
+                self.tokens += len(ids)
+                for token in ids if self.tokens <= self._wanted else ():
+                    self._on_token(self._request, token)
+            elif ids is None and text:
+                self.events += 1
+                self.tokens += 1
+                if self.tokens <= self._wanted:
+                    self._on_token(self._request, UNKNOWN)
+            if text:
+                self._texts.append(text)
+            if choice.get("finish_reason"):
+                self.finish = str(choice["finish_reason"])
+        elif "usage" not in event:
+            raise ValueError("neither a choice nor usage")
+        if event.get("usage"):
+            self.usage = event["usage"]
+
+    def _make_up(self) -> None:
+        """What usage counts beyond the events came with the last of them, as far as can be seen."""
+        counted = self.usage.get("completion_tokens")
+        if counted is None:
+            if not self._identified:
+                raise ReplyError(
+                    "gives neither token ids (vLLM does) nor usage, so that nobody knows how many tokens "
+                    "came; it must heed stream_options.include_usage"
+                )
+        elif counted < self.tokens or (self._identified and counted > self.tokens):
+            raise ReplyError(f"counts {counted} new tokens, and {self.tokens} came")
+        elif counted > self._wanted:
+            raise ReplyError(f"made {counted} tokens, and {self._wanted} were asked for")
+        else:
+            for _ in range(counted - self.tokens):
+                self._on_token(self._request, UNKNOWN)
+            self.tokens = counted
+
+
+class TgiReply(Reply):
+    """A stream of TGI's ``/generate_stream``: an event for each token, with its id; the last has the whole text."""
+
+    __slots__ = ()
+
+    def _read(self, data: bytes) -> None:
+        event = json.loads(data)
+        if "error" in event:
+            raise _error(event["error"] if not event.get("error_type") else f"{event['error']} ({event['error_type']})")
+        token = event["token"]
+        self.events += 1
+        self.tokens += 1
+        if self.tokens <= self._wanted:
+            self._on_token(self._request, int(token["id"]))
+        if not token.get("special"):
+            self._texts.append(token["text"])
+        if event.get("generated_text") is not None:
+            self.ended = True
+            details = event.get("details") or {}
+            self.finish = str(details.get("finish_reason") or "")
+            if "generated_tokens" in details and details["generated_tokens"] != self.tokens:
+                raise ReplyError(f"counts {details['generated_tokens']} new tokens, and {self.tokens} came")
+            if "input_length" in details:  # not every 2.x says it
+                self.usage = {"prompt_tokens": details["input_length"]}

