@@ -116,6 +116,15 @@ def _interpreters(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, path) for name, _, path in pairs)
 
 
+def _devices(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{text!r} is not a list of device indices, as in '0,1,4,5'")
+    if twice := sorted({part for part in parts if parts.count(part) > 1}):
+        raise ValueError(f"{text!r} names {', '.join(twice)} twice")
+    return tuple(map(int, parts))
+
+
 def _dtype(text: str) -> str:
     full = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(text, text)
     if full not in DTYPES:
@@ -206,6 +215,11 @@ OPTIONS = (
            "Default: that of head. Example: --llm-base-python=/opt/torch-2.12/bin/python"),
     Option("compare", _comparison, "WHICH", "Cases that are compared with the base, if one is given: 'flagged' or 'always'. Default: flagged. "
            "Example: --llm-base=main --llm-compare=always", "flagged"),
+    Option("visible-devices", _devices, "LIST", "Devices of a model that is spread over several, by index, comma-separated; dies count, and where the "
+           "environment makes only some visible, these are counted. Default: those with the best links between them. "
+           "Example: --llm-visible-devices=0,1,4,5"),
+    Option("topology", Path, "FILE", "Links between the devices as JSON, where no tool here can tell them: {\"links\": n x n numbers in GB/s, one way}. "
+           "Default: asked of the machine. Example: --llm-topology=topology.json"),
     Option("budget", _seconds, "SECONDS", "After this long no further pair of processes is begun for one backend and workload "
            "that is compared with base; 4 pairs are measured whatever they take, unless fewer decide. Default: 90. "
            "Example: --llm-budget=300", 90.0),
@@ -266,6 +280,8 @@ class Settings:
     base: str | None
     base_python: str | None
     compare: str
+    visible_devices: tuple[int, ...] | None
+    topology: Path | None
     budget: float
     self_test: bool
     invocations: int
@@ -342,6 +358,8 @@ def read(config: pytest.Config) -> Settings:
         values["baseline_dir"] = config.rootpath / values["baseline_dir"]
     if values["results"] is not None:
         values["results"] = values["results"].absolute()
+    if values["topology"] is not None:
+        values["topology"] = values["topology"].absolute()
     values["report"] = tuple(path.absolute() for path in values["report"])
     assert values.keys() | {"stated"} == {field.name for field in fields(Settings)}
     return Settings(**values, stated=frozenset(stated))

@@ -85,7 +85,7 @@ def rocm_smi_products(text: str) -> list[str]:
     return names
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -98,14 +98,14 @@ def found() -> tuple[str, ...]:
     """The product names of every accelerator here, as their vendors call them."""
     nvidia = nvidia_products() or [
         line.strip()
-        for line in _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+        for line in output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
         if line.strip()
     ]
     return (*nvidia, *first_known(amd_products, kfd_products, _rocm_smi))
 
 
 def _rocm_smi() -> list[str]:
-    return rocm_smi_products(_output("rocm-smi", "--showproductname", "--json"))
+    return rocm_smi_products(output("rocm-smi", "--showproductname", "--json"))
 
 
 def first_known(*sources: Callable[[], list[str]]) -> list[str]:
