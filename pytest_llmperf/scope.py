@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,8 @@ from pytest_llmperf import base, models
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.base import Base
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.devices import detect, fingerprint
+from pytest_llmperf.devices import detect, facts, fingerprint
+from pytest_llmperf.devices.doctor import Need
 from pytest_llmperf.devices.table import Device
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.sampling import Plan
@@ -194,6 +195,12 @@ class Scope:
         if self._largest.batch_size * self._largest.prompt_length == 1:
             self.workloads()
         return self._largest
+
+    @property
+    def need(self) -> Need:
+        """Bytes that the model, the largest workload and parity need."""
+        found = facts.need(self.model.architecture, self.dtype, self.largest, self.model.name)
+        return replace(found, parity=0) if self.model.random_weights else found
 
     def missing(self, backend: str) -> str | None:
         """Why the backend cannot run here, or None."""

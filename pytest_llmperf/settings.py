@@ -258,6 +258,10 @@ LIST_HELP = (
     "List every backend, model and device: what can run here, or why not, and what proves that it ran; load nothing, "
     "run no test. Example: pytest --llm-list"
 )
+DOCTOR_HELP = (
+    "Say whether this machine is fit to measure on: NUMA balancing, clocks, other load, limits, the cards, memory for the model; "
+    "run no test, change nothing. Exit status 1 if something is bad, else 0. Example: pytest --llm-doctor --llm-model=llama-2-7b"
+)
 
 
 @dataclass(frozen=True)
@@ -316,6 +320,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini(TOLERANCES, TOLERANCES_HELP, type="linelist", default=[])
     group.addoption("--llm-prune-baselines", action="store_true", default=False, help=PRUNE_HELP)
     group.addoption("--llm-list", action="store_true", default=False, help=LIST_HELP)
+    group.addoption("--llm-doctor", action="store_true", default=False, help=DOCTOR_HELP)
 
 
 def _typed(option: Option) -> Callable[[str], Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_llmperf.devices.table import DEVICES, Device, device_for_product
 
 #: PCI device ids of the table's AMD products, from libdrm's amdgpu.ids, which is where ROCm has its names from.
-_AMD_IDS = {
+AMD_IDS = {
     0x7408: "AMD Instinct MI250X",
     0x740C: "AMD Instinct MI250X / MI250",
     0x740F: "AMD Instinct MI210",
@@ -67,7 +67,7 @@ def kfd_products(root: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> list
     for file in sorted(root.glob("*/properties"), key=lambda path: (len(path.parent.name), path.parent.name)):
         properties = dict(line.split(maxsplit=1) for line in _text(file).splitlines() if " " in line)
         if properties.get("vendor_id") == str(0x1002) and properties.get("device_id", "").isdecimal():
-            found.append(_AMD_IDS.get(int(properties["device_id"]), ""))
+            found.append(AMD_IDS.get(int(properties["device_id"]), ""))
     return [name for name in found if name]
 
 

@@ -135,7 +135,7 @@ def best(topology: Topology, degree: int, among: Collection[int] | None = None) 
 
 
 def _grown(topology: Topology, first: int, degree: int, dies: Sequence[int]) -> tuple[int, ...]:
-    chosen = (first,)
+    chosen: tuple[int, ...] = (first,)
     while len(chosen) < degree:
         left = [die for die in dies if die not in chosen]
         chosen = (*chosen, max(left, key=lambda die: (topology.quality((*chosen, die)), -die)))
@@ -429,7 +429,7 @@ def environment(choice: Choice, kind: str, environ: Mapping[str, str]) -> dict[s
     """The variables for a worker that is to see the chosen devices alone.
 
     On ROCm ``HIP_VISIBLE_DEVICES``, not ``ROCR_VISIBLE_DEVICES``: schedulers set the latter, HIP's counts what it left,
-    and torch and vLLM count devices by HIP's. On CUDA the order becomes that of ``nvidia-smi``, whose indices these are.
+    and torch and vLLM count devices by HIP's. On CUDA the order becomes that of ``nvidia-smi``, by which they count.
 
     Args:
         choice: whose indices are among what the user's variables leave visible.

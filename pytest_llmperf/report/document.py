@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from pytest_llmperf.cases import METRICS, Workload, place
+from pytest_llmperf.devices.doctor import Finding
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile
 
@@ -142,6 +143,7 @@ class Document:
         rows: a case each, in the order of `ranked`.
         parities: a backend and workload each whose parity was checked.
         unmeasured: the tests that were to gate a case and have no figure.
+        findings: what was not right about the machine, or could not be read.
         when, commit: ISO 8601 and the revision under test, where known.
         earlier: runs of the same on the same machine, oldest first, where a report is made of several.
     """
@@ -154,6 +156,7 @@ class Document:
     rows: tuple[Row, ...] = ()
     parities: tuple[ParityRow, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     when: str | None = None
     commit: str | None = None
     earlier: tuple[Document, ...] = ()
@@ -176,6 +179,12 @@ class Document:
     @property
     def wrong(self) -> list[ParityRow]:
         return [one for one in self.parities if one.standing == "not in parity"]
+
+    @property
+    def unfit(self) -> list[Finding]:
+        """What was not right about the machine, the worst first."""
+        found = [one for one in self.findings if one.level in ("bad", "warn")]
+        return sorted(found, key=lambda one: one.level)
 
     @property
     def regressions(self) -> list[Row]:
@@ -224,6 +233,7 @@ def _report(data: Mapping[str, Any]) -> Document:
         rows=tuple(Row(**row | {"itl": tuple(row["itl"])}) for row in data["rows"]),
         parities=tuple(ParityRow(**one) for one in data["parities"]),
         unmeasured=tuple(data["unmeasured"]),
+        findings=_findings(data),
         earlier=tuple(map(_report, data["earlier"])),
     )
 
@@ -242,7 +252,13 @@ def _document(results: Mapping[str, Any]) -> Document:
         rows=tuple(ranked(rows)),
         parities=parities,
         unmeasured=tuple(results["unmeasured"]),
+        findings=_findings(results),
     )
+
+
+def _findings(data: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """None in a file of before there were any."""
+    return tuple(Finding(**one) for one in data.get("findings", ()))
 
 
 def _standing(parity: Mapping[str, Any]) -> str:
