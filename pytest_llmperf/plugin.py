@@ -179,21 +179,29 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """With ``--llm-list``, say what there is and what can run here, and stop."""
-    if not config.getoption("--llm-list"):
+    """With ``--llm-list`` or ``--llm-doctor``, say what can run here or whether the machine is fit, and stop."""
+    if not (config.getoption("--llm-list") or config.getoption("--llm-doctor")):
         return None
-    from pytest_llmperf.report.listing import listing
-
     config._do_configure()
+    bad = False
     try:
         session = config.stash[KEY]
-        for line in listing(session.settings, session.registry):
+        if config.getoption("--llm-list"):
+            from pytest_llmperf.report.listing import listing
+
+            lines = listing(session.settings, session.registry)
+        else:
+            from pytest_llmperf.report import checkup
+
+            found = checkup.take(session.settings, session.registry, config.rootpath)
+            lines, bad = checkup.lines(found), checkup.bad(found)
+        for line in lines:
             print(line)
     except (KeyError, ValueError) as error:
         raise pytest.UsageError(f"llmperf: {error.args[0]}") from None
     finally:
         config._ensure_unconfigure()
-    return 0
+    return int(bad)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,7 +19,8 @@ from pytest_llmperf.backends.base import UNKNOWN, EngineSpec
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.beside import Beside
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.devices import fingerprint
+from pytest_llmperf.devices import facts, fingerprint
+from pytest_llmperf.devices.doctor import Finding
 from pytest_llmperf.engines import Engines
 from pytest_llmperf.gate import Gate
 from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
@@ -86,6 +87,7 @@ class Run:
         """The worker processes; made when the first one is needed, which is when an embedded model is converted."""
         if self._unready is not None:
             raise self._unready
+        _ = self.findings  # before this run is itself what keeps the machine busy
         spec = EngineSpec(
             model=self.model.name if self.model.folder is None else str(self.model.folder),
             config=dict(self.model.config) if self.model.folder is None else None,
@@ -119,6 +121,11 @@ class Run:
             self._unready = error
             raise
         return engines
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """Whether the machine was fit to measure on, as it was before the first engine."""
+        return facts.findings(self.device, self.scope.need)
 
     def _fits_twice(self) -> bool:
         # The reference with its more exact twin (three times the weights), another engine, and as much again for

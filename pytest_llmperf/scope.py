@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
@@ -16,7 +16,8 @@ from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.backends.tensor_parallel import why_not_sharded
 from pytest_llmperf.base import Base
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.devices import detect, fingerprint
+from pytest_llmperf.devices import detect, facts, fingerprint
+from pytest_llmperf.devices.doctor import Need
 from pytest_llmperf.devices.table import Device
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import Traffic
@@ -261,6 +262,12 @@ class Scope:
         if self._largest.batch_size * self._largest.prompt_length == 1:
             self.workloads()
         return self._largest
+
+    @property
+    def need(self) -> Need:
+        """Bytes that the model, the largest workload and parity need."""
+        found = facts.need(self.model.architecture, self.dtype, self.largest, self.model.name)
+        return replace(found, parity=0) if self.model.random_weights else found
 
     def missing(self, backend: str) -> str | None:
         """Why the backend cannot run here, or None."""

@@ -183,6 +183,15 @@ def _server_headers(text: str) -> tuple[tuple[str, Secret], ...]:
     return tuple(found)
 
 
+def _devices(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{text!r} is not a list of device indices, as in '0,1,4,5'")
+    if twice := sorted({part for part in parts if parts.count(part) > 1}):
+        raise ValueError(f"{text!r} names {', '.join(twice)} twice")
+    return tuple(map(int, parts))
+
+
 def _dtype(text: str) -> str:
     full = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(text, text)
     if full not in DTYPES:
@@ -285,6 +294,11 @@ OPTIONS = (
            "Default: that of head. Example: --llm-base-python=/opt/torch-2.12/bin/python"),
     Option("compare", _comparison, "WHICH", "Cases that are compared with the base, if one is given: 'flagged' or 'always'. Default: flagged. "
            "Example: --llm-base=main --llm-compare=always", "flagged"),
+    Option("visible-devices", _devices, "LIST", "Devices of a model that is spread over several, by index, comma-separated; dies count, and where the "
+           "environment makes only some visible, these are counted. Default: those with the best links between them. "
+           "Example: --llm-visible-devices=0,1,4,5"),
+    Option("topology", Path, "FILE", "Links between the devices as JSON, where no tool here can tell them: {\"links\": n x n numbers in GB/s, one way}. "
+           "Default: asked of the machine. Example: --llm-topology=topology.json"),
     Option("budget", _seconds, "SECONDS", "After this long no further pair of processes is begun for one backend and workload "
            "that is compared with base; 4 pairs are measured whatever they take, unless fewer decide. Default: 90. "
            "Example: --llm-budget=300", 90.0),
@@ -333,6 +347,10 @@ LIST_HELP = (
     "List every backend, model and device: what can run here, or why not, and what proves that it ran; load nothing, "
     "run no test. Example: pytest --llm-list"
 )
+DOCTOR_HELP = (
+    "Say whether this machine is fit to measure on: NUMA balancing, clocks, other load, limits, the cards, memory for the model; "
+    "run no test, change nothing. Exit status 1 if something is bad, else 0. Example: pytest --llm-doctor --llm-model=llama-2-7b"
+)
 
 
 @dataclass(frozen=True)
@@ -360,6 +378,8 @@ class Settings:
     base: str | None
     base_python: str | None
     compare: str
+    visible_devices: tuple[int, ...] | None
+    topology: Path | None
     budget: float
     self_test: bool
     invocations: int
@@ -398,6 +418,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini(TOLERANCES, TOLERANCES_HELP, type="linelist", default=[])
     group.addoption("--llm-prune-baselines", action="store_true", default=False, help=PRUNE_HELP)
     group.addoption("--llm-list", action="store_true", default=False, help=LIST_HELP)
+    group.addoption("--llm-doctor", action="store_true", default=False, help=DOCTOR_HELP)
 
 
 def _typed(option: Option) -> Callable[[str], Any]:
@@ -445,6 +466,8 @@ def read(config: pytest.Config) -> Settings:
         values["baseline_dir"] = config.rootpath / values["baseline_dir"]
     if values["results"] is not None:
         values["results"] = values["results"].absolute()
+    if values["topology"] is not None:
+        values["topology"] = values["topology"].absolute()
     values["report"] = tuple(path.absolute() for path in values["report"])
     assert values.keys() | {"stated"} == {field.name for field in fields(Settings)}
     return Settings(**values, stated=frozenset(stated))

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_llmperf.devices.table import DEVICES, Device, device_for_product
 
 #: PCI device ids of the table's AMD products, from libdrm's amdgpu.ids, which is where ROCm has its names from.
-_AMD_IDS = {
+AMD_IDS = {
     0x7408: "AMD Instinct MI250X",
     0x740C: "AMD Instinct MI250X / MI250",
     0x740F: "AMD Instinct MI210",
@@ -67,7 +67,7 @@ def kfd_products(root: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> list
     for file in sorted(root.glob("*/properties"), key=lambda path: (len(path.parent.name), path.parent.name)):
         properties = dict(line.split(maxsplit=1) for line in _text(file).splitlines() if " " in line)
         if properties.get("vendor_id") == str(0x1002) and properties.get("device_id", "").isdecimal():
-            found.append(_AMD_IDS.get(int(properties["device_id"]), ""))
+            found.append(AMD_IDS.get(int(properties["device_id"]), ""))
     return [name for name in found if name]
 
 
@@ -85,7 +85,7 @@ def rocm_smi_products(text: str) -> list[str]:
     return names
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -98,14 +98,14 @@ def found() -> tuple[str, ...]:
     """The product names of every accelerator here, as their vendors call them."""
     nvidia = nvidia_products() or [
         line.strip()
-        for line in _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+        for line in output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
         if line.strip()
     ]
     return (*nvidia, *first_known(amd_products, kfd_products, _rocm_smi))
 
 
 def _rocm_smi() -> list[str]:
-    return rocm_smi_products(_output("rocm-smi", "--showproductname", "--json"))
+    return rocm_smi_products(output("rocm-smi", "--showproductname", "--json"))
 
 
 def first_known(*sources: Callable[[], list[str]]) -> list[str]:

@@ -120,7 +120,7 @@ class Nvml:
         library.nvmlInit()
         self._handle = library.nvmlDeviceGetHandleByPciBusId(address)
 
-    def _ask(self, function: str, *arguments: Any) -> Any:
+    def ask(self, function: str, *arguments: Any) -> Any:
         """The answer, or None where the library, the driver or the device has none."""
         call = getattr(self._library, function, None)
         if call is None:
@@ -131,15 +131,15 @@ class Nvml:
             return None
 
     def read(self) -> Reading:
-        reasons = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
+        reasons = self.ask("nvmlDeviceGetCurrentClocksEventReasons")
         if reasons is None:  # its name before driver 535, with the same bits
-            reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-        milliwatts = self._ask("nvmlDeviceGetPowerUsage")
-        processes = self._ask("nvmlDeviceGetComputeRunningProcesses")
+            reasons = self.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+        milliwatts = self.ask("nvmlDeviceGetPowerUsage")
+        processes = self.ask("nvmlDeviceGetComputeRunningProcesses")
         return Reading(
-            clock=self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM),
-            memory_clock=self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_MEM),
-            temperature=self._ask("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU),
+            clock=self.ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM),
+            memory_clock=self.ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_MEM),
+            temperature=self.ask("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU),
             power=None if milliwatts is None else milliwatts / 1e3,
             throttles=None if reasons is None else tuple(name for bit, name in NVML_REASONS.items() if reasons & bit),
             strangers=strangers(
@@ -160,16 +160,19 @@ class Amd:
         library.amdsmi_init()
         self._handle = library.amdsmi_get_processor_handle_from_bdf(address)
 
-    def _ask(self, function: str) -> Any:
-        """The answer, or None where the driver or the device has none."""
+    def ask(self, function: str, *arguments: Any) -> Any:
+        """The answer, or None where the library, the driver or the device has none."""
+        call = getattr(self._library, function, None)
+        if call is None:
+            return None
         try:
-            return getattr(self._library, function)(self._handle)
+            return call(self._handle, *arguments)
         except self._library.AmdSmiException:
             return None
 
     def read(self) -> Reading:
-        metrics = self._ask("amdsmi_get_gpu_metrics_info") or {}
-        processes = self._ask("amdsmi_get_gpu_process_list")
+        metrics = self.ask("amdsmi_get_gpu_metrics_info") or {}
+        processes = self.ask("amdsmi_get_gpu_process_list")
         status = metrics.get("throttle_status", "N/A")
         dies = [clock for clock in metrics.get("current_gfxclks", ()) if clock != "N/A"]
         return Reading(

@@ -68,7 +68,7 @@ def parse_stat(text: str, ticks: int, cpus: Collection[int]) -> tuple[float, flo
     return busy, stolen
 
 
-def _text(file: Path) -> str:
+def contents(file: Path) -> str:
     """What a file of the kernel's says; nothing if it is not there or may not be read."""
     try:
         return file.read_text(errors="replace")
@@ -92,18 +92,18 @@ def stalled(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) 
     Of this process's own control group (version 2) where that has the files, since a container sees the whole host's
     in ``/proc``, and a neighbour who waits for his own memory limit is nobody's culprit.
     """
-    lines = _text(proc / "self/cgroup").splitlines()
+    lines = contents(proc / "self/cgroup").splitlines()
     group = next((line.removeprefix("0::").lstrip("/") for line in lines if line.startswith("0::")), "")
     found: dict[str, float] = {}
     for resource in RESOURCES:
-        own = _text(cgroups / group / f"{resource}.pressure")
-        found |= parse_pressure(resource, own or _text(proc / "pressure" / resource))
+        own = contents(cgroups / group / f"{resource}.pressure")
+        found |= parse_pressure(resource, own or contents(proc / "pressure" / resource))
     return found or None
 
 
 def megahertz(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu")) -> float | None:
     """Mean clock of those CPUs now; None where the kernel does not know it, as on most virtual machines."""
-    texts = [_text(root / f"cpu{number}/cpufreq/scaling_cur_freq").strip() for number in cpus]
+    texts = [contents(root / f"cpu{number}/cpufreq/scaling_cur_freq").strip() for number in cpus]
     known = [int(text) / 1e3 for text in texts if text.isdecimal()]
     return fmean(known) if known else None
 
@@ -111,7 +111,7 @@ def megahertz(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu"
 def throttled(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu")) -> int | None:
     """How often one of those CPUs, or its package, was slowed down for its temperature; None where nobody counts."""
     files = [file for number in cpus for file in root.glob(f"cpu{number}/thermal_throttle/*_throttle_count")]
-    counts = [int(text) for file in files if (text := _text(file).strip()).isdecimal()]
+    counts = [int(text) for file in files if (text := contents(file).strip()).isdecimal()]
     return sum(counts) if counts else None
 
 
@@ -178,7 +178,7 @@ def parse_process(text: str) -> Process | None:
 
 def process(pid: int, proc: Path = Path("/proc")) -> Process | None:
     """A process, or None if it is not to be seen from here."""
-    return parse_process(_text(proc / str(pid) / "stat"))
+    return parse_process(contents(proc / str(pid) / "stat"))
 
 
 def busiest(seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 from pytest_llmperf.backends.base import IN_PROCESS, TIME_IN_COLLECTIVES
 from pytest_llmperf.cases import METRICS, Workload, place
 from pytest_llmperf.report.text import boundaries
+from pytest_llmperf.devices.doctor import Finding
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile
 
@@ -173,6 +174,7 @@ class Document:
         parities: a backend and workload each whose parity was checked.
         loads: servers under load.
         unmeasured: the tests that were to gate a case and have no figure.
+        findings: what was not right about the machine, or could not be read.
         when, commit: ISO 8601 and the revision under test, where known.
         earlier: runs of the same on the same machine, oldest first, where a report is made of several.
     """
@@ -186,6 +188,7 @@ class Document:
     parities: tuple[ParityRow, ...] = ()
     loads: tuple[LoadRow, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     when: str | None = None
     commit: str | None = None
     earlier: tuple[Document, ...] = ()
@@ -213,6 +216,12 @@ class Document:
     @property
     def wrong(self) -> list[ParityRow]:
         return [one for one in self.parities if one.standing == "not in parity"]
+
+    @property
+    def unfit(self) -> list[Finding]:
+        """What was not right about the machine, the worst first."""
+        found = [one for one in self.findings if one.level in ("bad", "warn")]
+        return sorted(found, key=lambda one: one.level)
 
     @property
     def regressions(self) -> list[Row]:
@@ -262,6 +271,7 @@ def _report(data: Mapping[str, Any]) -> Document:
         parities=tuple(ParityRow(**one) for one in data["parities"]),
         loads=tuple(map(_load, data.get("loads", ()))),
         unmeasured=tuple(data["unmeasured"]),
+        findings=_findings(data),
         earlier=tuple(map(_report, data["earlier"])),
     )
 
@@ -281,6 +291,7 @@ def _document(results: Mapping[str, Any]) -> Document:
         parities=parities,
         loads=tuple(_load(one | one["result"] | one["result"]["percentiles"]) for one in results.get("load", ())),
         unmeasured=tuple(results["unmeasured"]),
+        findings=_findings(results),
     )
 
 
@@ -291,6 +302,11 @@ def _load(data: Mapping[str, Any]) -> LoadRow:
         name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in known
     }
     return LoadRow(**values)
+
+
+def _findings(data: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """None in a file of before there were any."""
+    return tuple(Finding(**one) for one in data.get("findings", ()))
 
 
 def _standing(parity: Mapping[str, Any]) -> str:

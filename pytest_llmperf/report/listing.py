@@ -37,11 +37,11 @@ def listing(settings: Settings, registry: Registry) -> list[str]:
     devices = [(one.name, _device(one), _peak(one)) for one in DEVICES.values()]
     width = max(100, shutil.get_terminal_size((160, 24)).columns)
     return [
-        *_table(("backend", f"on {device.name}", "package", "optimizes", "proven by"), backends, width),
+        *table(("backend", f"on {device.name}", "package", "optimizes", "proven by"), backends, width),
         "",
-        *_table(("model", "here"), found, width),
+        *table(("model", "here"), found, width),
         "",
-        *_table(("device", "here", "peak"), devices, width),
+        *table(("device", "here", "peak"), devices, width),
     ]
 
 
@@ -91,7 +91,7 @@ def _peak(device: Device) -> str:
     )
 
 
-def _table(header: tuple[str, ...], body: Sequence[tuple[str, ...]], width: int) -> list[str]:
+def table(header: tuple[str, ...], body: Sequence[tuple[str, ...]], width: int) -> list[str]:
     """Columns as wide as their longest cell, but for the reasons and proofs, which are wrapped to fit."""
     rows = [header, *body]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

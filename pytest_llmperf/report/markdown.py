@@ -28,6 +28,10 @@ def render(document: Document) -> str:
         _folded("Under load", _table(cells.LOAD, cells.of_load(document.loads))),
         _folded(f"Over {len(document.earlier) + 1} runs", _table(cells.TREND, cells.of_trend(moved))),
         _folded(f"Every case ({len(cases)})", _table(cells.CASES, list(map(cells.of_case, cases)))),
+        _folded(
+            f"The machine: {len(document.unfit)} not as they should be",
+            _lines(f"{one.level}: {one.said}" for one in document.unfit),
+        ),
         _folded(f"{len(document.unmeasured)} not measured", _lines(document.unmeasured)),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"

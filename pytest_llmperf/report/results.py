@@ -54,6 +54,7 @@ def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> d
                 "versions": fingerprint.versions(),
                 "peaks": run.known_peaks,
             },
+            "findings": [asdict(one) for one in run.findings if one.level != "ok"],
             "command_ci": bool(os.environ.get("CI")),
             "unmeasured": list(unmeasured),
             "measurements": [asdict(one) for one in run.measurements],
