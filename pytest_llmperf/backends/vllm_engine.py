@@ -56,6 +56,7 @@ class VllmEngine:
         engine_arguments = EngineArgs(
             model=spec.model if self._folder is None else written(Path(self._folder.name), config),
             async_scheduling=False,
+            disable_log_stats=False,
             **shared,
         )
         self.engine = LLMEngine.from_engine_args(engine_arguments)
@@ -207,7 +208,6 @@ def arguments(spec: EngineSpec, config: Mapping[str, Any], compiled: bool = True
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": cache,
         "enforce_eager": not compiled,
-        "disable_log_stats": False,
     }
 
 
