@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from inner import INI, Suite, usage_error
 
+from pytest_llmperf.secret import Secret
 from pytest_llmperf.settings import OPTIONS, Settings
 
 CASES = "@pytest.mark.llm(backends=['sim'])"
@@ -26,6 +27,11 @@ VALUES = {
     "python": ("sim=/opt/a, ref=/opt/b", (("sim", "/opt/a"), ("ref", "/opt/b"))),
     "tp": ("1, 2", (1, 2)),
     "executor": ("ray", "ray"),
+    "server": (
+        "http://h:1, tgi=https://u:p@i/x",
+        (("server", Secret.url("http://h:1")), ("tgi", Secret.url("https://u:p@i/x"))),
+    ),
+    "server-header": ("A: Bearer b", (("A", Secret.header("Bearer b")),)),
     "reference": ("sim", "sim"),
     "dtype": ("bf16", "bfloat16"),
     "batch-sizes": ("1,4", (1, 4)),
@@ -78,6 +84,21 @@ def test_every_option_can_be_set(suite: Suite, option, where: str) -> None:
         got = tuple(str(path.relative_to(suite.path)) for path in got)
     assert got == (suite.path / text if isinstance(got, Path) else value)
     assert option.field in settings.stated
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.variable], ids=lambda option: option.name)
+def test_what_may_be_secret_can_be_set_in_the_environment_and_the_command_line_wins(
+    suite: Suite, option, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, value = VALUES[option.name]
+    monkeypatch.setenv(option.variable, text)
+    assert getattr(read(suite), option.field) == value
+    other = {"server": "http://other", "server-header": "Other: x"}[option.name]
+    assert getattr(read(suite, f"{option.flag}={other}"), option.field) != value
+    monkeypatch.setenv(option.variable, "s3cret nonsense")
+    with pytest.raises(pytest.UsageError, match=rf"{option.variable} \(environment\): a ") as caught:
+        read(suite)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_an_update_without_a_value_is_of_all(suite: Suite) -> None:

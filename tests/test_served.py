@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -38,11 +39,13 @@ from loopback import (
 
 from pytest_llmperf import trace
 from pytest_llmperf.backends.base import UNKNOWN, EngineSpec
+from pytest_llmperf.devices import health
 from pytest_llmperf.served import metrics
 from pytest_llmperf.served.client import Address, ServerError, message, printable
 from pytest_llmperf.served.completions import CompletionsEngine
 from pytest_llmperf.served.events import LONGEST, EventError, Events
 from pytest_llmperf.worker.recorder import LoadRecorder, Recorder
+from pytest_llmperf.worker.watch import Watch
 
 PROMPT = [5, 6, 7]
 WANTED = 4
@@ -223,6 +226,16 @@ def test_metrics_are_summed_over_labels_and_nonsense_is_passed_over() -> None:
     assert metrics.grown({}, found, "c") is None
 
 
+def test_whoever_listens_on_this_machine_is_the_server_and_its_cpu_time_is_known() -> None:
+    with serving(scripts(streams(*GOOD))) as server, engine(server.url) as found:
+        assert os.getpid() in found.processes()
+        watch = Watch(found.processes())
+        counted = health.snapshot(watch._processes).own
+        assert counted > health.snapshot().own + 0.1, "this process was counted twice, as itself and as the server"
+        found.address = Address("http://elsewhere.example:80")
+        assert found.processes() == []
+
+
 # What goes wrong
 
 HUGE = chunk(b"data: " + b"x" * (LONGEST + 10))
@@ -251,6 +264,8 @@ BAD: dict[str, tuple[Script, str]] = {
     "of another kind": (streams(event(b"[1, 2]")), r"malformed event: \[1, 2\]$"),
     "nothing in it": (streams(event({"hello": 1})), r'malformed event: {"hello": 1}$'),
     "strange tokens": (streams(event({"choices": [{"token_ids": 7}]})), "malformed event: "),
+    "strange usage": (streams(event({"choices": [], "usage": [1]})), "malformed event: "),
+    "endless text": (streams(*[token(text="x" * 500_000)] * 9), "sent more text than 4 tokens can be"),
     "deeply nested": (streams(event(b"[" * 200000)), "malformed event: "),
     "an error event": (streams(token(11), event({"error": {"message": "CUDA out of memory", "code": 500}})),
                        r"reported an error in its stream: CUDA out of memory$"),

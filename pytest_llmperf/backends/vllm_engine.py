@@ -85,6 +85,7 @@ class VllmEngine:
         engine_arguments = EngineArgs(
             model=spec.model if self._folder is None else written(Path(self._folder.name), config),
             async_scheduling=False,
+            disable_log_stats=False,
             **shared,
         )
         self.engine = LLMEngine.from_engine_args(engine_arguments)
@@ -244,7 +245,6 @@ def arguments(spec: EngineSpec, config: Mapping[str, Any], compiled: bool = True
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": cache,
         "enforce_eager": not compiled,
-        "disable_log_stats": False,
         **({"tensor_parallel_size": spec.tp} if spec.tp > 1 else {}),
         **({"distributed_executor_backend": spec.executor} if spec.executor else {}),
     }

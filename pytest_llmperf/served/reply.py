@@ -7,6 +7,10 @@ from typing import Any
 
 from pytest_llmperf.backends.base import UNKNOWN, OnToken
 from pytest_llmperf.served.client import ServerError, message
+from pytest_llmperf.served.events import LONGEST
+
+#: Characters of a token's text, on average and at most; beyond one event's worth of them the text is something else.
+LONGEST_TOKEN = 256
 
 
 class ReplyError(ServerError):
@@ -28,6 +32,7 @@ class Reply:
         text: what the server says of them as text.
         finish: why it ended, in the server's word.
         usage: how the server counts, if it does.
+        cached_tokens: prompt tokens that it found in a cache, as far as it says.
         ended: whether the stream said that it was over.
     """
 
@@ -35,8 +40,10 @@ class Reply:
         "_on_token",
         "_prompt_tokens",
         "_request",
+        "_room",
         "_texts",
         "_wanted",
+        "cached_tokens",
         "ended",
         "events",
         "finish",
@@ -47,7 +54,8 @@ class Reply:
     def __init__(self, request: int, prompt_tokens: int, wanted: int, on_token: OnToken) -> None:
         self._request, self._prompt_tokens, self._wanted, self._on_token = request, prompt_tokens, wanted, on_token
         self._texts: list[str] = []
-        self.tokens = self.events = 0
+        self._room = LONGEST + LONGEST_TOKEN * wanted
+        self.tokens = self.events = self.cached_tokens = 0
         self.finish = ""
         self.usage: dict[str, Any] = {}
         self.ended = False
@@ -74,10 +82,11 @@ class Reply:
     def text(self) -> str:
         return "".join(self._texts)
 
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens that the server found in a cache, as far as it says."""
-        return int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    def _keep(self, text: str) -> None:
+        self._texts.append(text)
+        self._room -= len(text)
+        if self._room < 0:
+            raise ReplyError(f"sent more text than {self._wanted} tokens can be")
 
     def finished(self) -> None:
         """The connection has ended.
@@ -136,13 +145,14 @@ class CompletionReply(Reply):
                 if self.tokens <= self._wanted:
                     self._on_token(self._request, UNKNOWN)
             if text:
-                self._texts.append(text)
+                self._keep(text)
             if choice.get("finish_reason"):
                 self.finish = str(choice["finish_reason"])
         elif "usage" not in event:
             raise ValueError("neither a choice nor usage")
         if event.get("usage"):
-            self.usage = event["usage"]
+            self.usage = {**event["usage"]}
+            self.cached_tokens = int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
 
     def _make_up(self) -> None:
         """What usage counts beyond the events came with the last of them, as far as can be seen."""
@@ -178,7 +188,7 @@ class TgiReply(Reply):
         if self.tokens <= self._wanted:
             self._on_token(self._request, int(token["id"]))
         if not token.get("special"):
-            self._texts.append(token["text"])
+            self._keep(token["text"])
         if event.get("generated_text") is not None:
             self.ended = True
             details = event.get("details") or {}

