@@ -35,6 +35,7 @@ class Engines:
         spec: what every engine is asked to load.
         arm: where a backend's worker runs; where work runs that is no backend's, for None.
         attached: what of the spec is a backend's own: a server, and what is sent to it.
+        devices: the variables that tell a backend's worker which devices it may use.
         cache: folder for compile caches that outlive the process.
         timeout: seconds for one request.
         roomy: whether the device's memory holds the reference, idle, beside another engine.
@@ -46,8 +47,9 @@ class Engines:
         self,
         spec: EngineSpec,
         arm: Callable[[Combination | None], Arm],
-        attached: Callable[[Combination], dict[str, Any]] = lambda backend: {},
         *,
+        attached: Callable[[Combination], dict[str, Any]] = lambda backend: {},
+        devices: Callable[[Combination], dict[str, str]] = lambda backend: {},
         cache: str,
         timeout: float,
         roomy: bool,
@@ -57,6 +59,7 @@ class Engines:
         self._spec = spec
         self._arm = arm
         self._attached = attached
+        self._devices = devices
         self._timeout = timeout
         self._roomy = roomy
         self._reference = reference
@@ -75,7 +78,7 @@ class Engines:
     @contextlib.contextmanager
     def _started(self, backend: Combination, arm: Arm) -> Iterator[Host | Ranks]:
         """A new process that was asked to load the backend and has yet to answer; it is gone if that fails."""
-        environment = {**self._environment, **backend.environment}
+        environment = {**self._environment, **backend.environment, **self._devices(backend)}
         host = Host(arm, environment) if backend.ranks == 1 else Ranks(backend.ranks, arm, environment)
         try:
             parts = [arm.checkout.reference(part) if arm.checkout else part for part in backend.reference()]

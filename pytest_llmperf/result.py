@@ -35,7 +35,7 @@ class Result:
         engagement: what was seen of the optimization.
         boundary: where the latency was seen: in process, or as the client of a server.
         throughput: output tokens per second, median over the samples.
-        tp: how many devices share the model.
+        tp: how many devices share the model. devices: which, and why; empty where nobody chose.
     """
 
     case: Case
@@ -55,6 +55,7 @@ class Result:
     engagement: Mapping[str, Any]
     throughput: float
     tp: int = 1
+    devices: str = ""
     boundary: str = IN_PROCESS
 
     def as_dict(self) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class Run:
         engines = Engines(
             spec,
             lambda backend: Arm(python=self._interpreter(backend).path),
-            self.scope.attached,
+            attached=self.scope.attached,
+            devices=self.scope.device_variables,
             cache=str(self.scope.cache / "inductor"),
             timeout=self.settings.timeout,
             roomy=self._fits_twice(),
@@ -152,7 +153,10 @@ class Run:
 
     def environment(self, backend: str) -> store.Environment:
         """The machine, the versions and the peaks that a backend's figures belong to."""
-        versions = fingerprint.versions(self._interpreter(self.scope.registry[backend]))
+        registered = self.scope.registry[backend]
+        versions = fingerprint.versions(self._interpreter(registered))
+        if (chosen := self.scope.devices(registered)) is not None:
+            versions = versions | {"devices": str(chosen)}
         return store.Environment(fingerprint.take().as_dict(), versions, dict(self._first_peaks))
 
     @cached_property
@@ -346,6 +350,7 @@ class Run:
             boundary=self.scope.registry[backend].boundary,
             throughput=median(sample.trace.throughput for sample in first.samples),
             tp=self.scope.registry[backend].tp,
+            devices=str(self.scope.devices(self.scope.registry[backend]) or ""),
         )
         self.results[case] = result
         return result

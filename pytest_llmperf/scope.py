@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -16,9 +17,10 @@ from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.backends.tensor_parallel import why_not_sharded
 from pytest_llmperf.base import Base
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.devices import detect, facts, fingerprint
+from pytest_llmperf.devices import detect, facts, fingerprint, placement, topology
 from pytest_llmperf.devices.doctor import Need
 from pytest_llmperf.devices.table import Device
+from pytest_llmperf.devices.topology import Choice, TopologyError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import Traffic
 from pytest_llmperf.sampling import Plan
@@ -157,6 +159,7 @@ class Scope:
         self.defaults = DEFAULTS["cpu" if self.device.kind == "cpu" else "accelerator"]
         self.dtype = self._dtype()
         self._largest = Workload(1, 1, 1)
+        self._choices: dict[int, Choice] = {}
 
     def _backends(self) -> tuple[str, ...]:
         everything = self.settings.backends == ("all",)
@@ -266,7 +269,9 @@ class Scope:
     @property
     def need(self) -> Need:
         """Bytes that the model, the largest workload and parity need."""
-        found = facts.need(self.model.architecture, self.dtype, self.largest, self.model.name)
+        # The reference, which judges the others, is one process on one device.
+        shared = min(self.registry[name].tp for name in self.backends) if self.model.random_weights else 1
+        found = facts.need(self.model.architecture, self.dtype, self.largest, self.model.name, shared)
         return replace(found, parity=0) if self.model.random_weights else found
 
     def missing(self, backend: str) -> str | None:
@@ -276,7 +281,40 @@ class Scope:
             why_not(combination, self.device, self.interpreter(combination), self.servers)
             or why_not_sharded(self.model.architecture, combination.tp, combination.own_ranks)
             or self._too_few(combination)
+            or self._unplaced(combination)
         )
+
+    def devices(self, backend: Combination) -> Choice | None:
+        """The devices that the backend's ranks use, and why; None where that is not this project's to say.
+
+        One device is the first that torch sees unless somebody names another, and executors place their ranks.
+
+        Raises:
+            TopologyError: there are too few, or their links cannot be told.
+        """
+        settings = self.settings
+        if self.device.kind == "cpu" or self.attached(backend) or settings.executor:
+            return None
+        if backend.tp == 1 and settings.visible_devices is None:
+            return None
+        if backend.tp not in self._choices:
+            self._choices[backend.tp] = placement.choose(
+                backend.tp, self.device, settings.visible_devices, settings.topology
+            )
+        return self._choices[backend.tp]
+
+    def device_variables(self, backend: Combination) -> dict[str, str]:
+        """What a worker is told of the devices that it may use."""
+        chosen = self.devices(backend)
+        return {} if chosen is None else topology.environment(chosen, self.device.kind, os.environ)
+
+    def _unplaced(self, backend: Combination) -> str | None:
+        """Why no devices can be chosen for the backend's ranks, or None."""
+        try:
+            self.device_variables(backend)
+        except TopologyError as error:
+            return str(error)
+        return None
 
     def _too_few(self, backend: Combination) -> str | None:
         """Why there are not enough devices, or is not enough of their memory, for the model's weights and its cache."""

@@ -205,7 +205,9 @@ async def send_away(request: Request, writer: asyncio.StreamWriter) -> None:
     await plain(b"", "302 Found", extra=f"Location: http://u:{PASSWORD}@other/?{KEY}\r\n")(request, writer)
 
 
-@pytest.mark.parametrize("how", ["good", refuse, repeat, garble, send_away, "models", "gone"], ids=lambda how: getattr(how, "__name__", how))
+@pytest.mark.parametrize(
+    "how", ["good", refuse, repeat, garble, send_away, "models", "gone"], ids=lambda how: getattr(how, "__name__", how)
+)
 @pytest.mark.parametrize("showing", [(), ("--showlocals", "--tb=long", "--full-trace", "-vv", "-rA")], ids=["", "all"])
 def test_credentials_are_in_nothing_that_a_run_writes(
     suite: Suite, server: Loopback, monkeypatch: pytest.MonkeyPatch, how: Any, showing: tuple[str, ...]

@@ -109,6 +109,9 @@ class Choice:
     devices: tuple[int, ...]
     reason: str
 
+    def __str__(self) -> str:
+        return f"{','.join(map(str, self.devices))}: {self.reason}"
+
 
 def best(topology: Topology, degree: int, among: Collection[int] | None = None) -> tuple[int, ...]:
     """The ``degree`` dies with the best interconnect, ascending; of equals the lowest indices.

@@ -15,8 +15,8 @@ from typing import Any
 
 from pytest_llmperf.backends.base import IN_PROCESS, TIME_IN_COLLECTIVES
 from pytest_llmperf.cases import METRICS, Workload, place
-from pytest_llmperf.report.text import boundaries
 from pytest_llmperf.devices.doctor import Finding
+from pytest_llmperf.report.text import boundaries
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile
 
@@ -43,7 +43,8 @@ class Row:
         itl: the 1st, 10th, 25th, 50th, 75th, 90th and 99th percentile of the gaps between tokens.
         throughput: output tokens per second.
         cold_start: s. peak_memory: bytes. tokens_per_joule: output tokens.
-        tp: how many devices share the model. collectives: share of the time that its ranks exchange data in.
+        tp: how many devices share the model. devices: which, and why they were chosen. collectives: share of the time
+            in which its ranks exchange data.
         parity: ``reference``, ``in parity``, ``in parity by text``, ``bounded``, ``not in parity``, or None where it
             was not checked.
         boundary: where the latency was seen: in process, or as the client of a server.
@@ -92,6 +93,7 @@ class Row:
     peak_memory: int | None = None
     tokens_per_joule: float | None = None
     tp: int = 1
+    devices: str = ""
     collectives: float | None = None
     parity: str | None = None
     boundary: str = IN_PROCESS
@@ -354,6 +356,7 @@ def _row(
         size=roof.get("size"),
         tokens_per_joule=_tokens_per_joule(measurement["samples"], result["throughput"]),
         tp=result.get("tp", 1),
+        devices=result.get("devices", ""),
         collectives=result["engagement"].get("seen", {}).get(TIME_IN_COLLECTIVES),
         parity=standing,
         boundary=result["boundary"],

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from pytest_llmperf.report import cells, figures, trend
+from pytest_llmperf.report import cells, figures, scaling, trend
 from pytest_llmperf.report.cells import Cell
 from pytest_llmperf.report.document import Document
 
@@ -27,6 +27,7 @@ def render(document: Document) -> str:
         document=document,
         advice=(cells.ADVICE, cells.of_advice(document.rows)),
         scaling=(cells.SCALING, cells.of_scaling(document.rows)),
+        placed=scaling.placed(document.rows),
         loads=(cells.LOAD, cells.of_load(document.loads)),
         figures=drawn,
         trends=(cells.TREND, cells.of_trend(trend.series(document))),

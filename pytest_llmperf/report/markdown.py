@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from pytest_llmperf.report import cells, trend
+from pytest_llmperf.report import cells, scaling, trend
 from pytest_llmperf.report.cells import Cell
 from pytest_llmperf.report.document import Document
 
@@ -24,7 +24,18 @@ def render(document: Document) -> str:
         _lines(row.said for row in document.regressions),
         _lines(one.against(document.reference) for one in document.wrong),
         _folded("What to run", _table(cells.ADVICE, cells.of_advice(document.rows))),
-        _folded("Tensor parallelism", _table(cells.SCALING, cells.of_scaling(document.rows))),
+        _folded(
+            "Tensor parallelism",
+            "\n\n".join(
+                filter(
+                    None,
+                    (
+                        _table(cells.SCALING, cells.of_scaling(document.rows)),
+                        _lines(scaling.placed(document.rows)),
+                    ),
+                )
+            ),
+        ),
         _folded("Under load", _table(cells.LOAD, cells.of_load(document.loads))),
         _folded(f"Over {len(document.earlier) + 1} runs", _table(cells.TREND, cells.of_trend(moved))),
         _folded(f"Every case ({len(cases)})", _table(cells.CASES, list(map(cells.of_case, cases)))),

@@ -41,3 +41,8 @@ def of(rows: Iterable[Row]) -> list[Scaling]:
     known = {(row.metric, row.workload, row.backend): row for row in rows}
     shared = sorted((row for row in known.values() if row.tp > 1), key=lambda row: (alone(row), row.tp))
     return [Scaling(row, known.get((row.metric, row.workload, alone(row)))) for row in ranked(shared)]
+
+
+def placed(rows: Iterable[Row]) -> list[str]:
+    """Which devices each backend used and why, a line each, where somebody chose."""
+    return list(dict.fromkeys(f"{row.backend} on devices {row.devices}" for row in rows if row.devices))

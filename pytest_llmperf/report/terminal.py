@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS, place
 from pytest_llmperf.report import cells
+from pytest_llmperf.report.scaling import placed
 from pytest_llmperf.report.text import change, figure, roof, speedup, spread
 from pytest_llmperf.report.trend import same_machine
 from pytest_llmperf.verdict import Outcome
@@ -60,7 +61,7 @@ def verdict_line(result: Result) -> str:
 def scaling(rows: Iterable[Row]) -> list[str]:
     """What more devices bring, a line per case of a tensor-parallel degree above 1."""
     shown = [[cell.shown for cell in line] for line in cells.of_scaling(rows)]
-    return _aligned([cells.SCALING, *shown]) if shown else []
+    return [*_aligned([cells.SCALING, *shown]), *placed(rows)] if shown else []
 
 
 def loads(rows: Iterable[LoadRow]) -> list[str]:
