@@ -126,7 +126,7 @@ class Run:
     @cached_property
     def findings(self) -> list[Finding]:
         """Whether the machine was fit to measure on, as it was before the first engine."""
-        return facts.findings(self.device, self.scope.need)
+        return facts.findings(self.device, lambda: self.scope.need)
 
     def _fits_twice(self) -> bool:
         # The reference with its more exact twin (three times the weights), another engine, and as much again for

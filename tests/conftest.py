@@ -13,6 +13,7 @@ import pytest_llmperf.report.html
 import pytest_llmperf.report.results
 import pytest_llmperf.run  # noqa: F401
 from pytest_llmperf import models
+from pytest_llmperf.devices import facts
 from pytest_llmperf.models import Model
 
 pytest_plugins = "pytester"
@@ -31,6 +32,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     for name in ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setattr(facts, "LOOK", 0.0)  # nobody asks here what others do
     return Suite(pytester)
 
 

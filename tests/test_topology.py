@@ -112,6 +112,13 @@ def test_dgx_h100_is_read_and_stays_on_a_socket() -> None:
     assert best(found, 4, among=(1, 4, 5, 6, 7)) == (4, 5, 6, 7)
 
 
+def test_the_header_of_a_terminal_is_underlined_and_network_cards_are_no_gpus() -> None:
+    text = (DATA / "h100-x8-topo.txt").read_text()
+    shown = text.replace("\tGPU0", "\t\x1b[4mGPU0", 1).replace("\tCPU Affinity", "\tNIC0\tCPU Affinity\x1b[0m", 1)
+    shown = shown.replace("\t0-55", "\tPIX\t0-55").replace("\t56-111", "\tSYS\t56-111")
+    assert topology.parse_nvidia_smi(shown) == topology.parse_nvidia_smi(text)
+
+
 def test_cards_on_pcie_alone_stay_on_a_socket_and_under_a_switch() -> None:
     found = topology.parse_nvidia_smi((DATA / "pcie-x4-topo.txt").read_text())
     assert found.link(0, 3).kind == "across sockets"
@@ -318,7 +325,7 @@ def test_on_cuda_the_order_is_that_of_nvidia_smi() -> None:
     assert environment(chosen, "cuda", {}) == {"CUDA_VISIBLE_DEVICES": "2,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     set_by_user = {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c,GPU-d"}
     assert environment(chosen, "cuda", set_by_user) == {"CUDA_VISIBLE_DEVICES": "GPU-c,GPU-d"}
-    assert environment(Choice((0,), ""), "cpu", {}) == {}
+    assert placement.environment(Choice((0,), ""), "cpu") == {}
     assert environment(chosen, "cuda", {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"})["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     with pytest.raises(TopologyError, match="device 3 of the 2 that are visible"):
         environment(chosen, "cuda", {"CUDA_VISIBLE_DEVICES": "0,1"})

@@ -327,6 +327,8 @@ def _ecc(facts: Facts) -> Iterator[Finding]:
 
 
 def _links(facts: Facts) -> Iterator[Finding]:
+    if len(facts.gpus) == 1 and facts.gpus[0].links is None:
+        return  # a card by itself
     usual = mode([gpu.links for gpu in facts.gpus if gpu.links is not None] or [0])
     name = "NVLink" if facts.kind == "cuda" else "XGMI"
 

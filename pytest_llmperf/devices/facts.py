@@ -82,10 +82,10 @@ def need(architecture: Architecture, dtype: str, workload: Workload, name: str, 
     return Need(f"{name} in {dtype} at {workload}", weights, cache, exact, devices)
 
 
-def findings(device: Device, needed: Need | None, asked: Asked = Asked()) -> list[Finding]:
+def findings(device: Device, needed: Callable[[], Need | None], asked: Asked = Asked()) -> list[Finding]:
     """What there is to say of this machine, whatever a reader does: no result is lost for it."""
     try:
-        return examine(read(device, needed, asked))
+        return examine(read(device, needed(), asked))
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         return [Finding("machine", "unknown", f"it could not be looked at: {said}", "what it was like is not known")]

@@ -101,8 +101,8 @@ def choose(
 ) -> Choice:
     """The devices for ``degree`` ranks: those stated, else those with the best interconnect.
 
-    Dies count: an MI250 is two. Indices are among what the user's variables leave visible; `topology.environment` makes
-    a worker's variables of them.
+    Dies count: an MI250 is two. Indices are among what the user's variables leave visible; `environment` makes a
+    worker's variables of them.
 
     Args:
         degree: how many.
@@ -146,6 +146,11 @@ def choose(
         tuple(physical.index(die) for die in chosen),
         f"the best interconnect{among}: {topology.described(found, chosen)}",
     )
+
+
+def environment(choice: Choice, kind: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables for a worker that is to see the chosen devices alone, as `topology.environment`."""
+    return topology.environment(choice, kind, environ)
 
 
 def _from_file(file: Path) -> Topology:

@@ -24,7 +24,8 @@ def take(settings: Settings, registry: Registry, root: Path) -> list[Finding]:
         UnusableError: there can be no such run.
     """
     scope = Scope(settings, registry, user_cache_path("pytest-llmperf"), root)
-    return facts.findings(scope.device, scope.need)
+    need = scope.need
+    return facts.findings(scope.device, lambda: need)
 
 
 def bad(found: Sequence[Finding]) -> bool:
