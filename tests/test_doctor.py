@@ -470,7 +470,8 @@ FOUND = [
 ]
 
 
-def test_the_table_has_the_worst_first_and_the_counts_last() -> None:
+def test_the_table_has_the_worst_first_and_the_counts_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # so that no line is wrapped
     said = checkup.lines(FOUND)
     assert [line.split()[0] for line in said[1:5]] == ["bad", "warn", "unknown", "ok"]
     assert said[-1] == "1 bad, 1 warn, 1 unknown, 1 ok"

@@ -7,6 +7,9 @@ import json
 import pytest
 from inner import Suite, usage_error
 
+from pytest_llmperf.models import Model
+from pytest_llmperf.prompts import Prompts
+
 SERVER = """
 from pytest_llmperf.backends.base import CLIENT
 
@@ -96,3 +99,12 @@ def test_without_a_server_it_is_one_skip_with_the_reason(suite: Suite) -> None:
 )
 def test_malformed_options_are_one_line(suite: Suite, argument: str, said: str) -> None:
     assert said in usage_error(suite.run("suites", argument))
+
+
+def test_no_two_prompts_of_a_load_begin_alike(bundled_model: Model) -> None:
+    """Or a prefix cache would answer some of them."""
+    made = Prompts(49152, bundled_model.tokenizer_file).many(200, 64)
+    assert {len(prompt) for prompt in made} == {64}
+    assert len({tuple(prompt[:4]) for prompt in made}) > 195
+    drawn = Prompts(1000, None).many(50, 64)
+    assert len({tuple(prompt[:4]) for prompt in drawn}) == 50

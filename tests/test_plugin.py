@@ -27,6 +27,8 @@ VALUES = {
     "python": ("sim=/opt/a, ref=/opt/b", (("sim", "/opt/a"), ("ref", "/opt/b"))),
     "tp": ("1, 2", (1, 2)),
     "executor": ("ray", "ray"),
+    "visible-devices": ("0, 5", (0, 5)),
+    "topology": ("links.json", "links.json"),
     "server": (
         "http://h:1, tgi=https://u:p@i/x",
         (("server", Secret.url("http://h:1")), ("tgi", Secret.url("https://u:p@i/x"))),

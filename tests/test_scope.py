@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from inner import Suite
 
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.devices import fingerprint
+from pytest_llmperf.devices import detect, fingerprint
 from pytest_llmperf.scope import Scope, UnusableError
 
 REGISTRY = Registry(BUILT_IN)
@@ -87,3 +88,68 @@ def test_a_line_of_the_table_that_matches_nothing_is_known(make: Any) -> None:
 
 def test_without_a_test_that_says_so_the_largest_workload_is_the_default(make: Any) -> None:
     assert make("--llm-prompt-lengths=32").largest == Workload(4, 32, 32)
+
+
+# Devices
+
+
+@pytest.fixture
+def four_mi250(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight dies, two a package; links as RCCL has them of a chassis in which not every package is linked."""
+    monkeypatch.setattr(detect, "found", lambda: ("AMD Instinct MI250X / MI250",) * 8)
+    for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def links(path: Path) -> Path:
+    """As JSON: 200 GB/s within a package, 50 between packages 0 and 2, and 1 and 3, and 10 elsewhere."""
+    linked = {frozenset((0, 2)), frozenset((1, 3))}
+
+    def rate(one: int, other: int) -> float:
+        packages = frozenset((one // 2, other // 2))
+        return 200.0 if len(packages) == 1 else 50.0 if packages in linked else 10.0
+
+    path.write_text(json.dumps({"links": [[rate(one, other) for other in range(8)] for one in range(8)]}))
+    return path
+
+
+GPU_RUN = ("--llm-device=mi250", "--llm-model=llama-2-7b", "--llm-random-weights", "--llm-backends=sdpa")
+
+
+@pytest.mark.usefixtures("four_mi250")
+def test_ranks_use_the_dies_with_the_best_links_and_the_baseline_says_so(make: Any, tmp_path: Path) -> None:
+    scope = make(*GPU_RUN, "--llm-tp=1,4", f"--llm-topology={links(tmp_path / 'links.json')}")
+    assert scope.backends == ("sdpa", "sdpa+tp4")
+    one, four = (REGISTRY[name] for name in scope.backends)
+    assert scope.devices(one) is None
+    assert scope.device_variables(one) == {}
+    assert scope.devices(four).devices == (0, 1, 4, 5)
+    assert scope.device_variables(four)["HIP_VISIBLE_DEVICES"] == "0,1,4,5"
+    assert str(scope.devices(four)).startswith("0,1,4,5: the best interconnect")
+
+
+@pytest.mark.usefixtures("four_mi250")
+def test_what_is_stated_overrides_the_choice_also_of_one_device(make: Any) -> None:
+    scope = make(*GPU_RUN, "--llm-tp=1,2", "--llm-visible-devices=6,3")
+    one, two = (REGISTRY[name] for name in scope.backends)
+    assert scope.device_variables(one)["HIP_VISIBLE_DEVICES"] == "6"
+    assert scope.device_variables(two)["HIP_VISIBLE_DEVICES"] == "6,3"
+
+
+@pytest.mark.usefixtures("four_mi250")
+def test_why_ranks_cannot_be_placed_is_said(make: Any, tmp_path: Path) -> None:
+    scope = make(*GPU_RUN, "--llm-tp=16", f"--llm-topology={links(tmp_path / 'links.json')}")
+    with_reason = {"sdpa+tp16": "16 ranks need as many mi250 dies, and 8 are here"}
+    assert {name: scope._too_few(REGISTRY[name]) for name in scope.backends} == with_reason
+    scope = make(*GPU_RUN, "--llm-tp=4", "--llm-visible-devices=0,1")
+    assert "4 devices are needed" in str(scope._unplaced(REGISTRY["sdpa+tp4"]))
+
+
+@pytest.mark.usefixtures("four_mi250")
+def test_a_share_that_does_not_fit_a_die_is_said(make: Any, tmp_path: Path) -> None:
+    arguments = ("--llm-model=llama-2-70b", f"--llm-topology={links(tmp_path / 'links.json')}")
+    small, large = (make(*GPU_RUN, *arguments, f"--llm-tp={degree}") for degree in (2, 4))
+    assert "a rank's share of weights and cache is" in str(small._too_few(REGISTRY["sdpa+tp2"]))
+    assert large._too_few(REGISTRY["sdpa+tp4"]) is None
+    ray = make(*GPU_RUN, *arguments, "--llm-tp=2", "--llm-executor=ray")
+    assert ray._too_few(REGISTRY["sdpa+tp2"]) is None, "its ranks may be on other hosts"
