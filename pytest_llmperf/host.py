@@ -193,12 +193,14 @@ class Host:
                 frames = str(error.get("traceback", "")).splitlines()[-LAST_LINES:]
                 said += "\nlast lines of the worker's traceback:\n" + "\n".join("  " + line for line in frames)
             raise WorkerFailedError(scrubbed(said, self._secret), str(error["kind"]))
-        return self._clean(message["result"]) if operation == "evidence" else message["result"]
+        return self._clean(message["result"]) if operation in ("evidence", "serve") else message["result"]
 
     def _clean(self, value: Any) -> Any:
         """What a worker saw, its texts without what is secret."""
         if isinstance(value, dict):
             return {name: self._clean(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self._clean(item) for item in value]
         return scrubbed(value, self._secret) if isinstance(value, str) else value
 
     def _reply(self, operation: str, deadline: float, timeout: float) -> dict[str, Any]:

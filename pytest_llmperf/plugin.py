@@ -390,6 +390,14 @@ def llm_engine(request: pytest.FixtureRequest, llm_backend: str) -> Engine:
     return Engine(_run(request), llm_backend)
 
 
+def _refuse_xdist(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        pytest.fail(
+            "latency cannot be measured under xdist, since parallel tests disturb each other; run with -n 0",
+            pytrace=False,
+        )
+
+
 @pytest.fixture
 def llm_perf(
     request: pytest.FixtureRequest, llm_backend: str, llm_workload: Workload, benchmark: Any
@@ -398,11 +406,7 @@ def llm_perf(
     from pytest_llmperf.fixtures import Perf
 
     session = request.config.stash[KEY]
-    if hasattr(request.config, "workerinput"):
-        pytest.fail(
-            "latency cannot be measured under xdist, since parallel tests disturb each other; run with -n 0",
-            pytrace=False,
-        )
+    _refuse_xdist(request.config)
     stated = _marker_arguments(request.node).get("max_regression")
     run = session.run
     perf = Perf(run, run.scope.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
@@ -447,6 +451,7 @@ def llm_load(
     from pytest_llmperf.fixtures import Load
 
     session = request.config.stash[KEY]
+    _refuse_xdist(request.config)
     yield Load(session.run, session.run.scope.registry[llm_backend], llm_workload, llm_traffic)
     session.progress.finish()
     _write_results(session, session.run)
@@ -566,6 +571,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     if not (measured or session.watch or session.unreported or _gated_nothing(session, run)):
         return
     from pytest_llmperf.report import terminal
+    from pytest_llmperf.backends.base import CLIENT
     from pytest_llmperf.report.text import boundaries
 
     write = terminalreporter.write_line
@@ -575,7 +581,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
             write(line)
         return
     results = list(run.results.values())
-    seen = boundaries((result.case.backend, result.boundary) for result in results)
+    found = [(result.case.backend, result.boundary) for result in results]
+    seen = boundaries([*found, *((one.backend, CLIENT) for one in run.loads)])
     write(f"{run.model.name}, {run.dtype}, {run.device.name}; {seen}; speedup over {run.settings.reference}")
     if results:
         # Where nobody's terminal ends, as in a log of CI, a line may be as long as it is.

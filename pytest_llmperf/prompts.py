@@ -19,6 +19,10 @@ def passages() -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split("\n\n") if part.strip())
 
 
+#: Prompts of one series without text, at most: the next one begins after them.
+SERIES = 1_000_000
+
+
 class Prompts:
     """Cuts prompts for a model.
 
@@ -63,12 +67,15 @@ class Prompts:
         lengths = [round(workload.prompt_length ** (1 - index / last)) for index in range(workload.batch_size)]
         return self._cut(lengths, offset=len(self._passages) // 2)
 
-    def many(self, count: int, length: int) -> list[list[int]]:
-        """Prompts for a load, no two alike from their first tokens on, or a server's prefix cache would answer some."""
+    def many(self, count: int, length: int, series: int = 0) -> list[list[int]]:
+        """Prompts for a load, no two alike from their first tokens on, or a server's prefix cache would answer some.
+
+        Prompts of another series begin elsewhere too.
+        """
         whole = [token for passage in self._passages for token in passage]
         if not whole:
-            return self._cut([length] * count)
-        starts = [index * len(whole) // count for index in range(count)]
+            return self._cut([length] * count, offset=series * SERIES)
+        starts = [(index * len(whole) // count + series) % len(whole) for index in range(count)]
         kept = length - len(self._prefix)
         return [(self._prefix + [whole[(at + i) % len(whole)] for i in range(kept)])[:length] for at in starts]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import tempfile
 import time
@@ -55,10 +56,10 @@ class Ranks:
         return self.answer(operation, timeout)
 
     def ask(self, operation: str, **arguments: Any) -> None:
-        """See `Host.ask`."""
-        for rank, host in enumerate(self._hosts):
+        """See `Host.ask`. Rank 0, by whose clock latencies are taken, comes last: the others wait for it, not it for them."""
+        for rank in reversed(range(len(self._hosts))):
             with self._ending_all(rank):
-                host.ask(operation, **arguments)
+                self._hosts[rank].ask(operation, **arguments)
 
     def answer(self, operation: str, timeout: float) -> Any:
         """Rank 0's answer, once all have answered; its peak memory is that of the largest.
@@ -149,12 +150,13 @@ class Ranks:
 def rank_environment(rank: int, degree: int, rendezvous: Path) -> dict[str, str]:
     """Variables of a rank: torch's own names, and a file to meet at, which no other program can take like a port.
 
-    A CPU's ranks share its cores: with all threads each, they would wait for one another at every barrier.
+    A CPU's ranks share its cores: with all threads each, they would wait for one another at every barrier. A number of
+    threads that somebody has set is theirs.
     """
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(degree),
         "LLMPERF_RENDEZVOUS": str(rendezvous),
-        "OMP_NUM_THREADS": str(max(1, len(usable_cpus()) // degree)),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, len(usable_cpus()) // degree))),
     }

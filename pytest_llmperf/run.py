@@ -38,6 +38,10 @@ from pytest_llmperf.update import Change
 from pytest_llmperf.verdict import Outcome
 
 
+#: Share of the time-out of a request to a worker in which the last request of a load has to be due.
+WITHIN = 0.8
+
+
 class ParityError(ValueError):
     """Parity cannot be shown; one line says why."""
 
@@ -267,9 +271,17 @@ class Run:
         """
         settings, registered = self.settings, self.scope.registry[backend]
         count = settings.requests
-        prompts = self.prompts.many(count, workload.prompt_length)
+        due = None if traffic.rate is None else arrivals(traffic.rate, count)
+        if due is not None and due[-1] > WITHIN * settings.timeout:
+            raise WorkerError(
+                f"{backend} {workload} {traffic}: the last of {count} requests is due after {due[-1]:.0f} s, and the "
+                f"whole load has --llm-timeout={settings.timeout:g} s; raise it, or send fewer requests"
+            )
+        # Each load has prompts of its own, and so has its warm-up.
+        series = 2 * len(self.loads)
+        prompts = self.prompts.many(count, workload.prompt_length, series)
         self.progress(f"{backend} {workload} {traffic}: warming up")
-        first = prompts[: min(count, traffic.concurrency or 1)]
+        first = self.prompts.many(min(count, traffic.concurrency or 1), workload.prompt_length, series + 1)
         self.engines.ask(registered, "generate", prompts=first, max_new_tokens=workload.max_new_tokens)
         self.progress(f"{backend} {workload} {traffic}: {count} requests")
         answer = self.engines.ask(
@@ -277,7 +289,7 @@ class Run:
             "serve",
             prompts=prompts,
             max_new_tokens=workload.max_new_tokens,
-            due=None if traffic.rate is None else arrivals(traffic.rate, count),
+            due=due,
             concurrency=traffic.concurrency,
         )
         objectives = dict(settings.slo)

@@ -151,6 +151,7 @@ class Scope:
             self.model = models.resolve(settings.model, settings.random_weights, cache)
             self.backends = self._backends()
             check_interpreters(settings.python, registry)
+            self._check_devices()
             self.servers = dict(settings.server)
             check_servers(self.servers, registry)
             self.base = self._base(root)
@@ -176,6 +177,15 @@ class Scope:
             )
         # The reference comes first: every speedup needs its figures.
         return tuple(sorted(names, key=lambda name: name != self.settings.reference))
+
+    def _check_devices(self) -> None:
+        """Options of several devices have something to act on."""
+        settings = self.settings
+        if settings.executor and not any(self.registry[name].own_ranks for name in self.backends):
+            raise UnusableError(f"--llm-executor={settings.executor}: it starts vLLM's ranks, and no backend here is vLLM")
+        if self.device.kind == "cpu" and (settings.visible_devices or settings.topology):
+            option = "--llm-visible-devices" if settings.visible_devices else "--llm-topology"
+            raise UnusableError(f"{option}: the CPU is one device; leave it out, or name another with --llm-device")
 
     def _parallel(self, asked: Iterable[str], everything: bool) -> Iterator[str]:
         """The name of each backend asked for, at each degree of ``--llm-tp``; of ``all``, those that can be shared."""
@@ -270,7 +280,8 @@ class Scope:
     def need(self) -> Need:
         """Bytes that the model, the largest workload and parity need."""
         # The reference, which judges the others, is one process on one device.
-        shared = min(self.registry[name].tp for name in self.backends) if self.model.random_weights else 1
+        alone = self.device.kind == "cpu" or not self.model.random_weights
+        shared = 1 if alone else min(self.registry[name].tp for name in self.backends)
         found = facts.need(self.model.architecture, self.dtype, self.largest, self.model.name, shared)
         return replace(found, parity=0) if self.model.random_weights else found
 
@@ -293,7 +304,7 @@ class Scope:
             TopologyError: there are too few, or their links cannot be told.
         """
         settings = self.settings
-        if self.device.kind == "cpu" or self.attached(backend) or settings.executor:
+        if self.device.kind == "cpu" or self.attached(backend) or self._elsewhere(backend):
             return None
         if backend.tp == 1 and settings.visible_devices is None:
             return None
@@ -316,12 +327,16 @@ class Scope:
             return str(error)
         return None
 
+    def _elsewhere(self, backend: Combination) -> bool:
+        """Whether an executor places the backend's ranks, on other hosts perhaps."""
+        return bool(self.settings.executor and backend.own_ranks)
+
     def _too_few(self, backend: Combination) -> str | None:
         """Why there are not enough devices, or is not enough of their memory, for the model's weights and its cache."""
         degree = backend.tp
         if degree > 1 and self.attached(backend):
             return "the server that --llm-server names runs already, with a degree of its own"
-        if degree == 1 or self.device.memory_bytes is None or self.settings.executor:  # which may span hosts
+        if degree == 1 or self.device.memory_bytes is None or self._elsewhere(backend):
             return None
         if (here := detect.count(self.device)) < degree:
             return (

@@ -258,8 +258,8 @@ OPTIONS = (
            "backend=path. Default: pytest's own. Example: --llm-python=vllm=/opt/vllm/bin/python", ()),
     Option("tp", _sizes, "LIST", "Tensor-parallel degrees, comma-separated: each backend is measured with its model shared by so many "
            "devices (dies), as backend+tpN. Default: 1. Example: --llm-tp=1,2,4,8", (1,)),
-    Option("executor", str, "NAME", "What starts vLLM's tensor-parallel ranks, by vLLM's name for it: mp, ray (which may span hosts), "
-           "external_launcher (torchrun's rendezvous). Default: vLLM's choice. Example: --llm-executor=ray", ""),
+    Option("executor", str, "NAME", "What starts vLLM's tensor-parallel ranks, by vLLM's name for it: mp, or ray, which may span "
+           "hosts. Default: vLLM's choice. Example: --llm-executor=ray", ""),
     Option("server", _servers, "LIST", "Servers that run already, comma-separated, each a URL (for the backend 'server') or backend=URL. "
            "The environment variable LLMPERF_SERVER says the same where a password in it should not be on the command line. "
            "Default: none. Example: --llm-server=http://127.0.0.1:8000,tgi=http://127.0.0.1:3000", (), variable="LLMPERF_SERVER"),
@@ -309,7 +309,7 @@ OPTIONS = (
            "Example: --llm-invocations=9", 5),
     Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive or missing baselines, backends that "
            "cannot run here. Default: off. Example: pytest suites/ --llm-strict", False),
-    Option("timeout", _seconds, "SECONDS", "Longest time for one request to a worker (a load, a generation with its "
+    Option("timeout", _seconds, "SECONDS", "Longest time for one request to a worker (loading a model, a generation with its "
            "compilation). Default: 600. Example: --llm-timeout=1800", 600.0),
     Option("concurrency", _sizes, "LIST", "Under load, requests that a server has to answer at a time, comma-separated: a case each. "
            "Default: 1,8 if no rate is given. Example: --llm-concurrency=1,8,32", ()),

@@ -49,7 +49,7 @@ class Simulated:
         recorder.sleep = self.sleep
         # A generation that takes no time cannot be disturbed, but one tick of the kernel's counters would look so.
         health.snapshot = lambda _processes: health.Snapshot(0.0, 0.0, 0.0, 0.0)
-        health.busiest = lambda: None
+        health.busiest = lambda _processes: None
         watch.canary = lambda: 0.002
         if fitness is not None:
             made = count()

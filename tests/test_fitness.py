@@ -117,13 +117,13 @@ def test_the_busiest_process_is_named_and_never_one_s_own(tmp_path: Path, monkey
     line(12, "busy", 12, 100)
     (tmp_path / "sys").mkdir()
     monkeypatch.setattr(health.time, "sleep", look)
-    assert health.busiest(0.5, tmp_path) == "12 (busy)"
+    assert health.busiest((), 0.5, tmp_path) == "12 (busy)"
 
 
 def test_where_nobody_works_nobody_is_the_busiest(tmp_path: Path) -> None:
     write(tmp_path / "12", stat="12 (x) R 1 12 1 0 -1 0 0 0 0 0 100 0 0 0 20\n")
-    assert health.busiest(0.0, tmp_path) is None
-    assert health.busiest(0.0, tmp_path / "missing") is None
+    assert health.busiest((), 0.0, tmp_path) is None
+    assert health.busiest((), 0.0, tmp_path / "missing") is None
 
 
 # Accelerators
@@ -458,7 +458,7 @@ def test_a_watch_tells_what_was_seen_around_a_generation(monkeypatch: pytest.Mon
     )
     readings = iter([Reading(clock=300), Reading(clock=1980)])
     monkeypatch.setattr(health, "snapshot", lambda _processes: next(snapshots))
-    monkeypatch.setattr(health, "busiest", lambda: "12 (busy)")
+    monkeypatch.setattr(health, "busiest", lambda _processes: "12 (busy)")
     canaries = iter([0.002, 0.003])
     monkeypatch.setattr(watch, "canary", lambda: next(canaries))
     monkeypatch.setattr(watch, "pci_address", lambda: "0000:3b:00.0")
@@ -473,7 +473,7 @@ def test_a_watch_tells_what_was_seen_around_a_generation(monkeypatch: pytest.Mon
 
 def test_nobody_is_looked_for_where_nobody_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "snapshot", lambda _processes: health.Snapshot(0.0, 0.0, 0.0, 0.0))
-    monkeypatch.setattr(health, "busiest", lambda: pytest.fail("two looks at every process"))
+    monkeypatch.setattr(health, "busiest", lambda _processes: pytest.fail("two looks at every process"))
     seen = watch.Watch()
     found = seen.end(seen.begin())
     assert (found.gpu, found.throttled, found.stalled, found.busiest) == (None, None, None, None)

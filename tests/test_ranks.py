@@ -45,7 +45,7 @@ def ranks(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ranks]:
     found = Ranks(3, Arm(), {})
     spec = {"model": "none", "config": None, "dtype": "float32", "device": "cpu", "tp": 3}
     reference = {"module": "scripted", "name": "Scripted", "file": str(file)}
-    found.call("load", 60, backend=[reference], spec=spec, groups=found.pids)
+    found.call("load", 60, backend=[reference], spec=spec, ranks=found.pids)
     yield found
     found.kill()
 

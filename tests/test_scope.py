@@ -151,5 +151,19 @@ def test_a_share_that_does_not_fit_a_die_is_said(make: Any, tmp_path: Path) -> N
     small, large = (make(*GPU_RUN, *arguments, f"--llm-tp={degree}") for degree in (2, 4))
     assert "a rank's share of weights and cache is" in str(small._too_few(REGISTRY["sdpa+tp2"]))
     assert large._too_few(REGISTRY["sdpa+tp4"]) is None
-    ray = make(*GPU_RUN, *arguments, "--llm-tp=2", "--llm-executor=ray")
-    assert ray._too_few(REGISTRY["sdpa+tp2"]) is None, "its ranks may be on other hosts"
+    ray = make(*GPU_RUN, *arguments, "--llm-backends=vllm,sdpa", "--llm-tp=16", "--llm-executor=ray")
+    assert ray._too_few(REGISTRY["vllm+tp16"]) is None, "its ranks may be on other hosts"
+    assert ray._too_few(REGISTRY["sdpa+tp16"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--llm-executor=ray", "--llm-backends=sdpa"), "no backend here is vLLM"),
+        (("--llm-device=cpu", "--llm-visible-devices=0,1"), "the CPU is one device"),
+        (("--llm-device=cpu", "--llm-topology=links.json"), "the CPU is one device"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(make: Any, arguments: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UnusableError, match=said):
+        make(*arguments)

@@ -63,7 +63,7 @@ def test_an_event_is_a_token_with_its_id(folder: Path) -> None:
         recorder = Recorder(1)
         found.generate([PROMPT], 3, recorder)
         assert recorder.tokens == [[2, 1, 3]]
-        assert recorder.times[0][2] - recorder.times[0][0] > 0.03
+        assert recorder.times[0][2] > 0.035
         asked = server.requests[-1].json
         assert asked["inputs"] == "the of and"
         assert asked["parameters"] == {"max_new_tokens": 3, "do_sample": False, "details": True}

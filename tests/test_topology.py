@@ -325,7 +325,7 @@ def test_on_cuda_the_order_is_that_of_nvidia_smi() -> None:
     assert environment(chosen, "cuda", {}) == {"CUDA_VISIBLE_DEVICES": "2,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     set_by_user = {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c,GPU-d"}
     assert environment(chosen, "cuda", set_by_user) == {"CUDA_VISIBLE_DEVICES": "GPU-c,GPU-d"}
-    assert placement.environment(Choice((0,), ""), "cpu") == {}
+    assert environment(Choice((0,), ""), "cpu", {}) == {}
     assert environment(chosen, "cuda", {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"})["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     with pytest.raises(TopologyError, match="device 3 of the 2 that are visible"):
         environment(chosen, "cuda", {"CUDA_VISIBLE_DEVICES": "0,1"})

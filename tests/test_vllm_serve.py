@@ -137,7 +137,7 @@ def test_the_same_prompt_twice_is_computed_twice_and_the_server_s_account_is_sho
 
 @needs_vllm
 def test_its_cpu_time_is_the_engine_s_own(served: Host, prompts: list[list[int]]) -> None:
-    family = [child.pid for child in psutil.Process(served.pid).children(recursive=True)]
+    family = [child.pid for child in psutil.Process(served.pids[0]).children(recursive=True)]
     before = health.snapshot(family).own, health.snapshot().own
     generate(served, prompts)
     after = health.snapshot(family).own, health.snapshot().own

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 #: Engines that start their own ranks, when told the degree.
 OWN_RANKS = ("vllm", "vllm-eager", "vllm-serve", "tgi")
-#: Seconds that a collective waits for a rank that does not come. A rank that died is seen at once, by the parent; one
-#: that hangs only by this. Ranks that compile reach a collective some seconds apart.
+#: Seconds that a collective waits for a rank that does not come, where nothing is compiled. A rank that died is seen at
+#: once, by the parent; one that hangs only by this.
 PATIENCE = 30
 #: What a profile calls collectives: gloo's, and the kernels of NCCL and RCCL (whose operators would be counted twice).
 COLLECTIVES = ("gloo:", "ncclDevKernel", "ncclKernel")
@@ -44,12 +44,17 @@ def extend(engine: type[Any]) -> type[Any]:
             on_cpu = self.spec.device == "cpu"
             if not on_cpu:
                 torch.cuda.set_device(rank)
+            store = distributed.FileStore(os.environ["LLMPERF_RENDEZVOUS"], self.spec.tp)
+            # Imports may take one of them long; once they are here, none has to wait long for another.
+            store.set(f"rank {rank}", "")
+            store.wait([f"rank {one}" for one in range(self.spec.tp)], timedelta(seconds=self.spec.timeout))
             distributed.init_process_group(
                 "gloo" if on_cpu else "nccl",
-                init_method=f"file://{os.environ['LLMPERF_RENDEZVOUS']}",
+                store=store,
                 rank=rank,
                 world_size=self.spec.tp,
-                timeout=timedelta(seconds=PATIENCE),
+                # Ranks that compile reach their first collectives as far apart as compiling takes.
+                timeout=timedelta(seconds=self.spec.timeout if self.compiled else PATIENCE),
             )
             options["distributed_config"] = DistributedConfig(tp_size=self.spec.tp)
             if self.spec.config is None:

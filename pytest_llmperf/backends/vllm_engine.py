@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pytest_llmperf.architecture import Architecture
+from pytest_llmperf.backends import tensor_parallel
 from pytest_llmperf.backends.base import (
     TIME_IN_COLLECTIVES,
     Engagement,
@@ -28,6 +31,7 @@ from pytest_llmperf.backends.base import (
     RequestStatistics,
 )
 
+from pytest_llmperf.devices.health import highest_memory, peak_memory
 #: Forward passes that `evidence` profiles.
 PROFILED = 3
 #: Tokens in a block of the cache, at most: vLLM takes 128 on a CPU and 16 on a GPU, and the budget suffices for both.
@@ -39,7 +43,7 @@ ATTENTION = "vllm::unified_attention"
 #: What attention kernels are called on a GPU, where a replayed graph calls no operators.
 ATTENTION_KERNELS = ("flash_fwd", "flash_attn", "attention", "fmha")
 #: What collectives are called: those of PyTorch's backends, and vLLM's own over shared memory or between GPUs.
-COLLECTIVES = ("gloo:", "ncclDevKernel", "ncclKernel", "_C::shm_", "void vllm::cross_device_reduce")
+COLLECTIVES = (*tensor_parallel.COLLECTIVES, "_C::shm_", "void vllm::cross_device_reduce")
 #: What a compiled graph and a replayed one show.
 COMPILED = ("## Call CompiledFxGraph", "Torch-Compiled Region", "cudaGraphLaunch", "hipGraphLaunch")
 
@@ -59,14 +63,14 @@ def begin_profile(_worker: Any, device: str) -> None:
     _began = time.perf_counter()
 
 
-def end_profile(_worker: Any) -> tuple[dict[str, int], float]:
-    """In a rank: how often each operator was called, and the share of their time that collectives took."""
+def end_profile(_worker: Any) -> tuple[dict[str, int], float, str]:
+    """In a rank: how often each operator was called, the share of the time that collectives took, and the host."""
     seconds = time.perf_counter() - _began
     _profiler.stop()
     events = _profiler.key_averages()
     collectives = [event for event in events if event.key.startswith(COLLECTIVES)]
     waited = sum(event.device_time_total or event.cpu_time_total for event in collectives) / 1e6
-    return {event.key: event.count for event in events}, waited / seconds
+    return {event.key: event.count for event in events}, waited / seconds, platform.node()
 
 
 class VllmEngine:
@@ -176,9 +180,18 @@ class VllmEngine:
         chunks, steps = self._prefill_steps, min(PROFILED, self._last_new_tokens)
         self.engine.collective_rpc(begin_profile, args=(self.spec.device,))
         self._generate(self._last, steps, lambda index, token: None)
-        profiles: list[tuple[dict[str, int], float]] = self.engine.collective_rpc(end_profile)
-        counts, in_collectives = profiles[0]
-        ranks = {"tensor parallel degree": len(profiles), TIME_IN_COLLECTIVES: round(in_collectives, 3)}
+        profiles: list[tuple[dict[str, int], float, str]] = self.engine.collective_rpc(end_profile)
+        counts, in_collectives, _ = profiles[0]
+        ranks: dict[str, Any] = {
+            "tensor parallel degree": len(profiles),
+            TIME_IN_COLLECTIVES: round(in_collectives, 3),
+        }
+        if self.spec.executor:  # which may span hosts
+            hosts = Counter(host for _, _, host in profiles)
+            ranks |= {
+                "executor": self.spec.executor,
+                "ranks by host": ", ".join(f"{host} {count}" for host, count in sorted(hosts.items())),
+            }
         attention = {name: number for name, number in counts.items() if _is_attention(name, self.spec.device)}
         graphs = sum(number for name, number in counts.items() if name.startswith(COMPILED))
         config = self.engine.vllm_config
@@ -211,6 +224,12 @@ class VllmEngine:
 
         return [child.pid for child in psutil.Process().children(recursive=True)] if self.spec.tp > 1 else []
 
+    def peak_memory(self) -> int:
+        """Bytes: of the one process, or of the largest rank; 0, for not known, of ranks on a GPU."""
+        if self.spec.tp == 1:
+            return peak_memory(self.spec.device)
+        return max(map(highest_memory, self.processes()), default=0) if self.spec.device == "cpu" else 0
+
     def close(self) -> None:
         """Stop what vLLM started."""
         self.engine.engine_core.shutdown()
@@ -231,7 +250,10 @@ def arguments(spec: EngineSpec, config: Mapping[str, Any], compiled: bool = True
         MemoryError: the cache of keys and values does not fit into what is free.
     """
     blocks = spec.batch_size * -(-spec.sequence_length // LARGEST_BLOCK) + SPARE_BLOCKS
-    cache = blocks * LARGEST_BLOCK * Architecture.from_config(config).kv_bytes_per_token(spec.dtype)
+    architecture = Architecture.from_config(config)
+    # What a rank is told is its own: KV heads are shared out, and copied where there are fewer of them than ranks.
+    shared = min(spec.tp, architecture.kv_heads)
+    cache = blocks * LARGEST_BLOCK * architecture.kv_bytes_per_token(spec.dtype) // shared
     _check_room(spec, cache)
     return {
         "load_format": "auto" if spec.config is None else "dummy",

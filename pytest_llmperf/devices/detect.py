@@ -124,7 +124,7 @@ def first_known(*sources: Callable[[], list[str]]) -> list[str]:
 
 def count(device: Device) -> int:
     """How many of a device are here, a die each: what lists an MI250 lists its two dies."""
-    return sum(device_for_product(product) == device for product in found())
+    return sum(device_for_product(product) == device or _same_product(device, (product,)) for product in found())
 
 
 def resolve(name: str | None, products: tuple[str, ...] | None = None) -> Device:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -181,15 +183,19 @@ def process(pid: int, proc: Path = Path("/proc")) -> Process | None:
     return parse_process(contents(proc / str(pid) / "stat"))
 
 
-def busiest(seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
-    """Who uses the most CPU now, as in ``4711 (python)``, this process group excepted; None if nobody uses any.
+def busiest(processes: Collection[int] = (), seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
+    """Who uses the most CPU now, as in ``4711 (python)``, but for this process group and those; None if nobody does.
 
     Takes ``seconds``, and two looks at every process, so it is asked only after a sample that others disturbed.
     """
 
     def look() -> dict[int, Process]:
         pids = [int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()]
-        return {pid: found for pid in pids if (found := process(pid, proc)) and found.group != os.getpgrp()}
+        return {
+            pid: found
+            for pid in pids
+            if pid not in processes and (found := process(pid, proc)) and found.group != os.getpgrp()
+        }
 
     try:
         before = look()
@@ -200,3 +206,17 @@ def busiest(seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
     used = {pid: after[pid].ticks - before[pid].ticks for pid in before.keys() & after.keys()}
     most = max(used, key=lambda pid: (used[pid], -pid), default=None)
     return f"{most} ({after[most].name})" if most is not None and used[most] > 0 else None
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the device's allocations at their highest, or this process's resident set on a CPU."""
+    if device != "cpu" and "torch" in sys.modules:
+        return int(sys.modules["torch"].cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def highest_memory(pid: int, proc: Path = Path("/proc")) -> int:
+    """Another process's resident set at its highest, in bytes; 0 if it is gone."""
+    lines = contents(proc / str(pid) / "status").splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -148,11 +148,6 @@ def choose(
     )
 
 
-def environment(choice: Choice, kind: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables for a worker that is to see the chosen devices alone, as `topology.environment`."""
-    return topology.environment(choice, kind, environ)
-
-
 def _from_file(file: Path) -> Topology:
     try:
         said = file.read_text(encoding="utf-8")

@@ -13,8 +13,9 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from pytest_llmperf.backends.base import IN_PROCESS, TIME_IN_COLLECTIVES
+from pytest_llmperf.backends.base import CLIENT, IN_PROCESS, TIME_IN_COLLECTIVES
 from pytest_llmperf.cases import METRICS, Workload, place
+from pytest_llmperf.load import ATTAINMENT
 from pytest_llmperf.devices.doctor import Finding
 from pytest_llmperf.report.text import boundaries
 from pytest_llmperf.trace import Trace
@@ -202,7 +203,8 @@ class Document:
     @property
     def boundary(self) -> str:
         """Where its latencies were seen."""
-        return boundaries((row.backend, row.boundary) for row in self.rows)
+        seen = [(row.backend, row.boundary) for row in self.rows]
+        return boundaries([*seen, *((one.backend, CLIENT) for one in self.loads)])
 
     @property
     def headline(self) -> str:
@@ -212,6 +214,8 @@ class Document:
         wrong = sorted({one.backend for one in self.wrong})
         parts += [f"not in parity: {', '.join(wrong)}"] if wrong else []
         parts += [f"{len(self.unmeasured)} not measured"] if self.unmeasured else []
+        failed = sum(bool(one.failed) or (one.met is not None and one.met < ATTAINMENT) for one in self.loads)
+        parts += [f"{len(self.loads)} under load" + f" ({failed} failed)" * bool(failed)] if self.loads else []
         measured = "1 case" if len(self.rows) == 1 else f"{len(self.rows)} cases"
         return f"{measured}: {', '.join(parts)}" if parts else "nothing was measured"
 
@@ -354,7 +358,10 @@ def _row(
         limit=roof.get("limit"),
         flops=roof.get("flops"),
         size=roof.get("size"),
-        tokens_per_joule=_tokens_per_joule(measurement["samples"], result["throughput"]),
+        # The power is one device's.
+        tokens_per_joule=_tokens_per_joule(measurement["samples"], result["throughput"])
+        if result.get("tp", 1) == 1
+        else None,
         tp=result.get("tp", 1),
         devices=result.get("devices", ""),
         collectives=result["engagement"].get("seen", {}).get(TIME_IN_COLLECTIVES),

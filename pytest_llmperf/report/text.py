@@ -40,7 +40,7 @@ def speedup(value: float | None) -> str:
 
 def percentiles(values: Sequence[float | None]) -> str:
     """Durations (s) in milliseconds, one after the other; a dash where nothing was answered."""
-    return " / ".join("-" if one is None else f"{one * 1e3:.0f}" for one in values) + " ms"
+    return " / ".join("-" if one is None else f"{one * 1e3:.{0 if one >= 0.1 else 1}f}" for one in values) + " ms"
 
 
 def share(value: float | None) -> str:

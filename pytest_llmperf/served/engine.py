@@ -145,8 +145,11 @@ class ServedEngine:
             observer.submitted(index)
             try:
                 await submit(self.client, self.path, bodies[index], replies[index])
-                if (came := replies[index].tokens) < max_new_tokens:
-                    observer.failed(index, f"{came} of {max_new_tokens} tokens came")
+                reply = replies[index]
+                if reply.tokens < max_new_tokens:
+                    observer.failed(index, f"{reply.tokens} of {max_new_tokens} tokens came")
+                elif reply.cached_tokens:
+                    observer.failed(index, f"{reply.cached_tokens} prompt tokens came from a prefix cache")
             except ServerError as error:
                 observer.failed(index, str(error))
             unfinished.discard(index)

@@ -97,6 +97,8 @@ class Reply:
         if not self.ended:
             raise ReplyError(f"broke off its stream after {self.events} events with content, before its end")
         counted = self.usage.get("prompt_tokens")
+        if counted is not None and not isinstance(counted, int):
+            raise ReplyError("counts its prompt tokens in something that is no number")
         if counted is not None and counted != self._prompt_tokens:
             raise ReplyError(f"counts {counted} prompt tokens, and {self._prompt_tokens} were sent: it changes prompts")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.backends.base import EngineSpec
+from pytest_llmperf.devices.health import highest_memory
 from pytest_llmperf.served.client import Address, ServerError
 from pytest_llmperf.served.completions import CompletionsEngine
 from pytest_llmperf.served.engine import BATCH
@@ -118,7 +119,7 @@ class VllmServeEngine(CompletionsEngine):
         """Bytes: the resident sets of the server's processes at their highest, on a CPU; 0 for not known elsewhere."""
         if self.spec.device != "cpu":
             return 0
-        return sum(_highest(pid) for pid in self.processes())
+        return sum(map(highest_memory, self.processes()))
 
     def close(self) -> None:
         """Close every connection, and stop the server."""
@@ -127,12 +128,3 @@ class VllmServeEngine(CompletionsEngine):
             self._process.stop()
         if self._folder is not None:
             self._folder.cleanup()
-
-
-def _highest(pid: int) -> int:
-    """A process's resident set at its highest, in bytes; 0 if it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import resource
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.backends.base import UNKNOWN, Engine, EngineSpec, Observation
+from pytest_llmperf.devices.health import peak_memory
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder
 from pytest_llmperf.worker.watch import Watch
@@ -69,23 +68,15 @@ def find(reference: dict[str, str]) -> Any:
     return found
 
 
-def peak_memory(device: str) -> int:
-    """Bytes: the device's allocations at their highest, or this process's resident set on a CPU."""
-    if device != "cpu" and "torch" in sys.modules:
-        return int(sys.modules["torch"].cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 class Worker:
     """The operations that a parent may ask for; each takes and returns plain JSON values."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self.device = "cpu"
-        self.watch = Watch()
+        self.watch: Watch | None = Watch()
 
-    def load(self, backend: list[dict[str, str]], spec: dict[str, Any], ranks: Sequence[int] = ()) -> dict[str, Any]:
+    def load(self, backend: list[dict[str, str]], spec: dict[str, Any], ranks: list[int] | None = None) -> dict[str, Any]:
         """Load an engine and what changes it, in that order. Returns the seconds it took, imports included.
 
         Args:
@@ -101,7 +92,8 @@ class Worker:
         self.engine = loader(EngineSpec(**spec))
         seconds = time.perf_counter() - start
         processes = self.engine.processes() if hasattr(self.engine, "processes") else ()
-        self.watch = Watch({*ranks, *processes} - {os.getpid()})
+        # One rank looks at the machine for all: the others' canaries would disturb its own.
+        self.watch = Watch({*(ranks or ()), *processes} - {os.getpid()}) if not ranks or ranks[0] == os.getpid() else None
         return {"seconds": seconds}
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0) -> dict[str, Any]:
@@ -110,10 +102,10 @@ class Worker:
         With a slowdown every step takes that share longer, which is how the gate tests itself.
         """
         assert self.engine is not None
-        before = self.watch.begin()
+        before = self.watch.begin() if self.watch else None
         recorder = SlowedRecorder(len(prompts), slowdown) if slowdown else Recorder(len(prompts))
         self.engine.generate(prompts, max_new_tokens, recorder)
-        fitness = self.watch.end(before)
+        fitness = self.watch.end(before) if self.watch and before else None
         return {
             "tokens": recorder.tokens,
             "times": recorder.times,
@@ -121,7 +113,7 @@ class Worker:
             if hasattr(self.engine, "statistics")
             else [],
             "texts": self.engine.texts() if UNKNOWN in recorder.tokens[0] and hasattr(self.engine, "texts") else [],
-            "fitness": asdict(fitness),
+            "fitness": asdict(fitness) if fitness else {},
             "peak_memory": self.engine.peak_memory()
             if hasattr(self.engine, "peak_memory")
             else peak_memory(self.device),

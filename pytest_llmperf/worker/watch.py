@@ -100,7 +100,7 @@ class Watch:
             others=used.others,
             steal=used.steal,
             idle=used.idle,
-            busiest=health.busiest() if fitness.crowded(used) and used.others > used.steal else None,
+            busiest=health.busiest(self._processes) if fitness.crowded(used) and used.others > used.steal else None,
             stalled=health.stalls(before.snapshot, after),
             megahertz=after.megahertz,
             throttled=throttled,
