@@ -3,10 +3,10 @@
     python -m benchmarks.served [--turns 10] [--output benchmarks/data/served.json]
 
 The server is started by the backend. In every turn the plugin's worker and ``vllm bench serve`` submit the same
-requests (token ids) to it, one after the other, the order of the two changing from turn to turn; the other one is idle,
-or has ended. One at a time: of several that arrive within a millisecond the server puts now more and now fewer into its
-first step, which moves TTFT by tens of per cent whoever asks. The criterion is that mean TTFT and mean TPOT agree within
-5 % in the median turn.
+requests (token ids) to it, one after the other, the order of the two changing from turn to turn; the other one is
+idle, or has ended. One at a time: of several that arrive within a millisecond the server puts now more and now fewer
+into its first step, which moves TTFT by tens of per cent whoever asks. The criterion is that mean TTFT and mean TPOT
+agree within 5 % in the median turn.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def by_bench(url: str, folder: Path) -> Figures:
         sys.executable, "-c", BENCH, "bench", "serve", "--backend", "openai", "--base-url", url,
         "--endpoint", "/v1/completions", "--model", "llmperf", "--skip-tokenizer-init", "--dataset-name", "custom",
         "--dataset-path", str(folder / "prompts.jsonl"), "--disable-shuffle", "--num-prompts", str(REQUESTS),
-        "--request-rate", "inf", "--max-concurrency", "1", "--ignore-eos", "--extra-body", json.dumps(body), "--disable-tqdm", "--save-result",
+        "--request-rate", "inf", "--max-concurrency", "1",
+        "--ignore-eos", "--extra-body", json.dumps(body), "--disable-tqdm", "--save-result",
         "--save-detailed", "--result-dir", str(folder), "--result-filename", "result.json",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)

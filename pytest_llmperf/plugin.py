@@ -570,8 +570,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     measured = run.results or run.parities or run.loads or run.beside.assessments
     if not (measured or session.watch or session.unreported or _gated_nothing(session, run)):
         return
-    from pytest_llmperf.report import terminal
     from pytest_llmperf.backends.base import CLIENT
+    from pytest_llmperf.report import terminal
     from pytest_llmperf.report.text import boundaries
 
     write = terminalreporter.write_line

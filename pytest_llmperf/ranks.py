@@ -56,7 +56,7 @@ class Ranks:
         return self.answer(operation, timeout)
 
     def ask(self, operation: str, **arguments: Any) -> None:
-        """See `Host.ask`. Rank 0, by whose clock latencies are taken, comes last: the others wait for it, not it for them."""
+        """See `Host.ask`. Rank 0, by whose clock latencies are taken, comes last: it waits for nobody to start."""
         for rank in reversed(range(len(self._hosts))):
             with self._ending_all(rank):
                 self._hosts[rank].ask(operation, **arguments)

@@ -37,7 +37,6 @@ from pytest_llmperf.trace import Trace, checked
 from pytest_llmperf.update import Change
 from pytest_llmperf.verdict import Outcome
 
-
 #: Share of the time-out of a request to a worker in which the last request of a load has to be due.
 WITHIN = 0.8
 

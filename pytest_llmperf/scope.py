@@ -182,7 +182,9 @@ class Scope:
         """Options of several devices have something to act on."""
         settings = self.settings
         if settings.executor and not any(self.registry[name].own_ranks for name in self.backends):
-            raise UnusableError(f"--llm-executor={settings.executor}: it starts vLLM's ranks, and no backend here is vLLM")
+            raise UnusableError(
+                f"--llm-executor={settings.executor}: it starts vLLM's ranks, and no backend here is vLLM"
+            )
         if self.device.kind == "cpu" and (settings.visible_devices or settings.topology):
             option = "--llm-visible-devices" if settings.visible_devices else "--llm-topology"
             raise UnusableError(f"{option}: the CPU is one device; leave it out, or name another with --llm-device")

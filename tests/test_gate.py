@@ -113,7 +113,7 @@ class Busy(Simulated):
         from itertools import count
         from pytest_llmperf.devices import health
         wall = count(1)
-        health.snapshot = lambda: health.Snapshot(now := float(next(wall)), 4 * now, 0.0, 0.0)
+        health.snapshot = lambda _processes: health.Snapshot(now := float(next(wall)), 4 * now, 0.0, 0.0)
 """
 
 

@@ -54,7 +54,7 @@ def loads(suite: Suite) -> dict[str, dict[str, object]]:
 def test_every_kind_of_traffic_is_a_test_and_is_reported(suite: Suite) -> None:
     result = served(suite, "--llm-concurrency=1", "--llm-request-rates=2", "--llm-requests=8", "--llm-report=out.md")
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["srv * b1-p16-n8 * c1 * 0 of 8 * 100 / 100 / 100 ms * 10 / 10 / 10 ms *"])
+    result.stdout.fnmatch_lines(["srv * b1-p16-n8 * c1 * 0 of 8 * 100 / 100 / 100 ms * 10.0 / 10.0 / 10.0 ms *"])
     figures = loads(suite)["c1"]["percentiles"]
     for name, seconds in {"ttft": 0.1, "itl": 0.01, "latency": 0.17}.items():
         assert figures[name] == pytest.approx([seconds] * 3)  # type: ignore[index]

@@ -212,6 +212,9 @@ async def send_away(request: Request, writer: asyncio.StreamWriter) -> None:
 def test_credentials_are_in_nothing_that_a_run_writes(
     suite: Suite, server: Loopback, monkeypatch: pytest.MonkeyPatch, how: Any, showing: tuple[str, ...]
 ) -> None:
+    # Whatever else this machine does, the figures are accepted: the baseline is to be looked at too.
+    monkeypatch.setattr("pytest_llmperf.devices.fitness.culprits", lambda records: [None] * len(records))
+    monkeypatch.setattr("pytest_llmperf.sampling.SETTLED", 100.0)
     monkeypatch.setenv("LLMPERF_SERVER", server.url.replace("//", f"//us3r:{PASSWORD}@") + f"/?api_key={KEY}")
     monkeypatch.setenv("LLMPERF_SERVER_HEADER", f"X-Token: Bearer {TOKEN}\nX-Other: 0therSecret")
     if callable(how):

@@ -44,7 +44,9 @@ def extend(engine: type[Any]) -> type[Any]:
             on_cpu = self.spec.device == "cpu"
             if not on_cpu:
                 torch.cuda.set_device(rank)
-            store = distributed.FileStore(os.environ["LLMPERF_RENDEZVOUS"], self.spec.tp)
+            store = distributed.FileStore(  # type: ignore[attr-defined]
+                os.environ["LLMPERF_RENDEZVOUS"], self.spec.tp
+            )
             # Imports may take one of them long; once they are here, none has to wait long for another.
             store.set(f"rank {rank}", "")
             store.wait([f"rank {one}" for one in range(self.spec.tp)], timedelta(seconds=self.spec.timeout))

@@ -30,8 +30,8 @@ from pytest_llmperf.backends.base import (
     OnToken,
     RequestStatistics,
 )
-
 from pytest_llmperf.devices.health import highest_memory, peak_memory
+
 #: Forward passes that `evidence` profiles.
 PROFILED = 3
 #: Tokens in a block of the cache, at most: vLLM takes 128 on a CPU and 16 on a GPU, and the budget suffices for both.

@@ -34,7 +34,7 @@ class Busy:
 def busy() -> Busy:
     """A look at the CPU time of everybody, `LOOK` seconds long."""
     before = health.snapshot()
-    busiest = health.busiest(LOOK)
+    busiest = health.busiest((), LOOK)
     used = health.contention(before, health.snapshot())
     return Busy(used.others + used.steal, used.idle, busiest)
 

@@ -97,9 +97,9 @@ def stalled(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) 
     lines = contents(proc / "self/cgroup").splitlines()
     group = next((line.removeprefix("0::").lstrip("/") for line in lines if line.startswith("0::")), "")
     found: dict[str, float] = {}
-    for resource in RESOURCES:
-        own = contents(cgroups / group / f"{resource}.pressure")
-        found |= parse_pressure(resource, own or contents(proc / "pressure" / resource))
+    for name in RESOURCES:
+        own = contents(cgroups / group / f"{name}.pressure")
+        found |= parse_pressure(name, own or contents(proc / "pressure" / name))
     return found or None
 
 
@@ -183,7 +183,7 @@ def process(pid: int, proc: Path = Path("/proc")) -> Process | None:
     return parse_process(contents(proc / str(pid) / "stat"))
 
 
-def busiest(processes: Collection[int] = (), seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
+def busiest(processes: Collection[int], seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
     """Who uses the most CPU now, as in ``4711 (python)``, but for this process group and those; None if nobody does.
 
     Takes ``seconds``, and two looks at every process, so it is asked only after a sample that others disturbed.

@@ -15,8 +15,8 @@ from typing import Any
 
 from pytest_llmperf.backends.base import CLIENT, IN_PROCESS, TIME_IN_COLLECTIVES
 from pytest_llmperf.cases import METRICS, Workload, place
-from pytest_llmperf.load import ATTAINMENT
 from pytest_llmperf.devices.doctor import Finding
+from pytest_llmperf.load import ATTAINMENT
 from pytest_llmperf.report.text import boundaries
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile

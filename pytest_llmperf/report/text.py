@@ -40,7 +40,8 @@ def speedup(value: float | None) -> str:
 
 def percentiles(values: Sequence[float | None]) -> str:
     """Durations (s) in milliseconds, one after the other; a dash where nothing was answered."""
-    return " / ".join("-" if one is None else f"{one * 1e3:.{0 if one >= 0.1 else 1}f}" for one in values) + " ms"
+    digits = 0 if all(one is None or one > 0.0995 for one in values) else 1
+    return " / ".join("-" if one is None else f"{one * 1e3:.{digits}f}" for one in values) + " ms"
 
 
 def share(value: float | None) -> str:

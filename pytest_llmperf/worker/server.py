@@ -76,7 +76,9 @@ class Worker:
         self.device = "cpu"
         self.watch: Watch | None = Watch()
 
-    def load(self, backend: list[dict[str, str]], spec: dict[str, Any], ranks: list[int] | None = None) -> dict[str, Any]:
+    def load(
+        self, backend: list[dict[str, str]], spec: dict[str, Any], ranks: list[int] | None = None
+    ) -> dict[str, Any]:
         """Load an engine and what changes it, in that order. Returns the seconds it took, imports included.
 
         Args:
@@ -93,7 +95,9 @@ class Worker:
         seconds = time.perf_counter() - start
         processes = self.engine.processes() if hasattr(self.engine, "processes") else ()
         # One rank looks at the machine for all: the others' canaries would disturb its own.
-        self.watch = Watch({*(ranks or ()), *processes} - {os.getpid()}) if not ranks or ranks[0] == os.getpid() else None
+        self.watch = (
+            Watch({*(ranks or ()), *processes} - {os.getpid()}) if not ranks or ranks[0] == os.getpid() else None
+        )
         return {"seconds": seconds}
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0) -> dict[str, Any]:
