@@ -318,6 +318,9 @@ class Scope:
 
     def device_variables(self, backend: Combination) -> dict[str, str]:
         """What a worker is told of the devices that it may use."""
+        if self.device.kind == "cpu" and backend.ranks > 1:
+            # transformers shards over the accelerator that torch sees, if there is one.
+            return {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
         chosen = self.devices(backend)
         return {} if chosen is None else topology.environment(chosen, self.device.kind, os.environ)
 
