@@ -568,7 +568,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     if run is None:
         return
     measured = run.results or run.parities or run.loads or run.beside.assessments
-    if not (measured or session.watch or session.unreported or _gated_nothing(session, run)):
+    nothing_but_skips = not measured and not config.getoption("collectonly", False) and session.skips
+    if not (measured or nothing_but_skips or session.watch or session.unreported or _gated_nothing(session, run)):
         return
     from pytest_llmperf.backends.base import CLIENT
     from pytest_llmperf.report import terminal
@@ -576,6 +577,9 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
 
     write = terminalreporter.write_line
     terminalreporter.section("llmperf")
+    if nothing_but_skips:  # whoever asked for this would find "skipped" alone
+        for reason in dict.fromkeys(session.skips.values()):
+            write(f"skipped: {reason}")
     if run.settings.self_test:
         for line in terminal.assessments(run.beside.assessments):
             write(line)

@@ -294,8 +294,8 @@ OPTIONS = (
            "Default: that of head. Example: --llm-base-python=/opt/torch-2.12/bin/python"),
     Option("compare", _comparison, "WHICH", "Cases that are compared with the base, if one is given: 'flagged' or 'always'. Default: flagged. "
            "Example: --llm-base=main --llm-compare=always", "flagged"),
-    Option("visible-devices", _devices, "LIST", "Devices of a model that is spread over several, by index, comma-separated; dies count, and where the "
-           "environment makes only some visible, these are counted. Default: those with the best links between them. "
+    Option("visible-devices", _devices, "LIST", "Devices to use, by index, comma-separated: a backend takes as many as its degree, from the first; dies count, and where "
+           "the environment makes only some visible, these are counted. Default: those with the best links between them. "
            "Example: --llm-visible-devices=0,1,4,5"),
     Option("topology", Path, "FILE", "Links between the devices as JSON, where no tool here can tell them: {\"links\": n x n numbers in GB/s, one way}. "
            "Default: asked of the machine. Example: --llm-topology=topology.json"),

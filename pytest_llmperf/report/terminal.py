@@ -49,7 +49,7 @@ def verdict_line(result: Result) -> str:
     if found.threshold > result.tolerance:
         source = "what the baseline's own processes differ by"
     reason = f"; {found.reason}" if found.reason else ""
-    remedy = "Accept with --llm-update-baselines if it is intended"
+    remedy = "Measure the code before beside it with --llm-base=REVISION, or accept it with --llm-update-baselines"
     if found.basis == "base":
         remedy = "If it is intended, allow this case more, in llm_tolerances or by the marker"
     return (
