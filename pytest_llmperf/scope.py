@@ -339,6 +339,8 @@ class Scope:
     def _too_few(self, backend: Combination) -> str | None:
         """Why there are not enough devices, or is not enough of their memory, for the model's weights and its cache."""
         degree = backend.tp
+        if self.settings.executor == "ray" and backend.own_ranks and self.device.kind == "cpu":
+            return "vLLM does not run over Ray on a CPU"  # 0.32: "current platform cpu does not support ray"
         if degree > 1 and self.attached(backend):
             return "the server that --llm-server names runs already, with a degree of its own"
         if degree == 1 or self.device.memory_bytes is None or self._elsewhere(backend):

@@ -156,6 +156,12 @@ def test_a_share_that_does_not_fit_a_die_is_said(make: Any, tmp_path: Path) -> N
     assert ray._too_few(REGISTRY["sdpa+tp16"]) is not None
 
 
+def test_ray_on_a_cpu_is_skipped_with_the_reason(make: Any) -> None:
+    scope = make("--llm-device=cpu", "--llm-executor=ray", "--llm-backends=vllm,sdpa", "--llm-tp=2")
+    assert scope._too_few(REGISTRY["vllm+tp2"]) == "vLLM does not run over Ray on a CPU"
+    assert scope._too_few(REGISTRY["sdpa+tp2"]) is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
