@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from pytest_llmperf import sampling, trace
@@ -60,6 +60,11 @@ class Measurement:
     def cold_start(self) -> float:
         """Seconds until this shape's first generation was complete: load, compilation, generation."""
         return self.load + self.warm_up[0].latency
+
+    @property
+    def compile_time(self) -> float:
+        """Seconds that this shape's first generation took beyond a settled one: compilation, tuning, filling caches."""
+        return max(0.0, self.warm_up[0].latency - median(self.figures("latency")))
 
     def figures(self, metric: str) -> list[float]:
         """The samples' figures of a metric, in seconds; a cold start has one."""

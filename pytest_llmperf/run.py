@@ -356,6 +356,7 @@ class Run:
             discarded=len(first.discarded),
             culprit=first.culprit,
             cold_start=first.cold_start,
+            compile_time=first.compile_time,
             peak_memory=first.peak_memory,
             engagement=first.engagement,
             boundary=self.scope.registry[backend].boundary,

@@ -86,6 +86,10 @@ def full(rows: int = 1) -> Document:
         for backend in ("ref", "sim")
         for metric in ("ttft", "tpot", "latency")
     ]
+    made += [
+        row("sim+tp2", "tpot", 0.012, batch_size=1, case="float32/sim+tp2/b1-p16-n8/tpot", tp=2, collectives=0.3,
+            devices="0,1: the best interconnect")
+    ]  # fmt: skip
     return document(*made, environment={"peaks": {"flops": 1e12, "bandwidth": 1e10}, "versions": {"torch": "2"}})
 
 
@@ -130,6 +134,7 @@ rows = st.builds(
     speedup=st.none() | st.floats(0.1, 50),
     outcome=st.sampled_from([outcome.value for outcome in Outcome]),
     peak_memory=st.none() | st.integers(1, 2**45),
+    compile_time=st.none() | figures,
 )
 
 
@@ -142,7 +147,7 @@ def test_every_form_has_the_same_numbers(found: list[Row], monkeypatch: pytest.M
     assert of(json.loads(as_json)) == made
     lines = list(csv.DictReader(io.StringIO(as_csv)))
     page = Page(as_html)
-    (found_cases,) = (table for table in page.tables if len(table[0]) == 13)
+    (found_cases,) = (table for table in page.tables if len(table[0]) == len(cells.CASES) + len(cells.COSTS))
     folded = as_markdown.partition("<details><summary>Every case")[2]
     for one, line, shown_cells in zip(made.rows, lines, found_cases[1:], strict=True):
         assert [float(line[name]) for name in ("median", "q1", "q3")] == [one.median, one.q1, one.q3]
@@ -189,7 +194,7 @@ def test_every_figure_is_drawn_of_what_there_is() -> None:
 
     drawn = all_of(full(2))
     titles = [one.title for one in drawn]
-    assert len(titles) == 8
+    assert len(titles) == 9
     assert all("<svg" in one.svg and one.table and "tiny, float32, cpu" in one.caption for one in drawn)
     ids = [name for one in drawn for name in re.findall(r'\bid="([^"]*)"', one.svg)]
     assert len(ids) == len(set(ids))
@@ -525,9 +530,20 @@ def test_a_browser_shows_the_page_on_a_phone_and_on_a_desk(tmp_path: Path) -> No
         assert not at["overflows"]
         assert at["body"] >= 14
         assert at["smallest"] >= 9
-        assert len(at["figures"]) == 8
+        assert len(at["figures"]) == 9
         assert all(at["figures"])
         assert at["up"] == sorted(at["up"])
         assert at["down"] == sorted(at["down"], reverse=True)
         assert at["left"] == 2
         assert at["requests"] == []
+
+
+def test_what_a_first_generation_compiles_is_told_apart_from_loading(suite: Suite) -> None:
+    suite.backends(sim="Simulated(cold=20.0)")
+    result = suite.decode("--llm-results=raw.json", "--llm-report=r.json,r.csv,r.md")
+    raw = json.loads((suite.path / "raw.json").read_text())["results"][0]
+    assert raw["compile_time"] == pytest.approx(20.0)
+    assert raw["cold_start"] > raw["compile_time"]
+    result.stdout.fnmatch_lines(["cold start: sim 20.* s (b1-p16-n8, 20 s compiling)"])
+    assert json.loads((suite.path / "r.json").read_text())["rows"][0]["compile_time"] == raw["compile_time"]
+    assert "compile_time" in (suite.path / "r.csv").read_text().splitlines()[0]

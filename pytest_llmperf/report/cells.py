@@ -20,7 +20,7 @@ class Cell:
 
 CASES = ("metric", "workload", "backend", "median [q1, q3]", "speedup", "roof", "change [99 %]", "verdict", "parity")
 #: What a reader of one backend's cost wants beside them, where there is room.
-COSTS = ("tokens/s", "peak memory", "cold start", "tokens/J")
+COSTS = ("tokens/s", "peak memory", "cold start", "of it compiling", "tokens/J")
 
 
 def of_case(row: Row) -> list[Cell]:
@@ -46,6 +46,7 @@ def costs(row: Row) -> list[Cell]:
         Cell("-" if row.throughput is None else f"{row.throughput:.1f}", row.throughput),
         Cell(text.memory(row.peak_memory), row.peak_memory),
         Cell("-" if row.cold_start is None else text.figure(row.cold_start, "cold-start"), row.cold_start),
+        Cell("-" if row.compile_time is None else text.figure(row.compile_time, "cold-start"), row.compile_time),
         Cell("-" if row.tokens_per_joule is None else f"{row.tokens_per_joule:.3g}", row.tokens_per_joule),
     ]
 

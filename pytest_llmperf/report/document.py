@@ -43,7 +43,8 @@ class Row:
         flops, size: FLOPs and bytes of the work.
         itl: the 1st, 10th, 25th, 50th, 75th, 90th and 99th percentile of the gaps between tokens.
         throughput: output tokens per second.
-        cold_start: s. peak_memory: bytes. tokens_per_joule: output tokens.
+        cold_start: s. compile_time: s of it that the first generation took beyond a settled one.
+        peak_memory: bytes. tokens_per_joule: output tokens.
         tp: how many devices share the model. devices: which, and why they were chosen. collectives: share of the time
             in which its ranks exchange data.
         parity: ``reference``, ``in parity``, ``in parity by text``, ``bounded``, ``not in parity``, or None where it
@@ -91,6 +92,7 @@ class Row:
     size: float | None = None
     throughput: float | None = None
     cold_start: float | None = None
+    compile_time: float | None = None
     peak_memory: int | None = None
     tokens_per_joule: float | None = None
     tp: int = 1
@@ -362,6 +364,7 @@ def _row(
         tokens_per_joule=_tokens_per_joule(measurement["samples"], result["throughput"])
         if result.get("tp", 1) == 1
         else None,
+        compile_time=result.get("compile_time"),
         tp=result.get("tp", 1),
         devices=result.get("devices", ""),
         collectives=result["engagement"].get("seen", {}).get(TIME_IN_COLLECTIVES),

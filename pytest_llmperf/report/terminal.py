@@ -70,6 +70,8 @@ def loads(rows: Iterable[LoadRow]) -> list[str]:
     return _aligned([cells.LOAD, *shown]) if shown else []
 
 
+#: Seconds beyond a settled generation from which on a first one is said to compile: caches alone take less.
+COMPILES = 5.0
 #: A resolution beyond so many tolerances is said, and of so many cases.
 FAR, MENTIONED = 1.5, 4
 
@@ -252,12 +254,14 @@ def disturbed(results: Iterable[Result]) -> list[str]:
 
 
 def cold_starts(results: Iterable[Result]) -> list[str]:
-    """Seconds until the first generation, per backend: a figure of its own."""
+    """Seconds until the first generation, per backend: a figure of its own; and how many of them it compiled."""
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.case.backend, result)
     return [
-        f"{name} {figure(result.cold_start, 'cold-start')} ({result.case.workload})" for name, result in first.items()
+        f"{name} {figure(result.cold_start, 'cold-start')} ({result.case.workload}"
+        + (f", {compiling:.0f} s compiling)" if (compiling := result.compile_time or 0.0) >= COMPILES else ")")
+        for name, result in first.items()
     ]
 
 

@@ -1,0 +1,63 @@
+"""How long does an HTML report of 5,000 cases take, and how large is it?
+
+    python -m benchmarks.report [--times 5] [--output benchmarks/data/report.json]
+
+Prefill and decode of 25 backends, 5 prompt lengths and 20 batch sizes, each time in a fresh process. The criterion is
+10 s and 15 MB.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from statistics import median
+
+from benchmarks import script
+
+LIMIT_SECONDS, LIMIT_BYTES = 10.0, 15e6
+RENDER = """\
+import itertools
+from pytest_llmperf.report import document
+from pytest_llmperf.report.write import render_html
+
+METRICS = [("ttft", "s"), ("tpot", "s/token")]
+rows = []
+for number, (backend, prompt, batch, (metric, unit)) in enumerate(
+    itertools.product(range(25), (128, 256, 512, 1024, 2048), range(1, 21), METRICS)
+):
+    seconds = 0.01 + 1e-5 * (number * 7919 % 1000)
+    rows.append(
+        document.Row(
+            case=f"bfloat16/backend-{backend}/b{batch}-p{prompt}-n32/{metric}", model="model", dtype="bfloat16",
+            backend=f"backend-{backend}", batch_size=batch, prompt_length=prompt, max_new_tokens=32, metric=metric,
+            unit=unit, median=seconds, q1=seconds * 0.98, q3=seconds * 1.02, minimum=seconds * 0.9,
+            maximum=seconds * 1.2, samples=10, processes=1, outcome=("ok", "regression", "faster")[number % 3],
+            ratio=1.01, low=0.99, high=1.03, threshold=0.05, resolution=0.05, basis="latency", said="said",
+            speedup=1.5, roof="MBU", utilization=0.5, bound=seconds / 2, limit="memory", flops=1e9, size=1e9,
+            throughput=100.0, cold_start=10.0, compile_time=5.0, peak_memory=2**30, parity="in parity",
+            itl=(0.01,) * 7 if metric == "tpot" else (),
+        )
+    )
+assert len(rows) == 5000
+peaks = {"flops": 1e15, "bandwidth": 1e12}
+print(len(render_html(document.Document("h200", "model", "bfloat16", "eager", {"peaks": peaks}, tuple(rows)))))
+"""
+
+
+def main() -> int:
+    """Measure, print, write the data; 1 if the criterion does not hold."""
+    options = script.options(__doc__, "times", 5, "processes")
+    seconds, size = [], 0
+    for _ in range(options.times):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", RENDER], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+        size = int(done.stdout)
+    print(f"5,000 cases: {median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}), {size / 1e6:.1f} MB")
+    script.write(options.output, f"benchmarks.report --times {options.times}", seconds=seconds, characters=size)
+    return 0 if median(seconds) <= LIMIT_SECONDS and size <= LIMIT_BYTES else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
