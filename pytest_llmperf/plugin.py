@@ -413,12 +413,12 @@ def llm_perf(
     yield perf
     if perf.judged:
         session.unmeasured.pop(request.node.nodeid, None)
-    session.progress.finish()
-    _write_results(session, run)
+    _keep(session, run)
 
 
-def _write_results(session: Session, run: Run) -> None:
+def _keep(session: Session, run: Run) -> None:
     """After everything that measures: what was measured survives whatever happens to the next test."""
+    session.progress.finish()
     if session.settings.results is not None:
         from pytest_llmperf.report import results
 
@@ -433,8 +433,7 @@ def llm_parity(request: pytest.FixtureRequest, llm_backend: str, llm_workload: W
     session = request.config.stash[KEY]
     run = session.run
     yield ParityCheck(run, run.scope.registry[llm_backend], llm_workload)
-    session.progress.finish()
-    _write_results(session, run)
+    _keep(session, run)
 
 
 @pytest.fixture
@@ -453,8 +452,7 @@ def llm_load(
     session = request.config.stash[KEY]
     _refuse_xdist(request.config)
     yield Load(session.run, session.run.scope.registry[llm_backend], llm_workload, llm_traffic)
-    session.progress.finish()
-    _write_results(session, session.run)
+    _keep(session, session.run)
 
 
 # The end of a run

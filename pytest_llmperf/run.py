@@ -342,6 +342,7 @@ class Run:
                 if self.updates(accepted):
                     rows = [one.figures(accepted.metric) for one in quiet]
                     self.gate.accept(accepted, self.environment(backend), rows, allowed)
+        registered = self.scope.registry[backend]
         result = Result(
             case=case,
             spread=spread,
@@ -359,10 +360,10 @@ class Run:
             compile_time=first.compile_time,
             peak_memory=first.peak_memory,
             engagement=first.engagement,
-            boundary=self.scope.registry[backend].boundary,
+            boundary=registered.boundary,
             throughput=median(sample.trace.throughput for sample in first.samples),
-            tp=self.scope.registry[backend].tp,
-            devices=str(self.scope.devices(self.scope.registry[backend]) or ""),
+            tp=registered.tp,
+            devices=str(self.scope.devices(registered) or ""),
         )
         self.results[case] = result
         return result

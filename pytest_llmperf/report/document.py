@@ -16,7 +16,7 @@ from typing import Any
 from pytest_llmperf.backends.base import CLIENT, IN_PROCESS, TIME_IN_COLLECTIVES
 from pytest_llmperf.cases import METRICS, Workload, place
 from pytest_llmperf.devices.doctor import Finding
-from pytest_llmperf.load import ATTAINMENT
+from pytest_llmperf.load import attained
 from pytest_llmperf.report.text import boundaries
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.verdict import Outcome, quantile
@@ -216,7 +216,7 @@ class Document:
         wrong = sorted({one.backend for one in self.wrong})
         parts += [f"not in parity: {', '.join(wrong)}"] if wrong else []
         parts += [f"{len(self.unmeasured)} not measured"] if self.unmeasured else []
-        failed = sum(bool(one.failed) or (one.met is not None and one.met < ATTAINMENT) for one in self.loads)
+        failed = sum(bool(one.failed) or not attained(one.met) for one in self.loads)
         parts += [f"{len(self.loads)} under load" + f" ({failed} failed)" * bool(failed)] if self.loads else []
         measured = "1 case" if len(self.rows) == 1 else f"{len(self.rows)} cases"
         return f"{measured}: {', '.join(parts)}" if parts else "nothing was measured"
