@@ -25,6 +25,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("shared machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--page", help="the HTML report that tests/test_browser.py looks at, instead of one that it makes")
+
+
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """A folder with the benchmark suites, a model without weights and two simulated backends."""

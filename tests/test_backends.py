@@ -232,6 +232,25 @@ def limited(limits: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     torch._dynamo.reset()
 
 
+def test_equal_layers_are_one_graph_to_inductor(limits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are called the same in each, so that what one layer compiled, inductor's cache has for the others."""
+    if (reason := REGISTRY["compile"].requires(DEVICES["cpu"])) is not None:
+        pytest.skip(reason)
+    graphs: list[str] = []
+
+    def uncompiled(graph: Any, inputs: Any, **options: Any) -> Any:
+        graphs.append(str([getattr(one, "shape", one) for one in inputs]))
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", uncompiled)
+    torch._dynamo.reset()
+    generate(load("compile", spec(num_hidden_layers=LAYERS)), EQUAL)
+    torch._dynamo.reset()
+    assert sum(", s" in graph or "[s" in graph for graph in set(graphs)) == 2  # sizes that are symbols
+    assert len(graphs) == 3 * LAYERS  # a prefill, the step after it, whose cache has other strides, and a step
+    assert len(set(graphs)) == 3
+
+
 def test_hitting_the_recompile_limit_is_an_error(limited: Any) -> None:
     with pytest.raises(NotEngagedError) as caught:
         generate(limited, EQUAL, 2)

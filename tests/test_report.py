@@ -7,8 +7,6 @@ import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,81 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inner import PLUGINS, Suite
+from reports import document, full, row
 
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.cli import main
 from pytest_llmperf.report import cells, markdown, terminal, text, write
-from pytest_llmperf.report.document import Document, ParityRow, ReportError, Row, advice, of, ranked
+from pytest_llmperf.report.document import ParityRow, ReportError, Row, advice, of
 from pytest_llmperf.result import Result
 from pytest_llmperf.roofline import Utilization
 from pytest_llmperf.verdict import Outcome, Spread, Verdict
 
 HOSTILE = "<script>alert(1)</script>|`*_$x^2$\n\U0001f600&\"'@all"
-
-
-def row(backend: str = "sim", metric: str = "tpot", median: float = 0.02, **other: object) -> Row:
-    values = {
-        "case": f"float32/{backend}/b1-p16-n8/{metric}",
-        "model": "tiny",
-        "dtype": "float32",
-        "backend": backend,
-        "batch_size": 1,
-        "prompt_length": 16,
-        "max_new_tokens": 8,
-        "metric": metric,
-        "unit": "s",
-        "median": median,
-        "q1": median * 0.9,
-        "q3": median * 1.2,
-        "minimum": median * 0.8,
-        "maximum": median * 2,
-        "samples": 5,
-        "processes": 1,
-        "outcome": "ok",
-        "ratio": 1.01,
-        "low": 0.97,
-        "high": 1.04,
-        "basis": "latency",
-        "said": f"{backend} {metric}: as said",
-    }
-    return Row(**values | other)  # type: ignore[arg-type]
-
-
-def document(*rows: Row, **other: object) -> Document:
-    values = {"device": "cpu", "model": "tiny", "dtype": "float32", "reference": "ref"}
-    return Document(**values | other, rows=tuple(ranked(rows)))  # type: ignore[arg-type]
-
-
-def full(rows: int = 1) -> Document:
-    """Everything that a figure is drawn of."""
-    made = [
-        row(
-            backend,
-            metric,
-            0.02 * (1 + number),
-            batch_size=2**number,
-            case=f"float32/{backend}/b{2**number}-p16-n8/{metric}",
-            speedup=1.5,
-            parity="reference" if backend == "ref" else "in parity",
-            roof="MFU",
-            utilization=0.3,
-            limit="compute",
-            flops=1e9,
-            size=1e8,
-            itl=(0.01, 0.015, 0.018, 0.02, 0.022, 0.03, 0.05) if metric == "tpot" else (),
-            throughput=40.0,
-            cold_start=3.0,
-            peak_memory=2**30,
-        )
-        for number in range(rows)
-        for backend in ("ref", "sim")
-        for metric in ("ttft", "tpot", "latency")
-    ]
-    made += [
-        row("sim+tp2", "tpot", 0.012, batch_size=1, case="float32/sim+tp2/b1-p16-n8/tpot", tp=2, collectives=0.3,
-            devices="0,1: the best interconnect")
-    ]  # fmt: skip
-    return document(*made, environment={"peaks": {"flops": 1e12, "bandwidth": 1e10}, "versions": {"torch": "2"}})
 
 
 class Page(HTMLParser):
@@ -463,79 +397,6 @@ def test_progress_says_which_of_how_many_and_how_long_the_others_take(suite: Sui
 
 
 # In a browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-#: Looks at the page in frames of two widths, sorts and filters its table, and says what it found.
-PROBE = """
-<script>
-const found = {};
-const frames = [360, 1440].map(width => {
-  const frame = document.createElement("iframe");
-  frame.style = `width:${width}px;height:900px;border:0`;
-  frame.srcdoc = PAGE;
-  document.body.append(frame);
-  return frame;
-});
-window.addEventListener("load", () => {
-  for (const frame of frames) {
-    const page = frame.contentDocument, view = frame.contentWindow, width = view.innerWidth;
-    const sizes = [...page.querySelectorAll("svg text")].map(text => {
-      const svg = text.ownerSVGElement;
-      const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
-      return parseFloat(view.getComputedStyle(text).fontSize) * scale;
-    });
-    found[width] = {
-      overflows: page.documentElement.scrollWidth > width,
-      smallest: Math.min(...sizes),
-      body: parseFloat(view.getComputedStyle(page.body).fontSize),
-      figures: [...page.querySelectorAll("figure svg")].map(svg => svg.getBoundingClientRect().height > 100),
-    };
-    const table = page.getElementById("cases");
-    const column = () => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[3].dataset.key));
-    const button = table.tHead.rows[0].cells[3].firstElementChild;
-    button.click();
-    found[width].up = column();
-    button.click();
-    found[width].down = column();
-    const input = page.getElementById("filter");
-    input.value = "ttft SIM";
-    input.dispatchEvent(new view.Event("input"));
-    found[width].left = [...table.tBodies[0].rows].filter(row => !row.hidden).length;
-    found[width].requests = view.performance.getEntriesByType("resource").map(entry => entry.name);
-  }
-  const said = document.createElement("pre");
-  said.textContent = "FOUND" + JSON.stringify(found) + "END";
-  document.body.append(said);
-});
-</script>
-"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_a_browser_shows_the_page_on_a_phone_and_on_a_desk(tmp_path: Path) -> None:
-    shown = json.dumps(write.FORMS[".html"](full(2))).replace("</", "<\\/")
-    (tmp_path / "probe.html").write_text("<!doctype html><body>" + PROBE.replace("PAGE", shown))
-    command = [
-        str(CHROMIUM),
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-        *("--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"),
-        *("--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "probe.html").as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert not re.findall(r".*CONSOLE.*", done.stderr)
-    dumped = html.unescape(done.stdout.partition("<pre>FOUND")[2].partition("END</pre>")[0])
-    found = json.loads(dumped)
-    for width in ("360", "1440"):
-        at = found[width]
-        assert not at["overflows"]
-        assert at["body"] >= 14
-        assert at["smallest"] >= 9
-        assert len(at["figures"]) == 9
-        assert all(at["figures"])
-        assert at["up"] == sorted(at["up"])
-        assert at["down"] == sorted(at["down"], reverse=True)
-        assert at["left"] == 2
-        assert at["requests"] == []
 
 
 def test_what_a_first_generation_compiles_is_told_apart_from_loading(suite: Suite) -> None:
