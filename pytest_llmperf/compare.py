@@ -21,10 +21,9 @@ from pytest_llmperf.verdict import Outcome, Verdict, nothing
 WARM_UP = 2
 #: Blocks of a pair: at least, and at most.
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 10
-#: Seconds of turns after which no further one is begun, or as many as it took to start the pair and to warm it up, if
-#: those are more. Time that is divided so is never worth less than half of what the best division would make of it,
-#: whichever differs more, processes or blocks (Kalibera and Jones, 2013, have the best one, for variances that are
-#: known). Measured on a shared Xeon, blocks differed by 8 %, and processes by no more than blocks explain.
+#: Seconds of turns after which no further one is begun; or as many as it took to start the pair and to warm it up, if
+#: those are more. Whichever differs more, processes or blocks, time that is divided equally gives a mean whose variance
+#: is at most twice that of the best division (which Kalibera and Jones, 2013, give for known variances).
 PAIR_SECONDS = 8.0
 #: Turns that may be taken again in one pair because something else used the machine meanwhile.
 SPARE_TURNS = 4

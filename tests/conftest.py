@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
-from inner import Suite
+from inner import OUTER, Suite
 from platformdirs import user_cache_path
 
 # Pytester forgets what an inner run imports; what is here already stays, one copy for all runs.
@@ -26,14 +26,17 @@ hypothesis.settings.load_profile("shared machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--page", help="the HTML report that tests/test_browser.py looks at, instead of one that it makes")
+    parser.addoption(
+        "--page",
+        metavar="FILE",
+        help="the HTML report that tests/test_browser.py looks at, instead of one that it makes",
+    )
 
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """A folder with the benchmark suites, a model without weights and two simulated backends."""
-    # Where these tests run in parallel, the inner run's benchmarks do not.
-    for name in ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
+    for name in OUTER:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setattr(facts, "LOOK", 0.0)  # nobody asks here what others do

@@ -20,6 +20,9 @@ from pytest_llmperf.cases import METRICS
 from pytest_llmperf.devices.fingerprint import take, versions
 
 TESTS = Path(__file__).parent
+#: What the outer run's environment says of itself and an inner run's must not: where these tests run in parallel, the
+#: inner run's benchmarks do not.
+OUTER = ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER")
 
 CONFTEST = """\
 import os

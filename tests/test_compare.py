@@ -49,7 +49,7 @@ def turns(monkeypatch: pytest.MonkeyPatch, start: float, generation: float) -> l
 @pytest.mark.parametrize(
     ("start", "generation", "expected"),
     [
-        (0.0, 1.0, PAIR_SECONDS / 4),
+        (0.0, 0.5, PAIR_SECONDS / 2),
         (20.0, 1.0, (20 + 2 * WARM_UP) / 4),  # as long as loading, and warming both up, took
         (20.0, 2.0, 4),
         (20.0, 30.0, 2),

@@ -1,4 +1,4 @@
-"""Reports: every form says the same of a run, whatever things are called, and a browser shows the page."""
+"""Reports: every form says the same of a run, whatever things are called."""
 
 from __future__ import annotations
 
@@ -394,9 +394,6 @@ def test_progress_says_which_of_how_many_and_how_long_the_others_take(suite: Sui
     assert terminal.position(8, 9, 80) == "  9/9, 10 s to go"
     result = suite.run("suites/test_decode.py", "--llm-backends=ref,sim,xformers")
     result.stdout.fnmatch_lines(["llmperf *s  1/2  ref: loading*", "llmperf *s  2/2  sim: loading*"])
-
-
-# In a browser
 
 
 def test_what_a_first_generation_compiles_is_told_apart_from_loading(suite: Suite) -> None:

@@ -20,6 +20,8 @@ def in_order(shapes: Any, source: str) -> int:
     of 65 s. What is generated is the same but for the names.
     """
     number = len(shapes.unique_ids)
+    while number in shapes.unique_ids:
+        number += 1
     shapes.unique_ids.add(number)
     return number
 
