@@ -1,6 +1,6 @@
 """How often does the base arm fail unchanged code, and how often does it catch a slowdown that head alone has?
 
-    python -m benchmarks.gate [--kind same] [--runs 10] [--budget 90] [--load] [--output benchmarks/data/gate-same.json]
+    python -m benchmarks.gate [--kind same] [--runs 10] [--budget 150] [--load] [--output FILE]
 
 A repository of its own: sdpa behind a backend of its conftest.py, which does something more at every token but the
 first. Base does nothing more; head, by ``--kind``, nothing (``same``), sleeps 5 or 10 % of sdpa's TPOT (``sleep-5``,
@@ -143,7 +143,7 @@ def main() -> int:
     parser = script.parser(__doc__, "runs", 10, "runs of three decisions")
     parser.add_argument("--kind", choices=KINDS, default="same", help="what head does more (default: same)")
     parser.add_argument("--load", action="store_true", help="beside a process that uses a core half of the time")
-    parser.add_argument("--budget", type=float, default=90.0, help="--llm-budget, seconds a run (default: 90)")
+    parser.add_argument("--budget", type=float, default=150.0, help="--llm-budget, seconds a run (default: 150)")
     options = parser.parse_args()
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, competitor(options.load):

@@ -18,6 +18,8 @@ from pytest_llmperf import Backend
 
 
 class Slowed:
+    pausable = True  # as transformers' engine is
+
     def __init__(self, spec):
         from pytest_llmperf.backends.transformers_engine import TransformersEngine
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 
 from pytest_llmperf import selftest, verdict
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.compare import Ask, Comparison, blocks
-from pytest_llmperf.engines import Engines
+from pytest_llmperf.compare import Comparison, blocks
+from pytest_llmperf.engines import Engines, Side
 from pytest_llmperf.gate import ABSOLUTE_FLOOR
 from pytest_llmperf.host import Arm, BaseLostError, BaseUnableError
 from pytest_llmperf.scope import Scope
 from pytest_llmperf.selftest import Assessment
 from pytest_llmperf.verdict import Outcome, Verdict
 
-Arms = AbstractContextManager[dict[str, Ask]]
+Arms = AbstractContextManager[dict[str, Side]]
 
 
 class DisturbedError(ValueError):
@@ -111,7 +112,7 @@ class Beside:
         return self._engines().pair(backend, self._base_arm(self._scope.interpreter(backend).path))
 
     @contextmanager
-    def _head_and_head(self, name: str) -> Iterator[dict[str, Ask]]:
+    def _head_and_head(self, name: str) -> Iterator[dict[str, Side]]:
         backend = self._scope.registry[name]
         with self._engines().pair(backend, Arm(python=self._scope.interpreter(backend).path)) as arms:
-            yield arms | {"slow": partial(arms["head"], slowdown=selftest.INJECTED)}
+            yield arms | {"slow": replace(arms["head"], slowdown=selftest.INJECTED)}

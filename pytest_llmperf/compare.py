@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import count
 
 from pytest_llmperf import paired
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices import fitness
-from pytest_llmperf.host import BaseUnableError, WorkerError, unable
-from pytest_llmperf.measurement import Sample, generate
+from pytest_llmperf.engines import Side
+from pytest_llmperf.host import BaseUnableError
 from pytest_llmperf.paired import Block
-from pytest_llmperf.trace import TraceError
+from pytest_llmperf.turns import Turn, Turns
 from pytest_llmperf.verdict import Outcome, Verdict, nothing
 
-#: Generations that each process makes before its turns begin: the first pays for compilation, tuning and caches.
-WARM_UP = 2
 #: Blocks of a pair: at least, and at most.
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 10
 #: Seconds of turns after which no further one is begun; or as many as it took to start the pair and to warm it up, if
@@ -29,39 +27,6 @@ PAIR_SECONDS = 8.0
 SPARE_TURNS = 4
 #: Pairs at most, whatever the budget.
 MOST_PAIRS = 12
-
-#: Calls an operation of a worker.
-Ask = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Base, head, head, base, or the other way round: samples next to each other in time.
-
-    Attributes:
-        samples: of each arm, by its name, in the order taken.
-        culprit: what disturbed some of them; None if nothing did.
-    """
-
-    samples: Mapping[str, tuple[Sample, ...]]
-    culprit: str | None
-
-    @classmethod
-    def of(cls, samples: Mapping[str, Sequence[Sample]]) -> Turn:
-        """A turn, judged by itself: a clock that is low in all of it disturbs no comparison.
-
-        Canaries are left out. Where a neighbour on a core's other hardware thread comes and goes, they disturbed more
-        than half of the turns, and two or three pairs of four were left; what is faster than a turn is left to the
-        statistics, which see it in how pairs differ.
-        """
-        records = [replace(sample.fitness, canaries=None) for arm in samples.values() for sample in arm]
-        culprit = next(filter(None, fitness.culprits(records)), None)
-        return cls({name: tuple(arm) for name, arm in samples.items()}, culprit)
-
-    def block(self, metric: str, base: str, head: str) -> Block:
-        """The best of either arm: a neighbour makes a sample slower, never faster."""
-        best = [min(sample.trace.metric(metric) for sample in self.samples[arm]) for arm in (base, head)]
-        return Block(*best)
 
 
 @dataclass(frozen=True)
@@ -83,7 +48,8 @@ class Pair:
 
 def blocks(pairs: Iterable[Pair], metric: str, base: str = "base", head: str = "head") -> list[list[Block]]:
     """What `paired.compare` compares; pairs with too few undisturbed turns are left out."""
-    return [[turn.block(metric, base, head) for turn in pair.kept] for pair in pairs if pair.counts]
+    found = [[turn.block(metric, base, head) for turn in pair.kept if head in turn.samples] for pair in pairs]
+    return [one for one in found if len(one) >= FEWEST_BLOCKS]
 
 
 class Comparison:
@@ -101,7 +67,7 @@ class Comparison:
         self,
         workload: Workload,
         prompts: list[list[int]],
-        start: Callable[[], AbstractContextManager[Mapping[str, Ask]]],
+        start: Callable[[], AbstractContextManager[Mapping[str, Side]]],
         budget: float,
         progress: Callable[[str], None],
     ) -> None:
@@ -148,7 +114,7 @@ class Comparison:
     def processes(self, metric: str) -> list[list[float]]:
         """The figures of each process, in its undisturbed turns."""
         return [
-            [sample.trace.metric(metric) for turn in pair.kept for sample in turn.samples[name]]
+            [sample.trace.metric(metric) for turn in pair.kept for sample in turn.samples.get(name, ())]
             for pair in self.pairs
             if pair.counts
             for name in ("base", "head")
@@ -172,44 +138,21 @@ class Comparison:
         finally:
             self._spent += time.monotonic() - began
 
-    def _pair(self, arms: Mapping[str, Ask], started: float) -> Pair:
-        number, made = len(self.pairs) + 1, 0
-
-        @contextmanager
-        def arm(name: str) -> Iterator[Ask]:
-            try:
-                yield arms[name]
-            except (WorkerError, TraceError) as error:
-                if name != "base":
-                    raise
-                raise unable(error) from error
-
-        def sample(name: str) -> Sample:
-            nonlocal made
-            made += 1
-            self._progress(f"{self._workload}: pair {number}, {name}: generation {made}")
-            with arm(name) as ask:
-                return generate(ask, self._workload, self._prompts)
-
-        for name in arms:
-            for _ in range(WARM_UP):
-                sample(name)
+    def _pair(self, arms: Mapping[str, Side], started: float) -> Pair:
+        number = len(self.pairs) + 1
+        both = Turns(
+            arms, self._workload, self._prompts, lambda text: self._progress(f"{self._workload}: pair {number}, {text}")
+        )
+        both.warm_up()
         pair = Pair(())
         began = time.monotonic()
         until = began + max(PAIR_SECONDS, began - started)
-        while True:
-            # Whoever goes first alternates, within a turn and from turn to turn, so that a drift favours nobody.
-            order = list(arms) if (number + len(pair.turns)) % 2 else list(arms)[::-1]
-            samples: dict[str, list[Sample]] = {name: [] for name in arms}
-            for name in (*order, *order[::-1]):
-                samples[name].append(sample(name))
-            pair = Pair((*pair.turns, Turn.of(samples)))
-            kept = len(pair.kept)
-            enough = pair.counts and time.monotonic() >= until
-            if enough or kept >= MOST_BLOCKS or len(pair.turns) - kept > SPARE_TURNS:
+        for round_ in count(number):
+            # Whoever goes first alternates, so that a drift favours nobody.
+            pair = Pair((*pair.turns, *both.take(base_first=bool(round_ % 2))))
+            kept, others = len(pair.kept), both.others
+            enough = kept >= FEWEST_BLOCKS * others and time.monotonic() >= until
+            if enough or kept >= MOST_BLOCKS * others or len(pair.turns) - kept > SPARE_TURNS * others:
                 break
-        for name in ("base", "head"):  # a base that fell back to a slow path would hide a slowdown of head
-            self._progress(f"{self._workload}: pair {number}, {name}: proving that the optimization ran")
-            with arm(name) as ask:
-                ask("evidence")
+        both.prove()
         return pair

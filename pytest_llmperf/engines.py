@@ -28,6 +28,48 @@ class Loaded:
     load_seconds: float
 
 
+@dataclass(frozen=True)
+class Side:
+    """One of two processes that are measured side by side, and how to ask it.
+
+    Attributes:
+        pausable: whether it can wait between steps.
+        slowdown: the share that each of its steps takes longer.
+    """
+
+    host: Host | Ranks
+    timeout: float
+    pausable: bool
+    slowdown: float = 0.0
+
+    def __call__(self, operation: str, **arguments: Any) -> Any:
+        """Call an operation of its worker. Raises WorkerError."""
+        return self.host.call(operation, self.timeout, **self._slowed(operation), **arguments)
+
+    def begin(self, operation: str, beside: Side, **arguments: Any) -> bool:
+        """Ask, and wait for the first step, as `paused` does; the other one computes none meanwhile."""
+        self.host.ask(operation, **self._slowed(operation), **arguments, beside=beside.host.pids)
+        return self.paused(operation)
+
+    def resume(self, operation: str) -> bool:
+        """Let it compute the next step, as `paused`."""
+        assert isinstance(self.host, Host)
+        self.host.resume()
+        return self.paused(operation)
+
+    def paused(self, operation: str) -> bool:
+        """Whether it computed a step; if not, it has answered."""
+        assert isinstance(self.host, Host)
+        return self.host.paused(operation, self.timeout)
+
+    def answer(self, operation: str) -> Any:
+        """What came of it. Raises WorkerError."""
+        return self.host.answer(operation, self.timeout)
+
+    def _slowed(self, operation: str) -> dict[str, float]:
+        return {"slowdown": self.slowdown} if self.slowdown and operation == "generate" else {}
+
+
 class Engines:
     """Starts, keeps and stops the engines of a run.
 
@@ -144,8 +186,8 @@ class Engines:
             loaded.host.close()
 
     @contextlib.contextmanager
-    def pair(self, backend: Combination, base: Arm) -> Iterator[dict[str, Callable[..., Any]]]:
-        """A new process of the base arm and one of head, gone afterwards: how to ask ``base`` and ``head``.
+    def pair(self, backend: Combination, base: Arm) -> Iterator[dict[str, Side]]:
+        """A new process of the base arm and one of head, gone afterwards, as ``base`` and ``head``.
 
         Raises:
             BaseUnableError: base cannot load the backend, or, found in the end, is the same code.
@@ -161,13 +203,16 @@ class Engines:
             for host in hosts:
                 stack.callback(host.close)
             try:
-                hosts[0].answer("load", self._timeout)
+                loaded = [hosts[0].answer("load", self._timeout)]
             except WorkerError as error:
                 if isinstance(error, WorkerFailedError) and error.kind in OUT_OF_MEMORY:
                     raise
                 raise unable(error) from error
-            hosts[1].answer("load", self._timeout)
-            yield {name: partial(self._call, host) for name, host in zip(("base", "head"), hosts, strict=True)}
+            loaded.append(hosts[1].answer("load", self._timeout))
+            # A base of before this was possible does not say.
+            pausable = [one.get("pausable", False) for one in loaded]
+            sides = [Side(host, self._timeout, can) for host, can in zip(hosts, pausable, strict=True)]
+            yield dict(zip(("base", "head"), sides, strict=True))
             if base.checkout is not None and not self._call(hosts[0], "imported", folder=str(base.checkout.folder)):
                 raise BaseUnableError(
                     f"it imported nothing from {base.checkout.root} at that revision, so it is the same code as head; "

@@ -106,6 +106,8 @@ class Host:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
         self._buffer = b""
         self._busy = False
+        #: What it answered when asked whether it has computed a step.
+        self._early: dict[str, Any] | None = None
         #: Of the secrets that this worker was told; a server may repeat them in its messages.
         self._secret: set[str] = set()
         requests_read, self._requests = os.pipe()
@@ -184,7 +186,8 @@ class Host:
 
     def answer(self, operation: str, timeout: float) -> Any:
         """The second half of `call`."""
-        message = self._reply(operation, time.monotonic() + timeout, timeout)
+        message = self._early or self._reply(operation, timeout)
+        self._early = None
         self._busy = False
         if "error" in message:
             error = message["error"]
@@ -195,6 +198,24 @@ class Host:
             raise WorkerFailedError(scrubbed(said, self._secret), str(error["kind"]))
         return self._clean(message["result"]) if operation in ("evidence", "serve") else message["result"]
 
+    def paused(self, operation: str, timeout: float) -> bool:
+        """Wait until a step is computed; False if there was none, and `answer` has what there was instead.
+
+        Raises:
+            WorkerLostError: as `call`.
+        """
+        message = self._reply(operation, timeout, "step")
+        if "step" not in message:
+            self._early = message
+        return self._early is None
+
+    def resume(self) -> None:
+        """Let it compute the next step, or answer if there is none."""
+        try:
+            protocol.send(self._requests, {"call": "resume"})
+        except OSError:
+            raise self._lost("worker died between two steps") from None
+
     def _clean(self, value: Any) -> Any:
         """What a worker saw, its texts without what is secret."""
         if isinstance(value, dict):
@@ -203,7 +224,9 @@ class Host:
             return [self._clean(item) for item in value]
         return scrubbed(value, self._secret) if isinstance(value, str) else value
 
-    def _reply(self, operation: str, deadline: float, timeout: float) -> dict[str, Any]:
+    def _reply(self, operation: str, timeout: float, *kinds: str) -> dict[str, Any]:
+        """Its next message: a result, an error or what else is said to be due."""
+        deadline = time.monotonic() + timeout
         poll = select.poll()
         poll.register(self._replies, select.POLLIN | select.POLLHUP)
         while b"\n" not in self._buffer:
@@ -223,7 +246,7 @@ class Host:
         line, _, self._buffer = self._buffer.partition(b"\n")
         with contextlib.suppress(ValueError):
             message = protocol.parse(line)
-            if "result" in message or "error" in message:
+            if message.keys() & {"result", "error", *kinds}:
                 return message
         start = scrubbed(repr(line[:60]), self._secret)
         raise self._lost(f"worker sent garbage instead of an answer to {operation} ({start}), so it was killed")

@@ -103,7 +103,11 @@ def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int
         WorkerError: the worker failed.
         TraceError: what came back is not what was asked for.
     """
-    answer = ask("generate", prompts=prompts, max_new_tokens=workload.max_new_tokens)
+    return sample_of(ask("generate", prompts=prompts, max_new_tokens=workload.max_new_tokens), workload)
+
+
+def sample_of(answer: Mapping[str, Any], workload: Workload) -> Sample:
+    """What a worker answered to ``generate``. Raises TraceError as `generate`."""
     found = trace.checked(
         answer["tokens"],
         answer["times"],

@@ -300,8 +300,8 @@ OPTIONS = (
     Option("topology", Path, "FILE", "Links between the devices as JSON, where no tool here can tell them: {\"links\": n x n numbers in GB/s, one way}. "
            "Default: asked of the machine. Example: --llm-topology=topology.json"),
     Option("budget", _seconds, "SECONDS", "After this long no further pair of processes is begun for one backend and workload "
-           "that is compared with base; 4 pairs are measured whatever they take, unless fewer decide. Default: 90. "
-           "Example: --llm-budget=300", 90.0),
+           "that is compared with base; 4 pairs are measured whatever they take, unless fewer decide. Default: 150. "
+           "Example: --llm-budget=300", 150.0),
     Option("self-test", _flag, "", "Try the gate instead of gating: measure unchanged code against itself, and against itself slowed by "
            "5%%, in pairs of fresh processes, for --llm-budget seconds a backend and workload, and say what the gate can tell here. "
            "Default: off. Example: pytest --llm-self-test suites/", False),

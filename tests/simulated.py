@@ -40,7 +40,9 @@ class Simulated:
         wrong_from: int | None = None,
         evidence: Engagement | None = None,
         fitness: Callable[[int], Fitness] | None = None,
+        pausable: bool = True,
     ) -> None:
+        self.pausable = pausable
         self.now = 0.0
         self.ttft, self.tpot, self.cold, self.wrong_from = ttft, tpot, cold, wrong_from
         self._evidence = evidence or Engagement(True, "scripted")

@@ -93,8 +93,72 @@ def test_one_comparison_serves_all_metrics(repository: Suite) -> None:
     assert (comparison["backend"], len(comparison["pairs"])) == ("sim", 3)
     turn = comparison["pairs"][0]["turns"][0]
     samples = turn["samples"]
-    assert [len(samples[arm]) for arm in ("base", "head")] == [2, 2]
+    assert turn["in_step"]
+    assert [len(samples[arm]) for arm in ("base", "head")] == [1, 1]
     assert samples["base"][0]["trace"]["tokens"] == samples["head"][0]["trace"]["tokens"]
+
+
+LOGGED = """\
+class Logged(Simulated):
+    def __init__(self, arm, **options):
+        super().__init__(**options)
+        self.arm = arm
+
+    def generate(self, prompts, max_new_tokens, on_token):
+        def logged(request, token):
+            with open(LOG, "a") as file:
+                file.write(self.arm)
+            on_token(request, token)
+
+        super().generate(prompts, max_new_tokens, logged)
+"""
+
+
+@pytest.mark.parametrize("pausable", [True, False])
+def test_base_and_head_compute_in_step_where_both_can_wait(repository: Suite, pausable: bool) -> None:
+    log = repository.path / "log"
+    (repository.path / ".gitignore").write_text("*.pids\n__pycache__\n.pytest_cache\nlog\n")
+    for arm in "bh":
+        repository.backends(
+            sim=f"Logged({arm!r}, tpot=0.005, pausable={pausable})", extra=f"LOG = {str(log)!r}\n{LOGGED}"
+        )
+        if arm == "b":
+            commit(repository)
+    result = repository.decode("--llm-base=HEAD", "--llm-results=raw.json")
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim*+0.0%*ok")
+    raw = json.loads((repository.path / "raw.json").read_text())
+    assert all(turn["in_step"] is pausable for pair in raw["comparisons"][0]["pairs"] for turn in pair["turns"])
+    steps = log.read_text()
+    in_step, in_turns = "bhhbbhhbbhhbbhhb", "b" * 8 + "h" * 16 + "b" * 8
+    assert (in_step in steps, in_turns in steps) == (pausable, not pausable)
+
+
+DYING = """\
+class Dying(Simulated):
+    def generate(self, prompts, max_new_tokens, on_token):
+        def dying(request, token):
+            self.seen = getattr(self, "seen", 0) + 1
+            if self.seen == 20:  # in the third generation, the first that counts
+                os.kill(os.getpid(), 9)
+            on_token(request, token)
+
+        super().generate(prompts, max_new_tokens, dying)
+"""
+
+
+def test_a_base_that_dies_between_steps_is_lost(repository: Suite) -> None:
+    repository.backends(sim="Dying()", extra=DYING)
+    commit(repository)
+    repository.backends(sim=FAST)
+    result = repository.decode("--llm-base=HEAD")
+    result.stdout.fnmatch_lines("inconclusive: base, HEAD (*), was lost: worker died during generate*")
+
+
+def test_a_head_that_dies_between_steps_fails_its_test(repository: Suite) -> None:
+    repository.backends(sim="Dying() if process > 1 else Simulated(tpot=0.005)", extra=DYING)
+    result = repository.decode("--llm-base=base", "--llm-results=raw.json")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*worker died during generate: killed by signal 9*")
 
 
 def test_a_new_case_that_is_slower_than_base_fails_and_is_not_accepted(repository: Suite) -> None:

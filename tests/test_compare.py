@@ -10,10 +10,11 @@ import pytest
 
 from pytest_llmperf import compare
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.compare import MOST_BLOCKS, PAIR_SECONDS, WARM_UP, Comparison
+from pytest_llmperf.compare import MOST_BLOCKS, PAIR_SECONDS, Comparison
 from pytest_llmperf.devices.fitness import Fitness
 from pytest_llmperf.measurement import Sample
 from pytest_llmperf.trace import Trace
+from pytest_llmperf.turns import WARM_UP
 
 
 class Clock:
@@ -24,6 +25,15 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+class Side:
+    """A process that can be asked and cannot be paused."""
+
+    pausable = False
+
+    def __call__(self, operation: str) -> None:
+        assert operation == "evidence"
 
 
 def turns(monkeypatch: pytest.MonkeyPatch, start: float, generation: float) -> list[int]:
@@ -37,10 +47,10 @@ def turns(monkeypatch: pytest.MonkeyPatch, start: float, generation: float) -> l
     @contextmanager
     def arms() -> Iterator[dict[str, Any]]:
         clock.now += start
-        yield {name: lambda operation: None for name in ("base", "head")}
+        yield {name: Side() for name in ("base", "head")}
 
     monkeypatch.setattr(compare, "time", clock)
-    monkeypatch.setattr(compare, "generate", generate)
+    monkeypatch.setattr("pytest_llmperf.turns.generate", generate)
     comparison = Comparison(Workload(1, 2, 2), [[1, 2]], arms, budget=1.0, progress=lambda text: None)
     comparison.spend()
     return [len(pair.turns) for pair in comparison.pairs]

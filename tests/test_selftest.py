@@ -65,10 +65,9 @@ def test_a_table_says_what_the_gate_can_tell_here(suite: Suite) -> None:
     raw = json.loads((suite.path / "raw.json").read_text())
     (comparison,) = raw["comparisons"]
     assert [len(comparison["pairs"]), len(raw["self_test"]), raw["results"]] == [4, 3, []]
-    slow, base = (
-        [sample["trace"]["times"][0][-1] for sample in comparison["pairs"][0]["turns"][0]["samples"][arm]]
-        for arm in ("slow", "base")
-    )
+    turns = comparison["pairs"][0]["turns"]
+    assert [set(turn["samples"]) for turn in turns[:2]] == [{"base", "head"}, {"base", "slow"}]
+    slow, base = ([sample["trace"]["times"][0][-1] for sample in turns[1]["samples"][arm]] for arm in ("slow", "base"))
     assert slow == pytest.approx([seconds * (1 + INJECTED) for seconds in base])
     result.assert_outcomes(passed=3, skipped=2)
 

@@ -98,6 +98,7 @@ class TransformersEngine:
 
     attention = "sdpa"
     compiled = False
+    pausable = True
     expected: tuple[str, ...] = ()
 
     def __init__(self, spec: EngineSpec) -> None:

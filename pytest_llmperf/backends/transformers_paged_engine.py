@@ -21,6 +21,7 @@ class TransformersPagedEngine(TransformersEngine):
     """Greedy generation by a `ContinuousBatchingManager` that lives as long as the engine."""
 
     expected = ("keys and values written to the paged cache in every layer",)
+    pausable = False  # the manager's thread goes on
 
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec)

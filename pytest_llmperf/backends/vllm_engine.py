@@ -76,6 +76,7 @@ def end_profile(_worker: Any) -> tuple[dict[str, int], float, str]:
 class VllmEngine:
     """Greedy generation by ``LLMEngine``, in process."""
 
+    pausable = True
     compiled = True
 
     def __init__(self, spec: EngineSpec) -> None:

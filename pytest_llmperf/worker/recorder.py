@@ -12,12 +12,19 @@ sleep: Callable[[float], None] = time.sleep
 
 
 class Recorder:
-    """Collects token ids and times of one generation. An instance is the engine's ``on_token``."""
+    """Collects token ids and times of one generation. An instance is the engine's ``on_token``.
 
-    __slots__ = ("_clock", "_started", "times", "tokens")
+    Args:
+        requests: how many.
+        pause: called after each step, while the engine waits; what it takes is no time of the generation's.
+    """
 
-    def __init__(self, requests: int) -> None:
+    __slots__ = ("_clock", "_left", "_pause", "_started", "times", "tokens")
+
+    def __init__(self, requests: int, pause: Callable[[], None] | None = None) -> None:
         self._clock = clock
+        self._pause = pause
+        self._left = requests
         self.tokens: list[list[int]] = [[] for _ in range(requests)]
         self.times: list[list[float]] = [[] for _ in range(requests)]
         self._started = self._clock()
@@ -27,6 +34,13 @@ class Recorder:
         now = self._clock()
         self.times[request].append(now - self._started)
         self.tokens[request].append(token)
+        if self._pause is not None:
+            self._left -= 1
+            if not self._left:  # a step brings a token to each
+                self._left = len(self.tokens)
+                paused = self._clock()
+                self._pause()
+                self._started += self._clock() - paused
 
 
 class LoadRecorder(Recorder):
@@ -53,8 +67,8 @@ class SlowedRecorder(Recorder):
 
     __slots__ = ("_share", "_stamped")
 
-    def __init__(self, requests: int, share: float) -> None:
-        super().__init__(requests)
+    def __init__(self, requests: int, share: float, pause: Callable[[], None] | None = None) -> None:
+        super().__init__(requests, pause)
         self._share = share
         self._stamped = self._started
 

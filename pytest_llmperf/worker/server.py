@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,14 @@ def find(reference: dict[str, str]) -> Any:
 
 
 class Worker:
-    """The operations that a parent may ask for; each takes and returns plain JSON values."""
+    """The operations that a parent may ask for; each takes and returns plain JSON values.
 
-    def __init__(self) -> None:
+    Args:
+        pause: says that a step is done, and returns when the parent wants the next one; None if nobody will.
+    """
+
+    def __init__(self, pause: Callable[[], None] | None = None) -> None:
+        self._pause = pause
         self.engine: Engine | None = None
         self.device = "cpu"
         self.watch: Watch | None = Watch()
@@ -79,7 +85,9 @@ class Worker:
     def load(
         self, backend: list[dict[str, str]], spec: dict[str, Any], ranks: list[int] | None = None
     ) -> dict[str, Any]:
-        """Load an engine and what changes it, in that order. Returns the seconds it took, imports included.
+        """Load an engine and what changes it, in that order.
+
+        Returns the seconds it took, imports included, and whether the engine can be paused between steps.
 
         Args:
             backend: where they are, as `Backend.reference` says.
@@ -98,16 +106,24 @@ class Worker:
         self.watch = (
             Watch({*(ranks or ()), *processes} - {os.getpid()}) if not ranks or ranks[0] == os.getpid() else None
         )
-        return {"seconds": seconds}
+        alone = len(ranks or ()) <= 1
+        return {"seconds": seconds, "pausable": alone and bool(getattr(self.engine, "pausable", False))}
 
-    def generate(self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0) -> dict[str, Any]:
+    def generate(
+        self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0, beside: list[int] | None = None
+    ) -> dict[str, Any]:
         """One generation: tokens, times, what the engine says of them itself, and what else used the machine.
 
-        With a slowdown every step takes that share longer, which is how the gate tests itself.
+        Args:
+            prompts: token ids, a row per request.
+            max_new_tokens: of each.
+            slowdown: every step takes that share longer, which is how the gate tests itself.
+            beside: the processes that compute a step whenever this one has, and waits; None where none does.
         """
         assert self.engine is not None
-        before = self.watch.begin() if self.watch else None
-        recorder = SlowedRecorder(len(prompts), slowdown) if slowdown else Recorder(len(prompts))
+        before = self.watch.begin(beside or ()) if self.watch else None
+        pause = None if beside is None else self._pause
+        recorder = SlowedRecorder(len(prompts), slowdown, pause) if slowdown else Recorder(len(prompts), pause)
         self.engine.generate(prompts, max_new_tokens, recorder)
         fitness = self.watch.end(before) if self.watch and before else None
         return {
@@ -201,8 +217,14 @@ class Worker:
 
 def serve(requests: int, replies: int) -> None:
     """Answer requests until the parent closes the pipe or asks to close."""
-    worker = Worker()
     with os.fdopen(requests, "rb") as stream:
+
+        def pause() -> None:
+            protocol.send(replies, {"step": True})
+            if not stream.readline():
+                raise EOFError("the parent is gone")
+
+        worker = Worker(pause)
         for line in stream:
             request = protocol.parse(line)
             call = str(request.pop("call"))

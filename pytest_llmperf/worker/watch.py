@@ -47,8 +47,9 @@ def pci_address() -> str | None:
 
 @dataclass(frozen=True)
 class Before:
-    """What was seen before a generation."""
+    """What was seen before a generation, and the processes whose CPU time is no other's."""
 
+    processes: tuple[int, ...]
     snapshot: health.Snapshot
     canary: float
     gpu: gpu.Reading | None
@@ -77,19 +78,24 @@ class Watch:
         except (AttributeError, LookupError, TypeError, ValueError):
             return None
 
-    def begin(self) -> Before:
-        """Look just before a generation; the counters last, so that no look is counted as the generation's."""
+    def begin(self, also: Collection[int] = ()) -> Before:
+        """Look just before a generation; the counters last, so that no look is counted as the generation's.
+
+        Args:
+            also: further processes that count as the engine's own, in this generation.
+        """
+        processes = (*self._processes, *also)
         start = time.perf_counter()
         reading = self._look()
         looked = time.perf_counter() - start
         sung = canary()
         start = time.perf_counter()
-        return Before(health.snapshot(self._processes), sung, reading, looked + time.perf_counter() - start)
+        return Before(processes, health.snapshot(processes), sung, reading, looked + time.perf_counter() - start)
 
     def end(self, before: Before) -> Fitness:
         """Look just after it, and say what went on meanwhile; the counters first."""
         start = time.perf_counter()
-        after = health.snapshot(self._processes)
+        after = health.snapshot(before.processes)
         reading = self._look()
         cost = before.cost + time.perf_counter() - start
         used = health.contention(before.snapshot, after)
@@ -100,7 +106,7 @@ class Watch:
             others=used.others,
             steal=used.steal,
             idle=used.idle,
-            busiest=health.busiest(self._processes) if fitness.crowded(used) and used.others > used.steal else None,
+            busiest=health.busiest(before.processes) if fitness.crowded(used) and used.others > used.steal else None,
             stalled=health.stalls(before.snapshot, after),
             megahertz=after.megahertz,
             throttled=throttled,
