@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -42,14 +43,16 @@ class Pair:
 
     @property
     def counts(self) -> bool:
-        """Whether they are enough."""
-        return len(self.kept) >= FEWEST_BLOCKS
+        """Whether they are enough, for each arm beside base."""
+        kept = Counter(name for turn in self.kept for name in turn.samples)
+        return all(kept[name] >= FEWEST_BLOCKS for turn in self.turns for name in turn.samples)
 
 
 def blocks(pairs: Iterable[Pair], metric: str, base: str = "base", head: str = "head") -> list[list[Block]]:
     """What `paired.compare` compares; pairs with too few undisturbed turns are left out."""
-    found = [[turn.block(metric, base, head) for turn in pair.kept if head in turn.samples] for pair in pairs]
-    return [one for one in found if len(one) >= FEWEST_BLOCKS]
+    return [
+        [turn.block(metric, base, head) for turn in pair.kept if head in turn.samples] for pair in pairs if pair.counts
+    ]
 
 
 class Comparison:
@@ -150,9 +153,9 @@ class Comparison:
         for round_ in count(number):
             # Whoever goes first alternates, so that a drift favours nobody.
             pair = Pair((*pair.turns, *both.take(base_first=bool(round_ % 2))))
-            kept, others = len(pair.kept), both.others
-            enough = kept >= FEWEST_BLOCKS * others and time.monotonic() >= until
-            if enough or kept >= MOST_BLOCKS * others or len(pair.turns) - kept > SPARE_TURNS * others:
+            kept, kinds = len(pair.kept), both.kinds
+            enough = pair.counts and time.monotonic() >= until
+            if enough or kept >= MOST_BLOCKS * kinds or len(pair.turns) - kept > SPARE_TURNS * kinds:
                 break
         both.prove()
         return pair

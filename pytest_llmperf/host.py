@@ -177,6 +177,7 @@ class Host:
 
     def ask(self, operation: str, **arguments: Any) -> None:
         """The first half of `call`: another worker may be asked meanwhile."""
+        assert self._early is None, "it has not been asked for its last answer"
         self._busy = True
         self._secret |= pieces_in(arguments)
         try:

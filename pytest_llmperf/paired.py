@@ -1,7 +1,7 @@
 """Statistics of base against head, measured side by side: pairs of fresh processes in, `Verdict` out. No clock.
 
-A *pair* is one process of either arm, which took turns (ABBA). A *block* is one such turn: the best sample of base and
-the best of head, so that whatever is slow for longer than a turn is slow for both. A pair's *statistic* is the median
+A *pair* is one process of either arm, which took turns. A *block* is one such turn: the best sample of base and the
+best of head, so that whatever is slow for longer than a turn is slow for both. A pair's *statistic* is the median
 of its blocks' log-ratios; pairs are what is replicated, since a process may be slow or fast for all its life.
 """
 

@@ -63,7 +63,7 @@ class Turns:
         progress: told what is being done.
 
     Attributes:
-        others: how many arms there are beside base, each of which has a turn of its own where steps alternate.
+        kinds: how many turns `take` takes: where steps alternate, one for each arm beside base; else one for all.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Turns:
         self._progress = progress
         self._made = 0
         self._pausable = all(side.pausable for side in arms.values())
-        self._kinds = [("base", name) for name in arms if name != "base"] if self._pausable else [tuple(arms)]
-        self.others = len(self._kinds)
+        self._pairings = [("base", name) for name in arms if name != "base"] if self._pausable else [tuple(arms)]
+        self.kinds = len(self._pairings)
 
     def warm_up(self) -> None:
         """Generations that do not count. Raises as `take`."""
@@ -92,8 +92,8 @@ class Turns:
             WorkerError, TraceError: head did.
         """
         turns = []
-        for kind in self._kinds:
-            order = kind if base_first else kind[::-1]
+        for arms in self._pairings:
+            order = arms if base_first else arms[::-1]
             samples = self._in_step(*order) if self._pausable else self._whole(order)
             turns.append(Turn.of(samples, self._pausable))
         return turns

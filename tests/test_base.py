@@ -133,32 +133,57 @@ def test_base_and_head_compute_in_step_where_both_can_wait(repository: Suite, pa
     assert (in_step in steps, in_turns in steps) == (pausable, not pausable)
 
 
-DYING = """\
-class Dying(Simulated):
+FAILING = """\
+class Failing(Simulated):
+    def __init__(self, fail, **options):
+        super().__init__(**options)
+        self.fail, self.seen = fail, 0
+
     def generate(self, prompts, max_new_tokens, on_token):
-        def dying(request, token):
-            self.seen = getattr(self, "seen", 0) + 1
+        def failing(request, token):
+            self.seen += 1
             if self.seen == 20:  # in the third generation, the first that counts
-                os.kill(os.getpid(), 9)
+                self.fail()
             on_token(request, token)
 
-        super().generate(prompts, max_new_tokens, dying)
+        super().generate(prompts, max_new_tokens, failing)
+
+
+def die():
+    os.kill(os.getpid(), 9)
+
+
+def miss():
+    raise LookupError("no such step")
 """
 
 
-def test_a_base_that_dies_between_steps_is_lost(repository: Suite) -> None:
-    repository.backends(sim="Dying()", extra=DYING)
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [("die", "was lost: worker died during generate*"), ("miss", "cannot run it: LookupError: no such step*")],
+)
+def test_a_base_that_fails_in_the_middle_of_a_generation_is_no_comparison(
+    repository: Suite, fail: str, said: str
+) -> None:
+    repository.backends(sim=f"Failing({fail}, tpot=0.005)", extra=FAILING)
     commit(repository)
     repository.backends(sim=FAST)
     result = repository.decode("--llm-base=HEAD")
-    result.stdout.fnmatch_lines("inconclusive: base, HEAD (*), was lost: worker died during generate*")
+    result.stdout.fnmatch_lines(f"*: base, HEAD (*), {said}")
 
 
-def test_a_head_that_dies_between_steps_fails_its_test(repository: Suite) -> None:
-    repository.backends(sim="Dying() if process > 1 else Simulated(tpot=0.005)", extra=DYING)
-    result = repository.decode("--llm-base=base", "--llm-results=raw.json")
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [("die", "worker died during generate: killed by signal 9*"), ("miss", "LookupError: no such step*")],
+)
+def test_a_head_that_fails_in_the_middle_of_a_generation_fails_its_test(
+    repository: Suite, fail: str, said: str
+) -> None:
+    failing = f"Failing({fail}, tpot=0.005) if process > 1 else Simulated(tpot=0.005)"
+    repository.backends(sim=failing, extra=FAILING)
+    result = repository.decode("--llm-base=base")
     assert result.ret == 1
-    result.stdout.fnmatch_lines("*worker died during generate: killed by signal 9*")
+    result.stdout.fnmatch_lines(f"*{said}")
 
 
 def test_a_new_case_that_is_slower_than_base_fails_and_is_not_accepted(repository: Suite) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from pytest_llmperf import compare
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.compare import MOST_BLOCKS, PAIR_SECONDS, Comparison
+from pytest_llmperf.compare import MOST_BLOCKS, PAIR_SECONDS, Comparison, Pair, blocks
 from pytest_llmperf.devices.fitness import Fitness
 from pytest_llmperf.measurement import Sample
 from pytest_llmperf.trace import Trace
-from pytest_llmperf.turns import WARM_UP
+from pytest_llmperf.turns import WARM_UP, Turn
 
 
 class Clock:
@@ -70,3 +70,15 @@ def test_turns_take_as_long_as_starting_did(
     monkeypatch: pytest.MonkeyPatch, start: float, generation: float, expected: float
 ) -> None:
     assert set(turns(monkeypatch, start, generation)) == {int(expected)}
+
+
+def test_a_pair_counts_if_each_arm_has_enough_undisturbed_turns() -> None:
+    def turn(arm: str, culprit: str | None = None) -> Turn:
+        sample = Sample(Trace(((1, 2),), ((0.1, 0.2),)), Fitness(), 0)
+        return Turn({"base": (sample,), arm: (sample,)}, culprit, in_step=True)
+
+    head, slow, disturbed = turn("head"), turn("slow"), turn("slow", "others used 1.0 cores")
+    assert Pair((head, slow, head, slow)).counts
+    assert not Pair((head, slow, head, disturbed, head)).counts
+    pairs = [Pair((head, slow, head, disturbed, head)), Pair((head, slow, head, slow, head))]
+    assert [[len(pair) for pair in blocks(pairs, "tpot", "base", arm)] for arm in ("head", "slow")] == [[3], [2]]

@@ -372,3 +372,11 @@ def test_the_worker_imports_neither_pytest_nor_torch() -> None:
         "import pytest_llmperf.worker.server, sys; sys.exit(not {'pytest', 'torch', 'numpy'}.isdisjoint(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_worker_that_dies_while_it_waits_is_lost() -> None:
+    host = Host(Arm())
+    os.kill(host.pids[0], signal.SIGKILL)
+    assert eventually(lambda: not host.alive)
+    with pytest.raises(WorkerLostError, match=r"worker died between two steps: killed by signal 9"):
+        host.resume()

@@ -76,11 +76,11 @@ def end_profile(_worker: Any) -> tuple[dict[str, int], float, str]:
 class VllmEngine:
     """Greedy generation by ``LLMEngine``, in process."""
 
-    pausable = True
     compiled = True
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
+        self.pausable = spec.tp == 1  # ranks of vLLM's own would go on
         os.environ.update(environment(spec))
         self._folder = tempfile.TemporaryDirectory() if spec.config is not None else None
         config = dict(spec.config) if spec.config is not None else configuration(Path(spec.model))

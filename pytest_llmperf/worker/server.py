@@ -221,8 +221,10 @@ def serve(requests: int, replies: int) -> None:
 
         def pause() -> None:
             protocol.send(replies, {"step": True})
-            if not stream.readline():
+            if not (line := stream.readline()):
                 raise EOFError("the parent is gone")
+            if protocol.parse(line) != {"call": "resume"}:
+                raise ValueError(f"{line!r} between two steps")
 
         worker = Worker(pause)
         for line in stream:
