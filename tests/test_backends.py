@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch._dynamo.source import AttrSource, GetItemSource, LocalSource
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers import GenerationConfig
 
 from pytest_llmperf.backends.base import EngineSpec, NotEngagedError
+from pytest_llmperf.backends.compile import of_any_layer
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.backends.transformers_engine import TokenStreamer, TransformersEngine
 from pytest_llmperf.devices.table import DEVICES
@@ -253,6 +256,27 @@ def test_sizes_are_called_the_same_in_every_layer(limits: Any, monkeypatch: pyte
     assert sum(", s" in graph or "[s" in graph for graph in set(graphs)) == 2
     assert len(graphs) == 3 * LAYERS  # a prefill, the step after it, whose cache has other strides, and a step
     assert len(set(graphs)) == 3
+
+
+@dataclass
+class Setup:
+    """What of AOTAutograd's configuration tells layers apart."""
+
+    aot_autograd_arg_pos_to_source: list[Any] | None
+
+
+def test_a_layer_is_any_layer_to_autograds_cache() -> None:
+    def source(layer: int, member: str) -> Any:
+        cache = AttrSource(LocalSource("past_key_values"), "layers")
+        return AttrSource(GetItemSource(cache, layer), member)
+
+    known = of_any_layer(lambda pickler, config: config.aot_autograd_arg_pos_to_source)
+    assert of_any_layer(known) is known
+    first, last = (known(None, Setup([source(layer, "keys"), None])) for layer in (3, 29))
+    assert first == last
+    assert first[1] is None
+    assert first != known(None, Setup([source(3, "values"), None]))
+    assert known(None, Setup(None)) is None
 
 
 def test_hitting_the_recompile_limit_is_an_error(limited: Any) -> None:

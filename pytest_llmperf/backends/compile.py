@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.backends.base import Backend
 from pytest_llmperf.backends.toolchain import cpp_compiler_missing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_llmperf.backends.base import OnToken
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
 
@@ -26,12 +31,36 @@ def in_order(shapes: Any, source: str) -> int:
     return number
 
 
+def of_any_layer(reduced: Callable[..., Any]) -> Callable[..., Any]:
+    """What AOTAutograd's cache knows a graph's setup by, without the numbers in its inputs' sources.
+
+    It names where each input comes from, ``L['past_key_values'].layers[3].keys``, though it counts them in the graph
+    itself. So thirty equal layers were thirty entries: 45 s in place of 38, nothing cached. Sources matter to inputs
+    that are one tensor or share its memory, of which a layer has none.
+    """
+    if hasattr(reduced, "__wrapped__"):  # already
+        return reduced
+
+    @wraps(reduced)
+    def reduced_of_any(pickler: Any, config: Any) -> Any:
+        sources = [source and _without_numbers(source) for source in config.aot_autograd_arg_pos_to_source or ()]
+        return reduced(pickler, replace(config, aot_autograd_arg_pos_to_source=sources or None))
+
+    return reduced_of_any
+
+
+def _without_numbers(source: Any) -> str:
+    name = source.name() if callable(source.name) else source.name  # a method in older versions
+    return re.sub(r"\[\d+\]", "[]", name)
+
+
 def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
     """``layer.self_attn = torch.compile(layer.self_attn, dynamic=True)`` for every layer."""
     from inspect import signature
 
     import torch
     from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch._functorch._aot_autograd import autograd_cache
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     from pytest_llmperf.backends.base import NotEngagedError
@@ -60,6 +89,9 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
             config.fake_tensor_cache_enabled = False
             if hasattr(ShapeEnv, "_generate_unique_id"):
                 ShapeEnv._generate_unique_id = in_order  # type: ignore[method-assign,assignment]
+            key: Any = getattr(autograd_cache, "AOTAutogradCachePickler", None)
+            if hasattr(key, "_reduce_aot_config"):
+                key._reduce_aot_config = of_any_layer(key._reduce_aot_config)
             for layer in decoder_layers(self.model):
                 layer.self_attn = torch.compile(layer.self_attn, dynamic=True, **apart)
 
