@@ -108,8 +108,8 @@ class Perf:
         self._clock = clock
         self._stated = stated
         self._used = False
-        #: Whether a case was measured and judged.
-        self.judged = False
+        #: What was measured and judged, or None so far.
+        self.result: Result | None = None
         self.workload = workload
 
     def gate(self, metric: str) -> Result | None:
@@ -138,7 +138,7 @@ class Perf:
             self._play(figures)
             return None
         result = failing_plainly(lambda: run.judge(name, self.workload, metric, self._stated))
-        self.judged = True
+        self.result = result
         self._hand_over(result)
         outcome = result.verdict.outcome
         if run.updates(result.case):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.models import Model
     from pytest_llmperf.prune import Watch
     from pytest_llmperf.report.terminal import Progress
+    from pytest_llmperf.result import Result
     from pytest_llmperf.run import Run
 
 MARKER = (
@@ -77,6 +78,8 @@ class Session:
         self.gating = 0
         #: Backend and workload, by node id, of the tests that gate a case and have not measured it.
         self.unmeasured: dict[str, tuple[str, str]] = {}
+        #: What each test measured, by node id.
+        self.judged: dict[str, Result] = {}
         #: Why tests are skipped, by node id.
         self.skips: dict[str, str] = {}
         #: What is to be said of the reports, and of those that could not be written.
@@ -411,8 +414,9 @@ def llm_perf(
     run = session.run
     perf = Perf(run, run.scope.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
     yield perf
-    if perf.judged:
+    if perf.result is not None:
         session.unmeasured.pop(request.node.nodeid, None)
+        session.judged[request.node.nodeid] = perf.result
     _keep(session, run)
 
 
@@ -624,8 +628,30 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         write(line)
     for line in session.unreported:
         write(f"ERROR: {line}", red=True, bold=True)
+    for line in _what_next(session, run):
+        write(line)
     if _gated_nothing(session, run):
         write("ERROR: nothing was compared with a baseline, so this gate has passed nothing", red=True, bold=True)
+
+
+def _what_next(session: Session, run: Run) -> list[str]:
+    """What to run where the gate failed: the tests that did, or pytest's own list of many, with this run's options."""
+    from pytest_llmperf.report import terminal
+    from pytest_llmperf.secret import pieces_in, scrubbed
+    from pytest_llmperf.verdict import Outcome
+
+    config = session.config
+    relative: Any = config.cwd_relative_nodeid  # of a type of its own since pytest 9.2
+    failed = {
+        str(relative(name)): result
+        for name, result in session.judged.items()
+        if result.verdict.outcome is Outcome.REGRESSION and not run.updates(result.case)
+    }
+    paths, secret = config.option.file_or_dir, pieces_in(vars(run.settings))
+    given = [one for one in map(str, config.invocation_params.args) if one not in paths]
+    options = [scrubbed(one, secret) for one in given if not one.startswith("--llm-compare")]
+    tests = list(failed) if len(failed) <= terminal.MENTIONED else [*paths, "--lf"]
+    return terminal.what_next(failed.values(), ["pytest", *tests, *options], run.scope.commit)
 
 
 def _say_written(terminalreporter: Any, run: Run, written: dict[Case, Entry] | str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,29 @@ def test_a_slowdown_of_head_alone_is_found_without_a_baseline(repository: Suite)
         "*regression: decode latency*5.250 ms, base 5.000 ms, +5.0%*at 99 %, 4 pairs of fresh processes, 40 blocks; "
         "allowed 3% (default with a base)*"
     )
-    result.stdout.fnmatch_lines("1 cases gated: 1 regression")
+    result.stdout.fnmatch_lines(
+        [
+            "1 cases gated: 1 regression",
+            "to measure that alone again: pytest '*[[]sim-b1-p16-n8]' * --llm-base=base --llm-compare=always",
+        ]
+    )
+
+
+@pytest.mark.parametrize(("committed", "before"), [(False, "HEAD"), (True, "HEAD~1")])
+def test_a_regression_from_a_baseline_is_to_be_measured_beside_the_code_before(
+    repository: Suite, committed: bool, before: str
+) -> None:
+    repository.record({"sim/tpot": TPOT})
+    repository.backends(sim="Simulated(tpot=0.005 * 1.15)")
+    if committed:
+        commit(repository)
+    result = repository.decode()
+    said = "to measure it in turns with the code before: pytest "
+    (line,) = [line for line in result.outlines if line.startswith(said)]
+    command = shlex.split(line.removeprefix(said))
+    assert command[-2:] == [f"--llm-base={before}", "--llm-compare=always"]
+    again = repository.run(*command)
+    again.stdout.fnmatch_lines("*regression: decode latency*, base 5.000 ms, +15.0%*")
 
 
 def test_a_slowdown_of_both_is_not(repository: Suite) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import pytest
 from inner import Suite
@@ -180,6 +181,38 @@ def test_a_regression_fails_that_test_alone_in_one_readable_line(suite: Suite) -
     assert "--llm-update-baselines" in said[0]
     assert "Traceback" not in result.stdout.str()
     result.stdout.fnmatch_lines("4 cases gated: 1 regression, 3 ok")
+
+
+def test_a_failed_gate_says_what_to_run_next(recorded: Suite) -> None:
+    recorded.backends(sim=SLOWER)
+    result = recorded.decode("--llm-compare=flagged", "--llm-server=http://me:pa55word@127.0.0.1:1")
+    named = "suites/test_decode.py::test_decode[[]sim-b1-p16-n8]"
+    result.stdout.fnmatch_lines(
+        [
+            f"to measure that alone again: pytest '{named}' * --llm-backends=sim '--llm-server=http://[*][*][*]@127.0.0.1:1'",
+            f"to accept it: pytest '{named}' * --llm-backends=sim * --llm-update-baselines",
+        ]
+    )
+    (line,) = [line for line in result.outlines if line.startswith("to accept it: ")]
+    recorded.run(*shlex.split(line.removeprefix("to accept it: pytest ")))
+    assert recorded.decode().ret == 0
+
+
+def test_of_many_failures_pytests_own_list_is_run_next(recorded: Suite) -> None:
+    recorded.backends(sim=SLOWER)
+    recorded.test(
+        "import pytest\n"
+        "@pytest.mark.parametrize('time', range(5))\n"
+        "@pytest.mark.llm(backends=['sim'])\n"
+        "def test_it(llm_perf, time):\n    llm_perf.gate('tpot')\n"
+    )
+    result = recorded.run("test_it.py")
+    assert len(failures(result)) == 5
+    result.stdout.fnmatch_lines("to accept it: pytest test_it.py --lf * --llm-update-baselines")
+
+
+def test_what_passed_needs_no_next_step(recorded: Suite) -> None:
+    assert "to accept it" not in recorded.decode().stdout.str()
 
 
 def test_a_process_that_was_slow_alone_is_not_a_regression(recorded: Suite) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS, place
@@ -56,6 +57,26 @@ def verdict_line(result: Result) -> str:
         f"{case}: {found.outcome}: {compared}, {change(found.ratio, found.low, found.high)} at 99 %, {processes}; "
         f"allowed {found.threshold:.0%} ({source}){reason}. {remedy}"
     )
+
+
+def what_next(failed: Collection[Result], command: Sequence[str], commit: str | None) -> list[str]:
+    """What to run where a gate failed; nothing where none did.
+
+    Args:
+        failed: the cases.
+        command: measures those alone, as this run did.
+        commit: under test, with a plus sign where files differ from it; None outside a repository.
+    """
+    if not failed:
+        return []
+    if any(one.verdict.basis == "base" for one in failed):
+        return [f"to measure that alone again: {shlex.join([*command, '--llm-compare=always'])}"]
+    lines = [f"to accept it: {shlex.join([*command, '--llm-update-baselines'])}"]
+    if commit is None:
+        return [f"to measure that alone again: {shlex.join(command)}", *lines]
+    before = "--llm-base=HEAD" if commit.endswith("+") else "--llm-base=HEAD~1"
+    beside = shlex.join([*command, before, "--llm-compare=always"])
+    return [f"to measure it in turns with the code before: {beside}", *lines]
 
 
 def scaling(rows: Iterable[Row]) -> list[str]:
