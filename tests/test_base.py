@@ -55,8 +55,8 @@ def test_a_slowdown_of_head_alone_is_found_without_a_baseline(repository: Suite)
     result = repository.decode("--llm-base=base")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        "*regression: decode latency*5.250 ms, base 5.000 ms, +5.0%*at 99 %, 4 pairs of fresh processes, 40 blocks; "
-        "allowed 3% (default with a base)*"
+        "*regression: decode latency*5.250 ms, base 5.000 ms, in turns +5.0%*at 99 %, 4 pairs of fresh processes, "
+        "40 blocks; allowed 3% (default with a base)*"
     )
     result.stdout.fnmatch_lines(
         [
@@ -80,7 +80,7 @@ def test_a_regression_from_a_baseline_is_to_be_measured_beside_the_code_before(
     command = shlex.split(line.removeprefix(said))
     assert command[-2:] == [f"--llm-base={before}", "--llm-compare=always"]
     again = repository.run(*command)
-    again.stdout.fnmatch_lines("*regression: decode latency*, base 5.000 ms, +15.0%*")
+    again.stdout.fnmatch_lines("*regression: decode latency*, base 5.000 ms, in turns +15.0%*")
 
 
 def test_a_slowdown_of_both_is_not(repository: Suite) -> None:
@@ -341,7 +341,7 @@ def test_what_the_baseline_cannot_tell_is_compared_with_base(repository: Suite) 
     repository.spread("sim/tpot", 0.9, 1.0, 1.1)
     result = repository.decode("--llm-base=base")
     assert result.ret == 1
-    result.stdout.fnmatch_lines("*regression: decode latency*base 5.000 ms, +5.0%*")
+    result.stdout.fnmatch_lines("*regression: decode latency*base 5.000 ms, in turns +5.0%*")
 
 
 def test_a_failure_of_head_is_an_error_and_not_news(repository: Suite) -> None:

@@ -53,8 +53,11 @@ def verdict_line(result: Result) -> str:
     remedy = "Measure the code before beside it with --llm-base=REVISION, or accept it with --llm-update-baselines"
     if found.basis == "base":
         remedy = "If it is intended, allow this case more, in llm_tolerances or by the marker"
+    moved = change(found.ratio, found.low, found.high)
+    if found.basis == "base":  # not the ratio of the two figures, between which the machine may have changed
+        moved = f"in turns {moved}"
     return (
-        f"{case}: {found.outcome}: {compared}, {change(found.ratio, found.low, found.high)} at 99 %, {processes}; "
+        f"{case}: {found.outcome}: {compared}, {moved} at 99 %, {processes}; "
         f"allowed {found.threshold:.0%} ({source}){reason}. {remedy}"
     )
 
