@@ -635,23 +635,28 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
 
 
 def _what_next(session: Session, run: Run) -> list[str]:
-    """What to run where the gate failed: the tests that did, or pytest's own list of many, with this run's options."""
+    """What to run where the gate failed: the tests that did, or pytest's own list of many, with our options."""
     from pytest_llmperf.report import terminal
-    from pytest_llmperf.secret import pieces_in, scrubbed
     from pytest_llmperf.verdict import Outcome
 
     config = session.config
-    relative: Any = config.cwd_relative_nodeid  # of a type of its own since pytest 9.2
     failed = {
-        str(relative(name)): result
+        _from_here(config, name): result
         for name, result in session.judged.items()
         if result.verdict.outcome is Outcome.REGRESSION and not run.updates(result.case)
     }
-    paths, secret = config.option.file_or_dir, pieces_in(vars(run.settings))
-    given = [one for one in map(str, config.invocation_params.args) if one not in paths]
-    options = [scrubbed(one, secret) for one in given if not one.startswith("--llm-compare")]
-    tests = list(failed) if len(failed) <= terminal.MENTIONED else [*paths, "--lf"]
-    return terminal.what_next(failed.values(), ["pytest", *tests, *options], run.scope.commit)
+    if not failed:
+        return []
+    many = [*config.option.file_or_dir, "--lf", "--lfnf=none"]
+    tests = list(failed) if len(failed) <= terminal.MENTIONED else many
+    given = options.repeated([str(one) for one in config.invocation_params.args])
+    return terminal.what_next(failed.values(), ["pytest", *tests, *given], run.scope.commit)
+
+
+def _from_here(config: pytest.Config, node_id: str) -> str:
+    """A test, as it is called in the folder that pytest was started in."""
+    path, mark, name = node_id.partition("::")
+    return os.path.relpath(config.rootpath / path, config.invocation_params.dir) + mark + name
 
 
 def _say_written(terminalreporter: Any, run: Run, written: dict[Case, Entry] | str) -> None:

@@ -406,19 +406,40 @@ def add_options(parser: pytest.Parser) -> None:
     """Declare every option, on the command line and in ini."""
     group = parser.getgroup("llmperf", "LLM inference performance (pytest-llmperf)")
     for option in OPTIONS:
-        if option.parse is _flag:
-            group.addoption(option.flag, action="store_true", default=None, help=option.help)
-        else:
-            how: dict[str, Any] = {"nargs": "?", "const": option.bare} if option.bare else {}
-            how |= {"action": "append"} if option.repeated else {}
-            group.addoption(
-                option.flag, metavar=option.metavar, default=None, type=_typed(option), help=option.help, **how
-            )
+        how: dict[str, Any] = _taken(option)
+        if option.parse is not _flag:
+            how |= {"metavar": option.metavar, "type": _typed(option)}
+        group.addoption(option.flag, default=None, help=option.help, **how)
         parser.addini(option.ini, option.help.replace("%%", "%"), default="")
     parser.addini(TOLERANCES, TOLERANCES_HELP, type="linelist", default=[])
     group.addoption("--llm-prune-baselines", action="store_true", default=False, help=PRUNE_HELP)
     group.addoption("--llm-list", action="store_true", default=False, help=LIST_HELP)
     group.addoption("--llm-doctor", action="store_true", default=False, help=DOCTOR_HELP)
+
+
+def _taken(option: Option) -> dict[str, Any]:
+    """What argparse is told of an option's values."""
+    if option.parse is _flag:
+        return {"action": "store_true"}
+    return ({"nargs": "?", "const": option.bare} if option.bare else {}) | (
+        {"action": "append"} if option.repeated else {}
+    )
+
+
+#: What a command that does a part of this run again leaves out: which cases, the run's own files, what may be secret.
+NOT_REPEATED = ("compare", "results", "report", "server", "server-header")
+
+
+def repeated(arguments: Sequence[str]) -> list[str]:
+    """Of a command line's arguments those of this plugin, for a command that does a part of the run again."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in OPTIONS:
+        parser.add_argument(option.flag, **_taken(option))
+    given, _ = parser.parse_known_args(arguments)
+    values = {
+        option.flag: getattr(given, "llm_" + option.field) for option in OPTIONS if option.name not in NOT_REPEATED
+    }
+    return [name if value is True else f"{name}={value}" for name, value in values.items() if value]
 
 
 def _typed(option: Option) -> Callable[[str], Any]:

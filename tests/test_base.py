@@ -61,7 +61,8 @@ def test_a_slowdown_of_head_alone_is_found_without_a_baseline(repository: Suite)
     result.stdout.fnmatch_lines(
         [
             "1 cases gated: 1 regression",
-            "to measure that alone again: pytest '*[[]sim-b1-p16-n8]' * --llm-base=base --llm-compare=always",
+            "to measure that alone again: pytest '*[[]sim-b1-p16-n8]' --llm-backends=sim --llm-base=base "
+            "--llm-compare=always",
         ]
     )
 

@@ -183,19 +183,27 @@ def test_a_regression_fails_that_test_alone_in_one_readable_line(suite: Suite) -
     result.stdout.fnmatch_lines("4 cases gated: 1 regression, 3 ok")
 
 
-def test_a_failed_gate_says_what_to_run_next(recorded: Suite) -> None:
+def test_a_failed_gate_says_what_to_run_next(recorded: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded.backends(sim=SLOWER)
-    result = recorded.decode("--llm-compare=flagged", "--llm-server=http://me:pa55word@127.0.0.1:1")
-    named = "suites/test_decode.py::test_decode[[]sim-b1-p16-n8]"
+    own = ("--llm-compare", "flagged", "--llm-results=raw.json", "--llm-report=a.md", "-k", "decode", "--llm-strict")
+    result = recorded.decode(*own, "--llm-timeout", "60", "--llm-server=http://me:pa55word@127.0.0.1:1")
+    shown = "'suites/test_decode.py::test_decode[[]sim-b1-p16-n8]' --llm-backends=sim --llm-strict --llm-timeout=60"
+    said = "to accept it: pytest "
     result.stdout.fnmatch_lines(
-        [
-            f"to measure that alone again: pytest '{named}' * --llm-backends=sim '--llm-server=http://[*][*][*]@127.0.0.1:1'",
-            f"to accept it: pytest '{named}' * --llm-backends=sim * --llm-update-baselines",
-        ]
+        [f"to measure that alone again: pytest {shown}", f"{said}{shown} --llm-update-baselines=slower"]
     )
-    (line,) = [line for line in result.outlines if line.startswith("to accept it: ")]
-    recorded.run(*shlex.split(line.removeprefix("to accept it: pytest ")))
+    assert "pa55word" not in result.stdout.str()
+    (line,) = [line for line in result.outlines if line.startswith(said)]
+    monkeypatch.setenv("CI", "true")
+    recorded.run(*shlex.split(line.removeprefix(said)))
     assert recorded.decode().ret == 0
+
+
+def test_the_tests_are_named_from_where_pytest_was_started(recorded: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded.backends(sim=SLOWER)
+    monkeypatch.chdir(recorded.path / "suites")
+    result = recorded.run("test_decode.py", "--rootdir=..", "--llm-backends=sim", "--llm-model=../tiny")
+    result.stdout.fnmatch_lines("to measure that alone again: pytest 'test_decode.py::test_decode[[]sim-b1-p16-n8]' *")
 
 
 def test_of_many_failures_pytests_own_list_is_run_next(recorded: Suite) -> None:
@@ -208,7 +216,7 @@ def test_of_many_failures_pytests_own_list_is_run_next(recorded: Suite) -> None:
     )
     result = recorded.run("test_it.py")
     assert len(failures(result)) == 5
-    result.stdout.fnmatch_lines("to accept it: pytest test_it.py --lf * --llm-update-baselines")
+    result.stdout.fnmatch_lines("to accept it: pytest test_it.py --lf --lfnf=none --llm-update-baselines=slower")
 
 
 def test_what_passed_needs_no_next_step(recorded: Suite) -> None:

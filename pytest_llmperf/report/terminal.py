@@ -63,18 +63,16 @@ def verdict_line(result: Result) -> str:
 
 
 def what_next(failed: Collection[Result], command: Sequence[str], commit: str | None) -> list[str]:
-    """What to run where a gate failed; nothing where none did.
+    """What to run where a gate failed.
 
     Args:
-        failed: the cases.
+        failed: the cases, at least one.
         command: measures those alone, as this run did.
         commit: under test, with a plus sign where files differ from it; None outside a repository.
     """
-    if not failed:
-        return []
     if any(one.verdict.basis == "base" for one in failed):
         return [f"to measure that alone again: {shlex.join([*command, '--llm-compare=always'])}"]
-    lines = [f"to accept it: {shlex.join([*command, '--llm-update-baselines'])}"]
+    lines = [f"to accept it: {shlex.join([*command, '--llm-update-baselines=slower'])}"]
     if commit is None:
         return [f"to measure that alone again: {shlex.join(command)}", *lines]
     before = "--llm-base=HEAD" if commit.endswith("+") else "--llm-base=HEAD~1"
