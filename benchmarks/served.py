@@ -1,6 +1,6 @@
 """Does the backend vllm-serve report what vLLM's own client does? One server, the same requests, taking turns.
 
-    python -m benchmarks.served [--turns 10] [--output benchmarks/data/served.json]
+    python -m benchmarks.served [--turns 20] [--output benchmarks/data/served.json]
 
 The server is started by the backend. In every turn the plugin's worker and ``vllm bench serve`` submit the same
 requests (token ids) to it, one after the other, the order of the two changing from turn to turn; the other one is
@@ -121,7 +121,7 @@ def measure(turns: int) -> list[dict[str, Figures]]:
 
 def main() -> int:
     """Measure, print the table, write the data; 1 if the criterion does not hold."""
-    options = script.options(__doc__, "turns", 10, "turns")
+    options = script.options(__doc__, "turns", 20, "turns")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     made = measure(options.turns)
     print(f"one vllm serve, {REQUESTS} requests of {WORKLOAD}, float32, cpu; {options.turns} turns")
