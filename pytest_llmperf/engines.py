@@ -11,7 +11,16 @@ from typing import Any
 
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
-from pytest_llmperf.host import Arm, BaseUnableError, Host, WorkerError, WorkerFailedError, WorkerLostError, unable
+from pytest_llmperf.host import (
+    Arm,
+    BaseUnableError,
+    Checkout,
+    Host,
+    WorkerError,
+    WorkerFailedError,
+    WorkerLostError,
+    unable,
+)
 from pytest_llmperf.ranks import Ranks
 
 OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
@@ -35,16 +44,32 @@ class Side:
     Attributes:
         pausable: whether it can wait between steps.
         slowdown: the share that each of its steps takes longer.
+        checkout: the revision that it has to import something of; None for the tree under test.
     """
 
     host: Host | Ranks
     timeout: float
     pausable: bool
     slowdown: float = 0.0
+    checkout: Checkout | None = None
 
     def __call__(self, operation: str, **arguments: Any) -> Any:
         """Call an operation of its worker. Raises WorkerError."""
         return self.host.call(operation, self.timeout, **self._slowed(operation), **arguments)
+
+    def prove(self) -> None:
+        """Have it show that it ran what it is named after, since it generated something.
+
+        Raises:
+            BaseUnableError: it ran the same code as head.
+            WorkerError: the optimization did not run.
+        """
+        self("evidence")
+        if self.checkout is not None and not self("imported", folder=str(self.checkout.folder)):
+            raise BaseUnableError(
+                f"it imported nothing from {self.checkout.root} at that revision, so it is the same code as head; "
+                "is what you test installed from elsewhere?"
+            )
 
     def begin(self, operation: str, beside: Side, **arguments: Any) -> bool:
         """Ask, and wait for the first step, as `paused` does; the other one computes none meanwhile."""
@@ -190,7 +215,7 @@ class Engines:
         """A new process of the base arm and one of head, gone afterwards, as ``base`` and ``head``.
 
         Raises:
-            BaseUnableError: base cannot load the backend, or, found in the end, is the same code.
+            BaseUnableError: base cannot load the backend.
             WorkerError: head cannot, or there is no memory for both.
         """
         if not self._roomy:
@@ -211,13 +236,10 @@ class Engines:
             loaded.append(hosts[1].answer("load", self._timeout))
             # A base of before this was possible does not say.
             pausable = [one.get("pausable", False) for one in loaded]
-            sides = [Side(host, self._timeout, can) for host, can in zip(hosts, pausable, strict=True)]
-            yield dict(zip(("base", "head"), sides, strict=True))
-            if base.checkout is not None and not self._call(hosts[0], "imported", folder=str(base.checkout.folder)):
-                raise BaseUnableError(
-                    f"it imported nothing from {base.checkout.root} at that revision, so it is the same code as head; "
-                    "is what you test installed from elsewhere?"
-                )
+            yield {
+                "base": Side(hosts[0], self._timeout, pausable[0], checkout=base.checkout),
+                "head": Side(hosts[1], self._timeout, pausable[1]),
+            }
 
     def _call(self, host: Host | Ranks, operation: str, **arguments: Any) -> Any:
         return host.call(operation, self._timeout, **arguments)
