@@ -28,6 +28,11 @@ OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
 FATAL = {*OUT_OF_MEMORY, "AcceleratorError", "NotEngagedError"}
 
 
+def spoiled(error: Exception) -> bool:
+    """Whether the engine that raised this can be asked nothing more."""
+    return isinstance(error, WorkerLostError) or (isinstance(error, WorkerFailedError) and error.kind in FATAL)
+
+
 @dataclass
 class Loaded:
     """A worker, or its ranks, with an engine."""
@@ -190,11 +195,8 @@ class Engines:
     def _dropping(self, name: str) -> Iterator[None]:
         try:
             yield
-        except WorkerLostError:
-            self.close(name)
-            raise
-        except WorkerFailedError as error:
-            if error.kind in FATAL:
+        except WorkerError as error:
+            if spoiled(error):
                 self.close(name)
             raise
 

@@ -78,6 +78,8 @@ class Session:
         self.gating = 0
         #: Backend and workload, by node id, of the tests that gate a case and have not measured it.
         self.unmeasured: dict[str, tuple[str, str]] = {}
+        #: Backend and workload, by node id, of the tests to come that gate a case unless something goes wrong.
+        self.coming: dict[str, tuple[str, Workload]] = {}
         #: What each test measured, by node id.
         self.judged: dict[str, Result] = {}
         #: Why tests are skipped, by node id.
@@ -308,6 +310,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session.progress.tests = len(items) - len(session.skips)
 
 
+@pytest.hookimpl
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say what comes. Only now are the tests and their order final: ``--lf`` and ``--ff`` come after every other."""
+    state = session.config.stash[KEY]
+    run = state.started
+    if run is None or state.unusable is not None:
+        return
+    for item in session.items:
+        if "llm_perf" not in getattr(item, "fixturenames", ()) or item.nodeid in state.skips or _skips(item):
+            continue
+        chosen = item.callspec.params  # type: ignore[attr-defined]
+        state.coming[item.nodeid] = chosen["llm_backend"], chosen["llm_workload"]
+        run.expect(*state.coming[item.nodeid])
+
+
+def _skips(item: pytest.Item) -> bool:
+    """Whether pytest's own marks skip a test, or may: it is pytest that evaluates conditions in strings."""
+    conditions = [
+        condition
+        for mark in item.iter_markers("skipif")
+        for condition in (*mark.args, mark.kwargs.get("condition", False))
+    ]
+    return item.get_closest_marker("skip") is not None or any(conditions)
+
+
 def _largest(parameters: dict[str, Any], run: Run) -> Workload:
     """What a test submits together: of a load, the requests that may be with the server at a time."""
     workload: Workload = parameters["llm_workload"]
@@ -321,6 +348,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     session = item.config.stash[KEY]
     if session.started is not None and item.nodeid not in session.skips:
         session.progress.over += 1
+    if (gated := session.coming.pop(item.nodeid, None)) is not None:
+        session.run.over(*gated)
 
 
 def _reason_to_skip(item: pytest.Item, session: Session, run: Run) -> str | None:

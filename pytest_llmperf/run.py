@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
@@ -18,10 +20,10 @@ from pytest_llmperf import models, roofline, verdict
 from pytest_llmperf.backends.base import UNKNOWN, EngineSpec
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.beside import Beside
-from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.cases import METRICS, Case, Workload
 from pytest_llmperf.devices import facts, fingerprint
 from pytest_llmperf.devices.doctor import Finding
-from pytest_llmperf.engines import Engines
+from pytest_llmperf.engines import Engines, spoiled
 from pytest_llmperf.gate import Gate
 from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
 from pytest_llmperf.interpreter import Interpreter
@@ -33,7 +35,7 @@ from pytest_llmperf.referee import Referee
 from pytest_llmperf.result import ParityResult, Result
 from pytest_llmperf.scope import Scope, UnusableError
 from pytest_llmperf.settings import Settings
-from pytest_llmperf.trace import Trace, checked
+from pytest_llmperf.trace import Trace, TraceError, checked
 from pytest_llmperf.update import Change
 from pytest_llmperf.verdict import Outcome
 
@@ -78,6 +80,10 @@ class Run:
         self._unready: WorkerError | None = None
         self._first: dict[tuple[str, Workload], Measurement] = {}
         self._hung: dict[tuple[str, Workload], WorkerHungError] = {}
+        #: What could not be measured once; after that it is measured for a test of its own alone.
+        self._failed: set[tuple[str, Workload]] = set()
+        #: How many tests are still to gate a backend and workload, in the order of each one's first test.
+        self._coming: Counter[tuple[str, Workload]] = Counter()
         #: Whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
         self._fresh: dict[tuple[str, Workload], list[Measurement]] = {}
@@ -186,6 +192,40 @@ class Run:
             )
         return {name: float(f"{value:.4g}") for name, value in measured.items()}
 
+    # The tests to come
+
+    def expect(self, backend: str, workload: Workload) -> None:
+        """Say that a test is to gate a case of this backend and workload; of each such test, in their order.
+
+        What one of them has to start may then serve the others: an engine takes seconds to start.
+        """
+        self._coming[self.scope.registry[backend].name, workload] += 1
+
+    def over(self, backend: str, workload: Workload) -> None:
+        """Say that a test that was expected is over, whatever became of it."""
+        self._coming[self.scope.registry[backend].name, workload] -= 1
+
+    def _to_come(self, backend: str) -> list[Workload]:
+        """The workloads of a backend that tests to come gate and that have not failed, in the order of the tests."""
+        return [
+            workload
+            for (name, workload), tests in self._coming.items()
+            if name == backend and tests > 0 and (name, workload) not in self._failed
+        ]
+
+    def _cases(self, backend: str, workload: Workload) -> list[Case]:
+        """Every case that a test may gate of a workload: its metric is known only when it does."""
+        return [self.case(backend, workload, metric) for metric in METRICS if metric != "cold-start"]
+
+    def _lacking(self, backend: str) -> list[Workload]:
+        """Those that tests to come will accept, with fewer fresh measurements than a baseline is made of."""
+        return [
+            workload
+            for workload in self._to_come(backend)
+            if all(map(self.updates, self._cases(backend, workload)))
+            and len(self._fresh.get((backend, workload), ())) < self.settings.invocations - 1
+        ]
+
     # Measuring
 
     def first(self, backend: str, workload: Workload) -> Measurement:
@@ -196,42 +236,65 @@ class Run:
         if key not in self._first:
             try:
                 self._first[key] = self._measure_first(backend, workload)
-            except WorkerHungError as error:
-                self._hung[key] = error
+            except (WorkerError, TraceError) as error:
+                self._failed.add(key)
+                if isinstance(error, WorkerHungError):
+                    self._hung[key] = error
                 raise
         return self._first[key]
 
     def _measure_first(self, backend: str, workload: Workload) -> Measurement:
         registered = self.scope.registry[backend]
         loaded = self.engines.get(registered)
+
+        def ask(operation: str, **arguments: Any) -> Any:
+            return self.engines.ask(registered, operation, **arguments)
+
+        return self._measure(ask, backend, workload, loaded.load_seconds)
+
+    def _measure(self, ask: Callable[..., Any], backend: str, workload: Workload, load: float) -> Measurement:
         return measure(
-            lambda operation, **arguments: self.engines.ask(registered, operation, **arguments),
+            ask,
             backend=backend,
             workload=workload,
             prompts=self.prompts.batch(workload),
-            load=loaded.load_seconds,
+            load=load,
             plan=self.scope.defaults.plan,
             progress=self.progress,
         )
 
-    def fresh(self, backend: str, workload: Workload, count: int) -> list[Measurement]:
-        """``count`` measurements, each by a process of its own; shared by the metrics of the workload."""
+    def fresh(self, backend: str, workload: Workload, count: int, accepting: bool = False) -> list[Measurement]:
+        """``count`` measurements, each by another fresh process; shared by the metrics of the workload.
+
+        Where they are to be accepted, such a process measures as well what the backend's tests to come will accept.
+
+        Raises:
+            WorkerError, TraceError: this workload could not be measured. Of another one its own test is told.
+        """
         made = self._fresh.setdefault((backend, workload), [])
         while len(made) < count:
             self.progress(f"{backend} {workload}: fresh process {len(made) + 1} of {count}")
-            with self.engines.fresh(self.scope.registry[backend]) as (ask, load):
-                made.append(
-                    measure(
-                        ask,
-                        backend=backend,
-                        workload=workload,
-                        prompts=self.prompts.batch(workload),
-                        load=load,
-                        plan=self.scope.defaults.plan,
-                        progress=self.progress,
-                    )
-                )
+            self._measure_fresh(backend, workload, self._lacking(backend) if accepting else ())
         return made[:count]
+
+    def _measure_fresh(self, backend: str, asking: Workload, others: Collection[Workload]) -> None:
+        """Measure in one fresh process; not what is left when another workload has spoiled its engine."""
+        # In the order of the tests, wherever the one that asks is in it: so the first process measured them, and a cold
+        # start includes what no workload before it has paid for.
+        ordered = dict.fromkeys([*(workload for name, workload in self._coming if name == backend), asking])
+        with self.engines.fresh(self.scope.registry[backend]) as (ask, load):
+            for workload in ordered:
+                if workload != asking and workload not in others:
+                    continue
+                key = (backend, workload)
+                try:
+                    self._fresh.setdefault(key, []).append(self._measure(ask, backend, workload, load))
+                except (WorkerError, TraceError) as error:
+                    self._failed.add(key)  # so that the next process does not end there too
+                    if workload == asking:
+                        raise
+                    if spoiled(error):
+                        return
 
     def quiet(self, backend: str, workload: Workload) -> list[Measurement]:
         """As many undisturbed measurements as a baseline is made of, each by another process; else none.
@@ -241,8 +304,12 @@ class Run:
         """
         wanted = self.settings.invocations
         first, fresh = self.first(backend, workload), wanted - 1
+        if not self._fits_twice():  # the running engine makes room for fresh ones: what is measured by it is so now
+            for other in self._lacking(backend):
+                with suppress(WorkerError, TraceError):  # its own test will be told
+                    self.first(backend, other)
         while True:
-            made = [first, *self.fresh(backend, workload, fresh)]
+            made = [first, *self.fresh(backend, workload, fresh, accepting=True)]
             undisturbed = [one for one in made if one.settled and one.clean]
             if len(undisturbed) == wanted:
                 return undisturbed

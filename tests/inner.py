@@ -69,6 +69,29 @@ def pytest_llmperf_backends():
     return {backends}
 """
 
+#: For the conftest.py: an engine that keeps a record of what each process was asked for, for `Suite.served`. ``fail``
+#: is called with every batch size before it is generated, and may raise.
+SERVING = """\
+class Serving(Simulated):
+    def __init__(self, fail=lambda batch: None, **options):
+        super().__init__(**options)
+        self.fail = fail
+
+    def generate(self, prompts, max_new_tokens, on_token):
+        with open(HERE / "served", "a") as file:
+            file.write(f"{os.getpid()} {len(prompts)}\\n")
+        self.fail(len(prompts))
+        super().generate(prompts, max_new_tokens, on_token)
+
+
+def die():
+    os.kill(os.getpid(), 9)
+
+
+def exhaust():
+    raise MemoryError("no room")
+"""
+
 BACKENDS = 'Backend("ref", load_ref), Backend("sim", load_sim)'
 WORDLEVEL = {
     "version": "1.0",
@@ -187,6 +210,16 @@ class Suite:
         """The processes that have loaded a backend, in order."""
         file = self.path / f"{name}.pids"
         return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    @property
+    def served(self) -> list[list[int]]:
+        """The batch sizes that each process of `SERVING` generated, in the order of their first time."""
+        found: dict[str, list[int]] = {}
+        for line in (self.path / "served").read_text().splitlines():
+            pid, batch = line.split()
+            if int(batch) not in found.setdefault(pid, []):
+                found[pid].append(int(batch))
+        return list(found.values())
 
     @property
     def loads(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inner import Suite
+from inner import SERVING, Suite
 
 from pytest_llmperf.baseline import HISTORY
 from pytest_llmperf.cases import Case, Workload
@@ -212,3 +212,188 @@ def test_a_tolerance_says_which_line_it_is_from(recorded: Suite) -> None:
     )
     (raw,) = json.loads((recorded.path / "raw.json").read_text())["results"]
     assert raw["tolerance_source"] == "llm_tolerances: */sim/*/tpot"
+
+
+# Processes
+
+BATCHES = ("--llm-batch-sizes=1,2,4", "--llm-invocations=3")
+UPDATE = (*BATCHES, "--llm-update-baselines")
+
+
+def serving(suite: Suite, fail: str = "None", tpot: float = TPOT) -> None:
+    """Keep a record of what each process is asked for; ``fail`` is an expression of ``batch`` and ``process``."""
+    suite.backends(sim=f"Serving(lambda batch: {fail}, tpot={tpot}, cold=100.0)", extra=SERVING)
+
+
+def tpots(suite: Suite) -> dict[str, int]:
+    """How many processes each batch size's newest TPOT is of."""
+    entries = suite.stored()["entries"] if suite.baseline.exists() else {}
+    return {key.split("/")[2][:2]: len(row[0]["invocations"]) for key, row in entries.items() if key.endswith("/tpot")}
+
+
+def test_a_fresh_process_measures_every_workload_in_the_order_of_the_tests(suite: Suite) -> None:
+    serving(suite)
+    assert suite.decode(*UPDATE).ret == 0
+    assert suite.served == [[1, 2, 4]] * 3
+    assert tpots(suite) == {"b1": 3, "b2": 3, "b4": 3}
+
+
+@pytest.mark.parametrize("roomy", [True, False])
+def test_cold_starts_of_all_processes_mean_the_same(suite: Suite, roomy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first workload of a process pays for what is cold in it, 100 s here, and no other one does."""
+    monkeypatch.setattr("pytest_llmperf.run.Run._fits_twice", lambda run: roomy)
+    serving(suite)
+    assert suite.decode(*UPDATE).ret == 0
+    assert suite.loads["sim"] == 3, "where one makes room for the next, too"
+    for batch in (1, 2, 4):
+        ((entry,),) = [row for key, row in suite.stored()["entries"].items() if f"/b{batch}-p16-n8/cold-start" in key]
+        assert [figure > 100 for (figure,) in entry["invocations"]] == [batch == 1] * 3
+
+
+def test_processes_are_shared_by_metrics_and_markers_and_tests_of_ones_own(suite: Suite) -> None:
+    serving(suite)
+    suite.test(
+        "import pytest\n"
+        "@pytest.mark.llm(batch_sizes=[3])\ndef test_marked(llm_perf):\n    llm_perf.gate('tpot')\n"
+        "@pytest.fixture\ndef measured(llm_perf):\n    return llm_perf\n"
+        "def test_own(measured):\n    assert measured.gate('latency').spread.median > 0\n"
+        "@pytest.mark.llm(prompt_lengths=[5], batch_sizes=[2])\ndef test_short(llm_perf):\n    llm_perf.gate('ttft')\n"
+    )
+    assert suite.run("test_it.py", "--llm-backends=sim", *UPDATE).ret == 0
+    assert suite.served == [[3, 1, 2, 4]] * 3
+
+
+def test_what_is_deselected_is_not_measured(suite: Suite) -> None:
+    serving(suite)
+    assert suite.decode(*UPDATE, "-k", "not b2").ret == 0
+    assert suite.served == [[1, 4]] * 3
+
+
+def test_what_did_not_fail_last_time_is_not_measured(suite: Suite) -> None:
+    """``--lf`` deselects when every other plugin has had its turn."""
+    serving(suite, "batch != 2 and 1 / 0")
+    suite.decode(*BATCHES).assert_outcomes(passed=1, failed=2)
+    serving(suite)
+    (suite.path / "served").unlink()
+    suite.decode(*UPDATE, "--lf").assert_outcomes(passed=2)
+    assert suite.served == [[1, 4]] * 3
+
+
+@pytest.mark.parametrize(
+    ("mark", "runs"),
+    [
+        ("skip", False),
+        ("skipif(True, reason='so')", False),
+        ("skipif(condition=True, reason='so')", False),
+        ("skipif('True', reason='so')", False),
+        ("llm(devices=['h100'])", False),
+        ("skipif(False, reason='so')", True),
+    ],
+)
+def test_what_is_skipped_is_not_measured(suite: Suite, mark: str, runs: bool) -> None:
+    serving(suite)
+    suite.test(
+        "import pytest\n"
+        "@pytest.mark.llm(batch_sizes=[1])\ndef test_one(llm_perf):\n    llm_perf.gate('tpot')\n"
+        f"@pytest.mark.llm(batch_sizes=[2])\n@pytest.mark.{mark}\ndef test_two(llm_perf):\n    llm_perf.gate('tpot')\n"
+    )
+    assert suite.run("test_it.py", "--llm-backends=sim", *UPDATE).ret == 0
+    assert suite.served == [[1, 2] if runs else [1]] * 3
+
+
+@pytest.mark.parametrize(
+    ("fail", "served", "said"),
+    [
+        ("1 / 0", [[1, 2, 4], [1, 2, 4], [1, 4], [2]], "ZeroDivisionError"),
+        ("exhaust()", [[1, 2, 4], [1, 2], [1, 4], [2], [4]], "MemoryError: no room"),
+        ("die()", [[1, 2, 4], [1, 2], [1, 4], [2], [4]], "killed by signal 9"),
+    ],
+)
+def test_a_workload_that_fails_costs_the_others_nothing(
+    suite: Suite, fail: str, served: list[list[int]], said: str
+) -> None:
+    """Only where it took the process with it have others to be measured in another one."""
+    serving(suite, f"batch == 2 and process > 1 and {fail}")
+    result = suite.decode(*UPDATE)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(f"*{said}*")
+    assert suite.served == served
+    assert tpots(suite) == {"b1": 3, "b4": 3}
+
+
+LATER = """\
+import pytest
+
+
+def test_a(llm_perf):
+    if llm_perf.workload.batch_size == 1:
+        pytest.skip("not now")
+    llm_perf.gate("tpot")
+
+
+def test_b(llm_perf):
+    llm_perf.gate("tpot")
+"""
+
+
+@pytest.mark.parametrize("fail", ["1 / 0", "die()"])
+def test_what_was_measured_before_a_failure_is_kept(suite: Suite, fail: str) -> None:
+    """The second workload asks first, is measured after the one before it, and fails: both its tests do, no other."""
+    serving(suite, f"batch == 2 and process > 1 and {fail}")
+    suite.test(LATER)
+    run = suite.run("test_it.py", "--llm-backends=sim", "--llm-batch-sizes=1,2", *UPDATE[1:])
+    run.assert_outcomes(passed=1, skipped=1, failed=2)
+    assert tpots(suite) == {"b1": 3}
+    assert suite.served == [[2, 1], [1, 2], [1], [2]]
+
+
+def test_a_workload_of_no_test_to_come_is_not_measured_again(suite: Suite) -> None:
+    """It failed, and its tests are over; what asks next is alone."""
+    serving(suite, "batch == 1 and 1 / 0")
+    suite.decode(*UPDATE).assert_outcomes(passed=2, failed=1)
+    assert suite.served == [[1, 2, 4], [2, 4], [2, 4]]
+
+
+def test_a_confirmation_measures_the_flagged_workload_alone(recorded: Suite) -> None:
+    serving(recorded, tpot=TPOT * 1.15)
+    result = recorded.decode("--llm-update-baselines=new", *BATCHES)
+    result.assert_outcomes(passed=2, failed=1)
+    assert recorded.served == [[1, 2, 4], [1], [1], [2, 4], [2, 4]]
+
+
+def test_new_measures_no_other_workload_that_has_a_baseline(recorded: Suite) -> None:
+    serving(recorded)
+    assert recorded.decode("--llm-update-baselines=new", "--llm-batch-sizes=2,1,4", BATCHES[1]).ret == 0
+    assert recorded.served == [[2, 1, 4], [2, 4], [2, 4]]
+
+
+def test_what_others_disturbed_is_measured_again_alone(suite: Suite) -> None:
+    """One more process for the batch size 2, of which the others have enough."""
+    disturbed = (
+        "from pytest_llmperf.devices.fitness import Fitness\n"
+        "from pytest_llmperf.worker import watch\n"
+        "class Disturbed(Serving):\n"
+        "    def generate(self, prompts, *rest):\n"
+        "        others = 2.0 if len(prompts) == 2 and self.process == 2 else 0.0\n"
+        "        watch.Watch.end = lambda _watch, _before: Fitness(others=others)\n"
+        "        super().generate(prompts, *rest)\n"
+        "def disturbed(process):\n"
+        "    engine = Disturbed(tpot=0.005)\n"
+        "    engine.process = process\n"
+        "    return engine\n"
+    )
+    suite.backends(sim="disturbed(process)", extra=SERVING + disturbed)
+    assert suite.decode(*UPDATE).ret == 0
+    assert suite.served == [[1, 2, 4]] * 3 + [[2]]
+    assert tpots(suite) == {"b1": 3, "b2": 3, "b4": 3}
+
+
+def test_of_a_test_that_never_ran_nothing_is_written_or_reported(suite: Suite) -> None:
+    serving(suite, "batch == 2 and process == 1 and 1 / 0")
+    suite.decode(*UPDATE, "-x", "--llm-results=raw.json", "--llm-report=report.md").assert_outcomes(passed=1, failed=1)
+    assert suite.served[1:] == [[1, 2, 4]] * 2, "it was measured"
+    assert tpots(suite) == {"b1": 3}
+    raw = json.loads((suite.path / "raw.json").read_text())
+    assert [one["case"] for one in raw["results"]] == ["bfloat16/sim/b1-p16-n8/tpot"]
+    rows = [line for line in (suite.path / "report.md").read_text().splitlines() if line.startswith("|")]
+    assert not any("b4-p16-n8" in row for row in rows)
