@@ -31,10 +31,10 @@ class Beside:
         scope: what is measured.
         engines: the worker processes, made when first asked for.
         prompts: a workload's token ids, one row per request.
+        compared: the workloads of a backend that tests to come compare in any case, in their order.
         progress: told what is being done.
 
     Attributes:
-        comparisons: those begun, by backend and workload.
         assessments: what the gate's test of itself found, by case.
     """
 
@@ -43,15 +43,22 @@ class Beside:
         scope: Scope,
         engines: Callable[[], Engines],
         prompts: Callable[[Workload], list[list[int]]],
+        compared: Callable[[str], list[Workload]],
         progress: Callable[[str], None],
     ) -> None:
         self._scope = scope
         self._engines = engines
         self._prompts = prompts
+        self._compared = compared
         self._progress = progress
         self._finally = ExitStack()
-        self.comparisons: dict[tuple[str, Workload], Comparison] = {}
+        self._comparisons: dict[tuple[str, Workload], Comparison] = {}
         self.assessments: dict[Case, Assessment] = {}
+
+    @property
+    def comparisons(self) -> dict[tuple[str, Workload], Comparison]:
+        """Those begun, by backend and workload."""
+        return {key: one for key, one in self._comparisons.items() if one.begun}
 
     def base(self, case: Case, tolerance: float) -> Verdict:
         """Compare a case with base.
@@ -61,7 +68,8 @@ class Beside:
             BaseError: git could not check the base out.
         """
         try:
-            return self._comparison(case, self._base_and_head).judge(case.metric, tolerance, ABSOLUTE_FLOOR)
+            comparison = self._comparison(case.backend, case.workload, self._base_and_head)
+            return comparison.judge(case.metric, tolerance, ABSOLUTE_FLOOR)
         except BaseLostError as error:
             return verdict.nothing(Outcome.INCONCLUSIVE, f"base, {self._scope.base}, was lost: {error}")
         except BaseUnableError as error:
@@ -77,7 +85,7 @@ class Beside:
             WorkerError, TraceError: it could not be measured.
             DisturbedError: the machine was never left alone.
         """
-        comparison = self._comparison(case, self._head_and_head)
+        comparison = self._comparison(case.backend, case.workload, self._head_and_head)
         comparison.spend()
         processes = comparison.processes(case.metric)
         same, slowed = (blocks(comparison.pairs, case.metric, "base", arm) for arm in ("head", "slow"))
@@ -90,17 +98,18 @@ class Beside:
         """Remove the base's checkout, if there is one."""
         self._finally.close()
 
-    def _comparison(self, case: Case, start: Callable[[str], Arms]) -> Comparison:
-        key = (case.backend, case.workload)
-        if key not in self.comparisons:
-            self.comparisons[key] = Comparison(
-                case.workload,
-                self._prompts(case.workload),
-                partial(start, case.backend),
+    def _comparison(self, backend: str, workload: Workload, start: Callable[[str], Arms]) -> Comparison:
+        key = (backend, workload)
+        if key not in self._comparisons:
+            self._comparisons[key] = Comparison(
+                workload,
+                self._prompts(workload),
+                partial(start, backend),
                 self._scope.settings.budget,
-                lambda text: self._progress(f"{case.backend} {text}"),
+                lambda text: self._progress(f"{backend} {text}"),
+                lambda: [self._comparison(backend, one, start) for one in self._compared(backend) if one != workload],
             )
-        return self.comparisons[key]
+        return self._comparisons[key]
 
     @cached_property
     def _base_arm(self) -> Callable[[str], Arm]:

@@ -13,8 +13,9 @@ from pytest_llmperf import paired
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices import fitness
 from pytest_llmperf.engines import Side
-from pytest_llmperf.host import BaseUnableError
+from pytest_llmperf.host import BaseUnableError, WorkerError
 from pytest_llmperf.paired import Block
+from pytest_llmperf.trace import TraceError
 from pytest_llmperf.turns import Turn, Turns
 from pytest_llmperf.verdict import Outcome, Verdict, nothing
 
@@ -22,7 +23,8 @@ from pytest_llmperf.verdict import Outcome, Verdict, nothing
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 10
 #: Seconds of turns after which no further one is begun; or as many as it took to start the pair and to warm it up, if
 #: those are more. Whichever differs more, processes or blocks, time that is divided equally gives a mean whose variance
-#: is at most twice that of the best division (which Kalibera and Jones, 2013, give for known variances).
+#: is at most twice that of the best division (which Kalibera and Jones, 2013, give for known variances). Where a start
+#: serves several workloads, each has its share of it: that is what a process costs each of them.
 PAIR_SECONDS = 8.0
 #: Turns that may be taken again in one pair because something else used the machine meanwhile.
 SPARE_TURNS = 4
@@ -62,8 +64,10 @@ class Comparison:
         workload: what is generated.
         prompts: token ids, one row per request.
         start: starts a process of either arm, loaded, gone afterwards: how to ask each, by its name.
-        budget: seconds, start of processes included, after which no further pair is begun.
+        budget: seconds, start of processes included, after which no further pair is begun. A start that serves others
+            too is charged to the one that asked for it.
         progress: told what is being done.
+        others: of the same processes, in order: what is compared too, so that a start may serve them.
     """
 
     def __init__(
@@ -73,14 +77,19 @@ class Comparison:
         start: Callable[[], AbstractContextManager[Mapping[str, Side]]],
         budget: float,
         progress: Callable[[str], None],
+        others: Callable[[], Iterable[Comparison]] = tuple,
     ) -> None:
         self._workload = workload
         self._prompts = prompts
         self._start = start
         self._budget = budget
         self._progress = progress
+        self._others = others
         self._spent = 0.0
         self._unable: BaseUnableError | None = None
+        self._failed = False
+        #: Whether anything was asked of a process for it.
+        self.begun = False
         self.pairs: list[Pair] = []
 
     def judge(self, metric: str, tolerance: float, floor: float) -> Verdict:
@@ -128,28 +137,62 @@ class Comparison:
         enough = len(self.pairs) >= paired.FEWEST_TO_FAIL and self._spent >= self._budget
         return enough or len(self.pairs) >= MOST_PAIRS
 
+    @property
+    def _joins(self) -> bool:
+        """Whether it is to have a pair of what another one starts: it will hardly do with fewer than these."""
+        return not self._failed and len(self.pairs) < paired.FEWEST_TO_FAIL
+
     def _add_pair(self) -> None:
         if self._unable is not None:
             raise self._unable
-        began = time.monotonic()
+        others = [one for one in self._others() if one._joins]
+        made: list[tuple[Comparison, Pair]] = []
+        self.begun = True
+        began, lent = time.monotonic(), 0.0
         try:
             with self._start() as arms:
-                self.pairs.append(self._pair(arms, began))
-        except BaseUnableError as error:
-            self._unable = error
+                share = (time.monotonic() - began) / (1 + len(others))
+                made.append((self, self._pair(arms, share)))
+                joined = time.monotonic()
+                for other in others:
+                    if (pair := other._join(arms, share)) is None:
+                        break  # the processes may be in the middle of something
+                    made.append((other, pair))
+                lent = time.monotonic() - joined
+        except (WorkerError, TraceError) as error:
+            self._failed = True
+            if isinstance(error, BaseUnableError):
+                self._unable = error
             raise
+        finally:
+            self._spent += time.monotonic() - began - lent
+        # Now that nothing went wrong, not even in the end.
+        for one, pair in made:
+            one.pairs.append(pair)
+
+    def _join(self, arms: Mapping[str, Side], share: float) -> Pair | None:
+        """A pair of processes that another one started; None if that failed, of which this one's own test is told."""
+        self.begun = True
+        began = time.monotonic()
+        try:
+            return self._pair(arms, share)
+        except (WorkerError, TraceError):
+            self._failed = True  # it would fail the next one too, and those after it would have no turn
+            return None
         finally:
             self._spent += time.monotonic() - began
 
-    def _pair(self, arms: Mapping[str, Side], started: float) -> Pair:
+    def _pair(self, arms: Mapping[str, Side], start: float) -> Pair:
+        """Measure, where the processes took so many seconds to start. Raises as `judge`."""
         number = len(self.pairs) + 1
         both = Turns(
             arms, self._workload, self._prompts, lambda text: self._progress(f"{self._workload}: pair {number}, {text}")
         )
+        began = time.monotonic()
         both.warm_up()
         pair = Pair(())
-        began = time.monotonic()
-        until = began + max(PAIR_SECONDS, began - started)
+        warm = time.monotonic()
+        until = warm + max(PAIR_SECONDS, start + warm - began)
         for round_ in count(number):
             # Whoever goes first alternates, so that a drift favours nobody.
             pair = Pair((*pair.turns, *both.take(base_first=bool(round_ % 2))))

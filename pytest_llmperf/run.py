@@ -87,7 +87,9 @@ class Run:
         #: Whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
         self._fresh: dict[tuple[str, Workload], list[Measurement]] = {}
-        self.beside = Beside(scope, lambda: self.engines, lambda workload: self.prompts.batch(workload), progress)
+        self.beside = Beside(
+            scope, lambda: self.engines, lambda workload: self.prompts.batch(workload), self._compared, progress
+        )
 
     # Engines
 
@@ -224,6 +226,15 @@ class Run:
             for workload in self._to_come(backend)
             if all(map(self.updates, self._cases(backend, workload)))
             and len(self._fresh.get((backend, workload), ())) < self.settings.invocations - 1
+        ]
+
+    def _compared(self, backend: str) -> list[Workload]:
+        """Those that tests to come measure side by side, whatever else is measured until then."""
+        always = self.settings.self_test or self.settings.compare == "always"
+        return [
+            workload
+            for workload in self._to_come(backend)
+            if always or all(map(self.gate.is_new, self._cases(backend, workload)))
         ]
 
     # Measuring

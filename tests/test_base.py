@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from inner import BACKENDS, TESTS, Suite, usage_error
+from inner import BACKENDS, SERVING, TESTS, Suite, usage_error
 
 from pytest_llmperf.base import BaseError, resolve
 from pytest_llmperf.host import Checkout
@@ -36,7 +36,7 @@ def commit(suite: Suite) -> str:
 def repository(suite: Suite) -> Suite:
     """A repository whose first revision, ``base``, needs 5 ms per token."""
     git(suite.path, "init", "--quiet")
-    (suite.path / ".gitignore").write_text("*.pids\n__pycache__\n.pytest_cache\n")
+    (suite.path / ".gitignore").write_text("*.pids\nserved\n*.json\n__pycache__\n.pytest_cache\n")
     suite.backends(sim=FAST)
     commit(suite)
     git(suite.path, "tag", "base")
@@ -221,6 +221,126 @@ def test_a_new_case_that_is_slower_than_base_fails_and_is_not_accepted(repositor
     assert "bfloat16/sim/b1-p16-n8/tpot" in repository.stored()["entries"]
 
 
+# Pairs that several workloads share
+
+BATCHES = ("--llm-batch-sizes=1,2,4", "--llm-results=raw.json")
+
+
+def serving(suite: Suite, fail: str = "None") -> None:
+    """Keep a record of what each process is asked for; ``fail`` is an expression of ``batch`` and ``process``."""
+    suite.backends(sim=f"Serving(lambda batch: {fail}, tpot=0.005)", extra=SERVING + MIDWAY)
+
+
+#: An engine that fails at a step of batch size 2, so that the other arm is left waiting for its next one.
+MIDWAY = """
+
+class Midway(Simulated):
+    def generate(self, prompts, max_new_tokens, on_token):
+        def failing(request, token):
+            self.seen = getattr(self, "seen", 0) + (len(prompts) == 2)
+            if self.seen == 2 * 2 * 8 + 5:  # in the third generation, the first that counts
+                raise LookupError("no such step")
+            on_token(request, token)
+
+        super().generate(prompts, max_new_tokens, failing)
+"""
+
+
+def pairs(suite: Suite) -> dict[str, int]:
+    """How many pairs each batch size was compared in."""
+    raw = json.loads((suite.path / "raw.json").read_text())
+    return {one["workload"][:2]: len(one["pairs"]) for one in raw["comparisons"]}
+
+
+@pytest.mark.parametrize("compare", [(), ("--llm-compare=always",)])
+def test_a_pair_serves_every_workload_that_is_compared_anyway(repository: Suite, compare: tuple[str, ...]) -> None:
+    serving(repository)
+    result = repository.decode("--llm-base=base", *BATCHES, *compare)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("3 cases gated: 3 ok")
+    assert repository.served == [[1, 2, 4]] * (1 + 3)
+    assert pairs(repository) == {"b1": 3, "b2": 3, "b4": 3}
+
+
+def test_what_its_baseline_may_pass_joins_no_pair(repository: Suite) -> None:
+    repository.record({"sim/tpot": TPOT})
+    serving(repository)
+    assert repository.decode("--llm-base=base", *BATCHES).ret == 0
+    assert repository.served == [[1, 2, 4], *[[2, 4]] * 3]
+    (repository.path / "served").unlink()
+    assert repository.decode("--llm-base=base", "--llm-compare=always", *BATCHES).ret == 0
+    assert repository.served == [[1, 2, 4]] * (1 + 3)
+
+
+def test_what_is_flagged_has_others_join_its_pair(repository: Suite) -> None:
+    repository.record({"sim/tpot": TPOT / 1.3})
+    serving(repository)
+    assert repository.decode("--llm-base=base", *BATCHES).ret == 0
+    assert repository.served == [[1, 2, 4]] * (1 + 3)
+
+
+def test_whoever_asks_is_first_and_others_are_in_the_order_of_the_tests(repository: Suite) -> None:
+    serving(repository)
+    repository.test(
+        "import pytest\n"
+        "def test_a(llm_perf):\n"
+        "    if llm_perf.workload.batch_size == 1:\n        pytest.skip('not now')\n"
+        "    llm_perf.gate('tpot')\n"
+        "@pytest.mark.llm(batch_sizes=[1])\ndef test_own(llm_perf):\n    llm_perf.gate('latency')\n"
+    )
+    run = repository.run("test_it.py", "--llm-backends=sim", "--llm-base=base", *BATCHES)
+    run.assert_outcomes(passed=3, skipped=1)
+    assert repository.served == [[2, 4, 1], *[[2, 1, 4]] * 3]
+
+
+def test_what_is_deselected_joins_no_pair(repository: Suite) -> None:
+    serving(repository)
+    assert repository.decode("--llm-base=base", *BATCHES, "-k", "not b2").ret == 0
+    assert repository.served == [[1, 4]] * (1 + 3)
+    assert pairs(repository) == {"b1": 3, "b4": 3}
+
+
+@pytest.mark.parametrize(("fail", "said"), [("1 / 0", "ZeroDivisionError"), ("die()", "killed by signal 9")])
+def test_a_head_that_fails_at_one_workload_costs_the_others_no_pair(repository: Suite, fail: str, said: str) -> None:
+    serving(repository, f"batch == 2 and process > 1 and {fail}")
+    result = repository.decode("--llm-base=base", *BATCHES)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines([f"*{said}*", "2 cases gated: 2 ok"])
+    # It ends the turns in the first pair, joins no other, and fails again where it asks for itself.
+    assert repository.served == [[1, 2, 4], [1, 2], [1, 4], [1, 4], [2], [4]]
+    assert pairs(repository) == {"b1": 3, "b2": 0, "b4": 3}
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("Serving(lambda batch: batch == 2 and 1 / 0, tpot=0.005)", "cannot run it: ZeroDivisionError*"),
+        ("Serving(lambda batch: batch == 2 and die(), tpot=0.005)", "was lost: worker died during generate*"),
+        ("Midway(tpot=0.005)", "cannot run it: LookupError: no such step*"),
+    ],
+)
+def test_a_base_that_fails_at_one_workload_costs_the_others_no_pair(repository: Suite, engine: str, said: str) -> None:
+    """Neither if it is gone, or in the middle of a generation, when its processes are to end."""
+    repository.backends(sim=engine, extra=SERVING + MIDWAY)
+    commit(repository)
+    serving(repository)
+    result = repository.decode("--llm-base=HEAD", *BATCHES)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines([f"*: base, HEAD (*), {said}", "* cases gated: 2 ok, 1 *"])
+    assert pairs(repository) == {"b1": 3, "b2": 0, "b4": 3}
+    assert repository.loads["sim"] == 1 + 3 + 1 + 1
+
+
+def test_of_a_test_that_never_ran_no_comparison_is_reported(repository: Suite) -> None:
+    serving(repository, "batch == 2 and process == 1 and 1 / 0")
+    result = repository.decode("--llm-base=base", *BATCHES, "-x", "--llm-report=report.md")
+    result.assert_outcomes(passed=1, failed=1)
+    assert pairs(repository) == {"b1": 3, "b2": 3, "b4": 3}, "they were measured"
+    raw = json.loads((repository.path / "raw.json").read_text())
+    assert [one["case"] for one in raw["results"]] == ["bfloat16/sim/b1-p16-n8/tpot"]
+    result.stdout.fnmatch_lines("1 cases gated: 1 ok")
+
+
 # What base imports
 
 
@@ -301,9 +421,10 @@ def test_a_base_that_is_heads_code_is_no_comparison(
     with pytest.MonkeyPatch.context() as patch:
         for folder in (elsewhere, TESTS):
             patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-        result = repository.decode("--llm-base=base", backends="stack")
+        result = repository.decode("--llm-base=base", *BATCHES, backends="stack")
     assert result.ret == 1
     result.stdout.fnmatch_lines("new: base, base (*), cannot run it: it imported nothing from *, so it is the same*")
+    assert pairs(repository) == {"b1": 0, "b2": 0, "b4": 0}, "of any workload"
 
 
 def test_what_base_cannot_run_beside_others_is_no_failure_unless_strict(repository: Suite) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from pytest_llmperf import compare
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.compare import MOST_BLOCKS, PAIR_SECONDS, Comparison, Pair, blocks
+from pytest_llmperf.compare import MOST_BLOCKS, MOST_PAIRS, PAIR_SECONDS, Comparison, Pair, blocks
 from pytest_llmperf.devices.fitness import Fitness
+from pytest_llmperf.host import BaseUnableError, WorkerError
 from pytest_llmperf.measurement import Sample
+from pytest_llmperf.paired import FEWEST_TO_FAIL
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.turns import WARM_UP, Turn
 
@@ -36,23 +39,51 @@ class Side:
         pass
 
 
-def turns(monkeypatch: pytest.MonkeyPatch, start: float, generation: float) -> list[int]:
-    """How many turns each pair takes where starting one and generating take so many seconds."""
-    clock = Clock()
+class Machine:
+    """Where starting a pair and generating take so many seconds; a generation of a workload in ``unable`` fails.
 
-    def generate(ask: Any, workload: Workload, prompts: list[list[int]]) -> Sample:
-        clock.now += generation
+    Attributes:
+        asked: the workload of each generation, in order.
+        ending: what is raised when a pair ends, if anything.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, start: float, generation: float) -> None:
+        self.clock = Clock()
+        self.started = 0
+        self.asked: list[Workload] = []
+        self.unable: set[Workload] = set()
+        self.ending: Exception | None = None
+        self._start, self._generation = start, generation
+        monkeypatch.setattr(compare, "time", self.clock)
+        monkeypatch.setattr("pytest_llmperf.turns.generate", self._generate)
+
+    def _generate(self, ask: Any, workload: Workload, prompts: list[list[int]]) -> Sample:
+        self.clock.now += self._generation
+        self.asked.append(workload)
+        if workload in self.unable:
+            raise WorkerError("out of its depth")
         return Sample(Trace(((1, 2),), ((0.1, 0.2),)), Fitness(), 0)
 
     @contextmanager
-    def arms() -> Iterator[dict[str, Any]]:
-        clock.now += start
+    def _arms(self) -> Iterator[dict[str, Any]]:
+        self.started += 1
+        self.clock.now += self._start
         yield {name: Side() for name in ("base", "head")}
+        if self.ending is not None:
+            raise self.ending
 
-    monkeypatch.setattr(compare, "time", clock)
-    monkeypatch.setattr("pytest_llmperf.turns.generate", generate)
-    comparison = Comparison(Workload(1, 2, 2), [[1, 2]], arms, budget=1.0, progress=lambda text: None)
-    comparison.spend()
+    def comparisons(self, count: int = 1, budget: float = 1.0) -> list[Comparison]:
+        """As many, each of which has all the others join the pairs that it starts."""
+        made: list[Comparison] = []
+        for number in range(count):
+            workload = Workload(1 + number, 2, 2)
+            others = partial(lambda number: [one for one in made if one is not made[number]], number)
+            made.append(Comparison(workload, [[1, 2]], self._arms, budget, lambda text: None, others))
+        return made
+
+
+def turns(comparison: Comparison) -> list[int]:
+    """How many each pair took."""
     return [len(pair.turns) for pair in comparison.pairs]
 
 
@@ -69,7 +100,71 @@ def turns(monkeypatch: pytest.MonkeyPatch, start: float, generation: float) -> l
 def test_turns_take_as_long_as_starting_did(
     monkeypatch: pytest.MonkeyPatch, start: float, generation: float, expected: float
 ) -> None:
-    assert set(turns(monkeypatch, start, generation)) == {int(expected)}
+    (one,) = Machine(monkeypatch, start, generation).comparisons()
+    one.spend()
+    assert set(turns(one)) == {int(expected)}
+
+
+def test_of_a_start_that_serves_several_each_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = Machine(monkeypatch, 60.0, 1.0).comparisons(3)
+    several[0].spend()
+    # A turn takes 4 seconds, and whoever is alone would have 60 + 4 seconds of them.
+    assert [turns(one) for one in several] == [[(60 / 3 + 2 * WARM_UP) // 4] * FEWEST_TO_FAIL] * 3
+
+
+def test_the_budget_is_charged_with_ones_own_time_and_with_what_one_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 60.0, 1.0)
+    asking, other = machine.comparisons(2, budget=450.0)
+    # Four pairs together: 40 seconds of each one's own, and the 60 of the start. Then alone, in 60 + 68.
+    asking.spend()
+    assert [len(asking.pairs), len(other.pairs)] == [FEWEST_TO_FAIL + 1, FEWEST_TO_FAIL]
+    other.spend()
+    assert [len(asking.pairs), len(other.pairs)] == [FEWEST_TO_FAIL + 1, FEWEST_TO_FAIL + 3]
+
+
+def test_pairs_that_serve_several_are_no_more_than_any_has_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 1.0, 1.0)
+    asking, other = machine.comparisons(2, budget=1e9)
+    asking.spend()
+    assert [len(asking.pairs), len(other.pairs)] == [MOST_PAIRS, FEWEST_TO_FAIL]
+    assert machine.asked[0] == Workload(1, 2, 2), "whoever asks is first"
+
+
+def test_who_fails_joins_no_further_pair_and_is_told_when_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 1.0, 1.0)
+    asking, failing, last = machine.comparisons(3)
+    machine.unable = {Workload(2, 2, 2)}
+    asking.spend()
+    assert machine.asked.count(Workload(2, 2, 2)) == 1
+    # The first pair's processes may be in the middle of something, so the last had no turn in it.
+    assert [len(one.pairs) for one in (asking, failing, last)] == [FEWEST_TO_FAIL, 0, FEWEST_TO_FAIL - 1]
+    with pytest.raises(WorkerError, match="out of its depth"):
+        failing.spend()
+    last.spend()
+    assert len(last.pairs) == FEWEST_TO_FAIL
+
+
+def test_a_pair_counts_for_nobody_if_it_ends_badly(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 1.0, 1.0)
+    asking, other = machine.comparisons(2)
+    machine.ending = BaseUnableError("the same code")
+    for _ in range(2):
+        with pytest.raises(BaseUnableError, match="the same code"):
+            asking.spend()
+    assert machine.started == 1, "it is remembered"
+    assert [asking.pairs, other.pairs] == [[], []]
+    machine.ending = None
+    other.spend()
+    assert [len(asking.pairs), len(other.pairs)] == [0, FEWEST_TO_FAIL]
+
+
+def test_one_that_nobody_served_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 1.0, 1.0)
+    machine.unable = {Workload(1, 2, 2)}
+    asking, other = machine.comparisons(2)
+    with pytest.raises(WorkerError):
+        asking.spend()
+    assert [asking.begun, other.begun] == [True, False]
 
 
 def test_a_pair_counts_if_each_arm_has_enough_undisturbed_turns() -> None:

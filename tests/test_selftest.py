@@ -77,6 +77,15 @@ def test_a_stated_tolerance_is_tried(suite: Suite) -> None:
     result.stdout.fnmatch_lines("tpot b1-p16-n8 sim *4 *3.0% *0% *0% *100% *")
 
 
+def test_its_pairs_serve_every_workload(suite: Suite) -> None:
+    options = ("--llm-self-test", "--llm-batch-sizes=1,2,4", "--llm-results=raw.json", "--llm-budget=0.1")
+    suite.decode(*options).assert_outcomes(passed=3)
+    assert suite.loads["sim"] == 2 * 4
+    raw = json.loads((suite.path / "raw.json").read_text())
+    assert [len(one["pairs"]) for one in raw["comparisons"]] == [4, 4, 4]
+    assert [one["pairs"] for one in raw["self_test"]] == [4, 4, 4]
+
+
 def test_a_backend_that_fails_fails_its_test(suite: Suite) -> None:
     suite.backends(sim="Simulated(tpot=lambda number: 1 / 0)")
     result = suite.decode("--llm-self-test")
