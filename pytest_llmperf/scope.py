@@ -51,7 +51,7 @@ NATIVE_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}
 
 DEFAULTS = {
     "cpu": Defaults((1, 4), (256,), 32, Plan(minimum=3, maximum=10, budget=6.0)),
-    "accelerator": Defaults((1, 2, 4, 8, 16, 32), (2048,), 128, Plan(minimum=5, maximum=20, budget=6.0)),
+    "accelerator": Defaults((1, 2, 4, 8, 16, 32), (2048,), 128, Plan(minimum=3, maximum=20, budget=2.0)),
 }
 
 

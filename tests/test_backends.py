@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,21 @@ def test_another_attention_than_asked_is_not_engaged(resolved: str, engaged: boo
     if not engaged:
         with pytest.raises(NotEngagedError, match=r"expected attn_implementation sdpa.*attn_implementation=eager"):
             found.require()
+
+
+@pytest.mark.parametrize("prompts", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
+def test_pytorchs_flash_attention_generates_the_references_tokens(reference: Any, prompts: list[list[int]]) -> None:
+    assert generate(load("sdpa-flash", spec()), prompts) == generate(reference, prompts)
+
+
+def test_another_fused_kernel_is_not_pytorchs_flash_attention() -> None:
+    engine = load("sdpa-flash", spec())
+    generate(engine, EQUAL)
+    assert engine.evidence().engaged
+    profile = engine.profiled(2)
+    renamed = Counter({name.replace("flash", "cudnn"): count for name, count in profile.counts.items()})
+    assert load("sdpa", spec()).engaged(replace(profile, counts=renamed))
+    assert not engine.engaged(replace(profile, counts=renamed))
 
 
 def test_pytorchs_own_fallback_is_not_engaged() -> None:

@@ -260,6 +260,18 @@ def test_xformers_own_ops_refuse_a_cpu(inputs: Any) -> None:
         adapter.choose(inputs)
 
 
+def test_why_its_library_did_not_load_is_said(inputs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = RuntimeError("xFormers can't load C++/CUDA extensions.\nPlease reinstall")
+    failed.__cause__ = OSError("Could not load this library")
+    failed.__cause__.__cause__ = OSError("libcudart.so.12: cannot open shared object file")
+    monkeypatch.setattr(adapter._cpp_lib, "_cpp_library_load_exception", failed)
+    with pytest.raises(NotEngagedError, match=r"not built\); its library did not load: libcudart\.so\.12: cannot"):
+        adapter.choose(inputs, (op("cutlassF", "not built"),))
+    monkeypatch.setattr(adapter._cpp_lib, "_cpp_library_load_exception", None)
+    with pytest.raises(NotEngagedError, match=r"not built\)$"):
+        adapter.choose(inputs, (op("cutlassF", "not built"),))
+
+
 # A model
 
 

@@ -16,6 +16,7 @@ from pytest_llmperf.backends import (
     int8,
     max_autotune,
     sdpa,
+    sdpa_flash,
     server,
     tensor_parallel,
     tgi,
@@ -36,6 +37,7 @@ TRANSFORMERS = Backend("transformers", "pytest_llmperf.backends.transformers_eng
 BUILT_IN: tuple[Backend, ...] = (
     eager.BACKEND,
     sdpa.BACKEND,
+    sdpa_flash.BACKEND,
     *flash_attention.BACKENDS,
     xformers.BACKEND,
     compile.BACKEND,

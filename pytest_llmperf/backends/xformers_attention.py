@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
+from xformers import _cpp_lib
 from xformers.ops import fmha
 from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask, LowerTriangularFromBottomRightMask
 
@@ -177,7 +178,17 @@ def choose(inputs: Any, ops: tuple[Any, ...] | None = None) -> Any:
                 _chosen[kind] = op
             return op
     said = "; ".join(f"{name}: {', '.join(why)}" for name, why in reasons.items())
-    raise NotEngagedError(f"no xFormers op supports these inputs ({said})")
+    raise NotEngagedError(f"no xFormers op supports these inputs ({said}){unloaded()}")
+
+
+def unloaded() -> str:
+    """Why xFormers' own library did not load, of which its ops say no more than that it has no CUDA; else nothing."""
+    failed: BaseException | None = getattr(_cpp_lib, "_cpp_library_load_exception", None)
+    if failed is None:
+        return ""
+    while failed.__cause__ is not None:  # the innermost is the linker's, which names what it misses
+        failed = failed.__cause__
+    return f"; its library did not load: {str(failed).strip().splitlines()[0]}"
 
 
 def register() -> None:

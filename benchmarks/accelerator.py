@@ -1,0 +1,244 @@
+"""The article's comparison on an accelerator: every figure of docs/results-<device>.md, by one command.
+
+    python -m benchmarks.accelerator --output DIR [--steps sweep,parity,...]
+
+Each step writes ``DIR/<step>.json`` and a log beside it; one that fails stops no other. They are:
+
+machine   what is here: ``--llm-list``, ``--llm-doctor``, versions, and the roofs as measured, beside the data sheet's
+sweep     prefill and decode of Llama-2-7B (random weights: the shape is what counts), 2,048 tokens, batch 1 to 32
+parity    greedy tokens of SmolLM2's real weights against eager's, equal and unequal prompts
+control   TunableOp, of which a CUDA build has no candidate but its default (criterion: it does not count as engaged)
+stamps    the worker's stamps beside CUDA events (criterion: within 1 %), and what waits within a generation
+gate      the gate on unchanged code (criterion: no regression) and on code slowed by 5 % (criterion: all are)
+fault     a backend that writes to an address which is nobody's (criterion: its own tests fail, and no other)
+baseline  the figures of three processes each, as ``baselines/<device>/`` has them
+
+It needs the project and what is to be measured beside eager: xformers, say. ``benchmarks.accelerator_page`` makes the
+page from the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pytest_llmperf.devices import detect
+from pytest_llmperf.models import CONFIGS
+
+ROOT = Path(__file__).parent.parent
+#: A server's load is not what is compared here.
+SUITES = ("suites/test_prefill.py", "suites/test_decode.py", "suites/test_latency.py")
+BACKENDS = "eager,sdpa,sdpa-flash,xformers,compile,compile-static"
+LLAMA = ("--llm-model=llama-2-7b", "--llm-random-weights", "--llm-dtype=bfloat16")
+#: Layers of the model that the gate is tried with: a step of few milliseconds is harder to judge than a long one.
+FEW_LAYERS = 4
+#: Its kernel writes where nothing is, at the third token.
+FAULTY = """\
+import torch
+import triton
+import triton.language as tl
+
+from pytest_llmperf import Backend
+
+
+@triton.jit
+def wild(pointer):
+    tl.store(pointer + (1 << 45), 1.0)
+
+
+class Faulty:
+    def __init__(self, spec):
+        from pytest_llmperf.backends.transformers_engine import TransformersEngine
+
+        self.engine = TransformersEngine(spec)
+        self.evidence, self.close = self.engine.evidence, self.engine.close
+
+    def generate(self, prompts, max_new_tokens, on_token):
+        made = 0
+
+        def astray(request, token):
+            nonlocal made
+            made += 1
+            if made == 3:
+                wild[(1,)](torch.zeros(1, device="cuda"))
+            on_token(request, token)
+
+        self.engine.generate(prompts, max_new_tokens, astray)
+
+
+def pytest_llmperf_backends():
+    return [Backend("faulty", Faulty)]
+"""
+
+
+class Steps:
+    """What can be asked for, by name; each returns 0 where it went as it should.
+
+    Args:
+        options: of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._output: Path = options.output.resolve()
+        self._device: str = options.device
+        self._backends: str = options.backends
+        self._new_tokens = f"--llm-max-new-tokens={options.max_new_tokens}"
+        self._select: tuple[str, ...] = ("-k", options.select) if options.select else ()
+
+    def _run(self, step: str, *arguments: str, folder: Path = ROOT) -> int:
+        """One Python command, its output added to the step's log."""
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+        with (self._output / f"{step}.log").open("a") as log:
+            print("$ python", *arguments, file=log, flush=True)
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        return done.returncode
+
+    def _pytest(self, step: str, *arguments: str, folder: Path = ROOT) -> int:
+        results = self._output / f"{step}.json"
+        common = (f"--llm-device={self._device}", f"--llm-results={results}", "-p", "no:cacheprovider", "-q")
+        return self._run(step, "-m", "pytest", *arguments, *common, folder=folder)
+
+    def machine(self) -> int:
+        """The roofs are measured in a process of their own, whose memory is given back."""
+        for option in ("--llm-list", "--llm-doctor"):
+            self._run("machine", "-m", "pytest", option, f"--llm-device={self._device}", *LLAMA)
+        code = (
+            "import sys; from pathlib import Path; from benchmarks import script; "
+            "from pytest_llmperf.worker.peaks import measure; "
+            "peaks = measure('cuda', 'bfloat16', 13_476_831_232, seconds=1.0); "
+            "script.write(Path(sys.argv[1]), 'benchmarks.accelerator', peaks=peaks)"
+        )
+        return self._run("machine", "-c", code, str(self._output / "machine.json"))
+
+    def sweep(self) -> int:
+        return self._pytest(
+            "sweep", *SUITES, *LLAMA, f"--llm-backends={self._backends}", self._new_tokens, *self._select
+        )
+
+    def parity(self) -> int:
+        return self._pytest(
+            "parity",
+            "suites/test_greedy_parity.py",
+            f"--llm-backends={self._backends}",
+            "--llm-batch-sizes=1,8",
+            "--llm-prompt-lengths=512",
+            "--llm-max-new-tokens=32",
+            *self._select,
+        )
+
+    def control(self) -> int:
+        code = self._pytest(
+            "control",
+            "suites/test_decode.py",
+            *LLAMA,
+            "--llm-backends=sdpa+tunableop",
+            "--llm-batch-sizes=1",
+            "--llm-max-new-tokens=8",
+        )
+        return int(code != 1 or "the optimization did not engage" not in self._said("control"))
+
+    def stamps(self) -> int:
+        return self._run(
+            "stamps", "-m", "benchmarks.accelerator_stamps", self._backends, str(self._output / "stamps.json")
+        )
+
+    def gate(self) -> int:
+        """Seven workloads, so 21 decisions of either kind."""
+        folder = self._output / f"llama-2-7b-{FEW_LAYERS}-layers"
+        folder.mkdir(exist_ok=True)
+        config = CONFIGS["llama-2-7b"] | {"num_hidden_layers": FEW_LAYERS}
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        code = self._pytest(
+            "gate",
+            *SUITES,
+            f"--llm-model={folder}",
+            *LLAMA[1:],
+            "--llm-self-test",
+            "--llm-backends=sdpa",
+            "--llm-batch-sizes=1,2,3,4,6,8,12",
+            "--llm-prompt-lengths=512",
+            "--llm-max-new-tokens=16",
+            "--llm-budget=1",  # no more pairs than a verdict takes
+        )
+        tried = json.loads((self._output / "gate.json").read_text())["self_test"] if not code else []
+        return int(not tried or any(one["false_alarms"] > 0 or one["power"] < 1 for one in tried))
+
+    def fault(self) -> int:
+        """The faulty backend between two others."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "pytest.ini").write_text("[pytest]\n")
+            (folder / "conftest.py").write_text(FAULTY)
+            (folder / "suites").mkdir()
+            for suite in ("test_prefill.py", "test_decode.py"):
+                shutil.copy(ROOT / "suites" / suite, folder / "suites")
+            self._pytest(
+                "fault",
+                "suites",
+                *LLAMA,
+                "--llm-backends=eager,faulty,sdpa",
+                "--llm-batch-sizes=1",
+                "--llm-prompt-lengths=256",
+                "--llm-max-new-tokens=8",
+                folder=folder,
+            )
+        return int("2 failed, 4 passed" not in self._said("fault"))
+
+    def baseline(self) -> int:
+        return self._pytest(
+            "baseline",
+            *SUITES,
+            *LLAMA,
+            f"--llm-backends={self._backends}",
+            self._new_tokens,
+            "--llm-update-baselines",
+            f"--llm-baseline-dir={self._output / 'baselines'}",
+            *self._select,
+        )
+
+    def _said(self, step: str) -> str:
+        return (self._output / f"{step}.log").read_text()
+
+
+NAMES = ("machine", "sweep", "parity", "control", "stamps", "gate", "fault", "baseline")
+
+
+def main() -> int:
+    """Take the steps; 1 if one of them did not go as it should."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the data")
+    parser.add_argument("--steps", default=",".join(NAMES), help="which, comma-separated (default: all)")
+    parser.add_argument("--device", default=detect.resolve(None).name, help="--llm-device (default: what is here)")
+    parser.add_argument("--backends", default=BACKENDS, help=f"what is compared (default: {BACKENDS})")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="of each request (default: 128)")
+    parser.add_argument("--select", default="", help="pytest's -k, where sweep, parity and baseline are to do less")
+    options = parser.parse_args()
+    if unknown := set(options.steps.split(",")) - set(NAMES):
+        parser.error(f"--steps: no such step: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    steps, wrong = Steps(options), False
+    for name in options.steps.split(","):
+        began = time.monotonic()
+        code = getattr(steps, name)()
+        wrong |= bool(code)
+        print(f"{name}: {'not as it should be, see its log' if code else 'ok'}, {time.monotonic() - began:.0f} s")
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The tables and figures of docs/results-<device>.md, from the data of ``benchmarks.accelerator``.
+
+    python -m benchmarks.accelerator_page DATA docs/results-h200.md
+
+What lies between ``<!-- table: NAME -->`` and ``<!-- end -->`` in the page is written anew, and the figures beside it
+in ``images/``; what is said around them is kept. A page that is not there is begun. The names: machine, prefill,
+decode, speedup, memory, engaged, parity, stamps, gate, baseline.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pytest_llmperf.report import document, figures
+
+Data = dict[str, dict[str, Any]]
+MS, GIB = 1e3, 2**30
+BLOCK = re.compile(r"(<!-- table: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def parts(case: str) -> tuple[str, int, str]:
+    """Backend, batch size and metric of ``bfloat16/sdpa/b8-p2048-n16/ttft``."""
+    _, backend, workload, metric = case.split("/")
+    return backend, int(workload.split("-")[0][1:]), metric
+
+
+def grid(results: Sequence[dict[str, Any]], metric: str, cell: Callable[[dict[str, Any]], str]) -> str:
+    """A row for each backend, a column for each batch size."""
+    found = {parts(one["case"])[:2]: cell(one) for one in results if parts(one["case"])[2] == metric}
+    backends = list(dict.fromkeys(backend for backend, _ in found))
+    batches = sorted({batch for _, batch in found})
+    rows = [[f"`{backend}`", *(found.get((backend, batch), "-") for batch in batches)] for backend in backends]
+    return table(["backend", *(f"batch {batch}" for batch in batches)], rows)
+
+
+def figure_of(one: dict[str, Any]) -> str:
+    """Median in ms, with the distance between the quartiles as a share of it."""
+    spread = one["spread"]
+    return f"{spread['median'] * MS:.4g} ±{(spread['q3'] - spread['q1']) / 2 / spread['median']:.1%}"
+
+
+def of_roofs(data: Data, metric: str, roof: str) -> str:
+    """Share of the data sheet's roof, and of the one that was measured."""
+    stated, measured = data["sweep"]["environment"]["peaks"][roof], data["machine"]["peaks"][roof]
+
+    def cell(one: dict[str, Any]) -> str:
+        fraction = one["utilization"]["fraction"]
+        return f"{fraction:.0%} / {fraction * stated / measured:.0%}"
+
+    return grid(data["sweep"]["results"], metric, cell)
+
+
+def machine(data: Data) -> str:
+    found = data["machine"]
+    stated = data["sweep"]["environment"]["peaks"]
+    rows = [[name, str(value)] for name, value in found["versions"].items() if name != "pytest-llmperf"]
+    rows += [["CPU", f"{found['machine']['cpu']}, {found['machine']['cpus']} of them"]]
+    rows += [
+        [f"roof of {what}", f"{stated[roof] / 1e12:.4g} {unit} stated, {found['peaks'][roof] / 1e12:.4g} measured"]
+        for what, roof, unit in (("compute", "flops", "TFLOP/s"), ("memory", "bandwidth", "TB/s"))
+    ]
+    return table(["what", "which"], rows)
+
+
+def prefill(data: Data) -> str:
+    results = data["sweep"]["results"]
+    return "\n\n".join(
+        (
+            "TTFT, ms (median, half the distance between the quartiles):",
+            grid(results, "ttft", figure_of),
+            "MFU, of the stated roof and of the measured one:",
+            of_roofs(data, "ttft", "flops"),
+        )
+    )
+
+
+def decode(data: Data) -> str:
+    results = data["sweep"]["results"]
+    return "\n\n".join(
+        (
+            "TPOT, ms (median, half the distance between the quartiles):",
+            grid(results, "tpot", figure_of),
+            "MBU, of the stated roof and of the measured one:",
+            of_roofs(data, "tpot", "bandwidth"),
+        )
+    )
+
+
+def speedup(data: Data) -> str:
+    results = [one for one in data["sweep"]["results"] if one["speedup"] is not None]
+    said = (("Prefill", "ttft"), ("Decode", "tpot"))
+    return "\n\n".join(
+        f"{name}, times eager's speed:\n\n{grid(results, metric, lambda one: format(one['speedup'], '.2f'))}"
+        for name, metric in said
+    )
+
+
+def memory(data: Data) -> str:
+    def cell(one: dict[str, Any]) -> str:
+        return f"{one['peak_memory'] / GIB:.0f} GiB, {one['cold_start']:.0f} s"
+
+    return grid(data["sweep"]["results"], "ttft", cell)
+
+
+def engaged(data: Data) -> str:
+    """What a profile of three steps at the largest batch saw."""
+    seen = {parts(one["case"])[0]: one["engagement"] for one in data["sweep"]["results"]}
+    rows = []
+    for backend, one in seen.items():
+        what = ", ".join(f"{name}: {value}" for name, value in one["seen"].items() if value not in (0, ""))
+        rows.append([f"`{backend}`", one["expected"], what])
+    return table(["backend", "what had to be seen", "what was seen"], rows)
+
+
+def parity(data: Data) -> str:
+    rows = [
+        [
+            f"`{one['backend']}`",
+            one["workload"],
+            "in parity" if one["passed"] else f"not in parity: {one['reason']}",
+            f"{one['exact_match']:.1%}",
+            f"{one['largest_regret']:.3g} of {one['tolerance']:.3g}",
+            f"{one['error_ratio']:.2f}",
+            f"{one['informative']} of {one['tokens']}",
+        ]
+        for name, found in data.items()
+        if name.startswith("parity")  # it may have been taken in parts
+        for one in found["parity"]
+    ]
+    header = ["backend", "workload", "", "exact", "largest regret, explained by rounding", "logit error", "informative"]
+    return table(header, rows)
+
+
+def stamps(data: Data) -> str:
+    def share(one: dict[str, float]) -> str:
+        return f"{one['median']:+.3%} ({one['low']:+.3%} to {one['high']:+.3%})"
+
+    rows = []
+    for one in data["stamps"]["backends"]:
+        waits = {where: rate for where, rate in one["waits per step"].items() if rate > 0.5}
+        said = ", ".join(f"{where} ({rate:.0f})" for where, rate in waits.items())
+        rows.append([f"`{one['backend']}`", *(share(one["difference"][name]) for name in ("ttft", "tpot")), said])
+    return table(["backend", "TTFT, stamps over events", "TPOT, stamps over events", "waits in each step"], rows)
+
+
+def gate(data: Data) -> str:
+    tried = data["gate"]["self_test"]
+    rows = [
+        [
+            f"{metric} b{batch}",
+            str(one["pairs"]),
+            f"{one['false_alarms']:.0%}",
+            f"{one['undecided']:.0%}",
+            f"{one['power']:.0%}",
+            "-" if one["resolution"] is None else f"{one['resolution']:.1%}",
+            "-" if one["recommended"] is None else f"{one['recommended']:.1%}",
+        ]
+        for one in tried
+        for _, batch, metric in [parts(one["case"])]
+    ]
+    header = ["case", "pairs", "false alarms", "undecided", "+5 % caught", "resolution", "least tolerance that serves"]
+    return table(header, rows)
+
+
+def baseline(data: Data) -> str:
+    """How far processes differ."""
+    rows = []
+    for one in data["baseline"]["results"]:
+        medians = [median(samples) for samples in one["invocations"]]
+        apart = max(medians) / min(medians) - 1
+        rows.append([f"`{one['case']}`", *(f"{value * MS:.4g}" for value in medians), f"{apart:.1%}"])
+    return table(["case", "process 1, ms", "process 2", "process 3", "apart"], rows)
+
+
+TABLES: dict[str, Callable[[Data], str]] = {
+    one.__name__: one for one in (machine, prefill, decode, speedup, memory, engaged, parity, stamps, gate, baseline)
+}
+
+
+def drawn(data: Data, page: Path) -> Iterator[str]:
+    """Writes the figures; a line of Markdown for each."""
+    folder = page.parent / "images"
+    folder.mkdir(exist_ok=True)
+    shown = document.of(data["sweep"])
+    for number, one in enumerate(figures.all_of(shown), 1):
+        file = folder / f"{page.stem}-{number}.svg"
+        file.write_text(one.svg)
+        yield f"![{one.title}]({folder.name}/{file.name})"
+
+
+def read(folder: Path) -> Data:
+    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+
+
+def main() -> int:
+    """Write the page."""
+    if len(sys.argv) != 3:
+        print(__doc__)
+        return 2
+    data, page = read(Path(sys.argv[1])), Path(sys.argv[2])
+    begun = "\n\n".join(f"## {name}\n\n<!-- table: {name} -->\n<!-- end -->" for name in (*TABLES, "figures"))
+    text = page.read_text() if page.exists() else f"# Results\n\n{begun}\n"
+
+    def written(block: re.Match[str]) -> str:
+        name = block[2]
+        body = "\n\n".join(drawn(data, page)) if name == "figures" else TABLES[name](data)
+        return f"{block[1]}\n{body}\n\n{block[3]}"
+
+    page.write_text(BLOCK.sub(written, text))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
