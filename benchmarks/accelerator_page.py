@@ -29,6 +29,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def taken(data: Data, step: str, what: str) -> list[dict[str, Any]]:
+    """All that a step found, which may have been taken in parts: ``stamps.json``, ``stamps-2.json``."""
+    return [one for name, found in data.items() if name.partition("-")[0] == step for one in found[what]]
+
+
 def parts(case: str) -> tuple[str, int, str]:
     """Backend, batch size and metric of ``bfloat16/sdpa/b8-p2048-n16/ttft``."""
     _, backend, workload, metric = case.split("/")
@@ -134,9 +139,7 @@ def parity(data: Data) -> str:
             f"{one['error_ratio']:.2f}",
             f"{one['informative']} of {one['tokens']}",
         ]
-        for name, found in data.items()
-        if name.startswith("parity")  # it may have been taken in parts
-        for one in found["parity"]
+        for one in taken(data, "parity", "parity")
     ]
     header = ["backend", "workload", "", "exact", "largest regret, explained by rounding", "logit error", "informative"]
     return table(header, rows)
@@ -147,7 +150,7 @@ def stamps(data: Data) -> str:
         return f"{one['median']:+.3%} ({one['low']:+.3%} to {one['high']:+.3%})"
 
     rows = []
-    for one in data["stamps"]["backends"]:
+    for one in taken(data, "stamps", "backends"):
         waits = {where: rate for where, rate in one["waits per step"].items() if rate > 0.5}
         said = ", ".join(f"{where} ({rate:.0f})" for where, rate in waits.items())
         rows.append([f"`{one['backend']}`", *(share(one["difference"][name]) for name in ("ttft", "tpot")), said])

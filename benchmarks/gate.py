@@ -1,11 +1,12 @@
 """How often does the base arm fail unchanged code, and how often does it catch a slowdown that head alone has?
 
-    python -m benchmarks.gate [--kind same] [--runs 10] [--budget 150] [--load] [--output FILE]
+    python -m benchmarks.gate [--kind same] [--runs 10] [--budget 60] [--load] [--output FILE]
 
-A repository of its own: sdpa behind a backend of its conftest.py, which does something more at every token but the
+A repository of its own: sdpa behind a backend of its conftest.py, which does something more in every step but the
 first. Base does nothing more; head, by ``--kind``, nothing (``same``), sleeps 5 or 10 % of sdpa's TPOT (``sleep-5``,
 ``sleep-10``), or multiplies matrices for as long (``work-5``, ``work-10``). Every run compares prefill, decode and
-end-to-end latency beside base at the default tolerance. ``--load`` adds a process that uses a core half of the time.
+end-to-end latency of four workloads beside base at the default tolerance. ``--load`` adds a process that uses a core
+half of the time. An output that exists is continued: its runs count with these, which may be of another day.
 The criterion: of unchanged code no decision is a regression, with a load too; of the decode and latency decisions of
 slowed code 90 % (5 %) or 99 % (10 %) are. Side by side, what other rules say of the samples of each run's first pair:
 pytest-benchmark's ``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p < 0.002; nvbench's,
@@ -29,21 +30,33 @@ from statistics import NormalDist, fmean, median, stdev
 from typing import Any
 
 from benchmarks import script
+from pytest_llmperf.cases import GATED, Workload
+from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.trace import Trace
 
 ROOT = Path(__file__).parent.parent
 KINDS = {"same": 0.0, "sleep-5": 0.05, "sleep-10": 0.10, "work-5": 0.05, "work-10": 0.10}
-METRICS = ("ttft", "tpot", "latency")
-NOTHING = "def do():\n    pass\n"
-SLEEP = "import time\n\n\ndef do():\n    time.sleep({seconds})\n"
+#: Batch sizes and prompt lengths; each has 16 new tokens.
+BATCH_SIZES, PROMPT_LENGTHS = (1, 2), (64, 96)
+NOTHING = "def do(batch_size, prompt_length):\n    pass\n"
+SLEEP = """\
+import time
+
+SECONDS = {seconds}
+
+
+def do(batch_size, prompt_length):
+    time.sleep(SECONDS[batch_size, prompt_length])
+"""
 WORK = """\
 import torch
 
 LEFT = torch.ones(64, 64)
+ROUNDS = {rounds}
 
 
-def do():
-    for _ in range({rounds}):
+def do(batch_size, prompt_length):
+    for _ in range(ROUNDS[batch_size, prompt_length]):
         LEFT @ LEFT
 """
 #: Uses a core half of the time, in turns of a second.
@@ -57,7 +70,8 @@ def git(folder: Path, *arguments: str) -> None:
 
 def measure(folder: Path, *arguments: str) -> dict[str, Any]:
     """One run of the suites in the folder: its raw results."""
-    options = ["--llm-batch-sizes=1", "--llm-prompt-lengths=64", "--llm-max-new-tokens=16", "--llm-results=raw.json"]
+    options = [f"--llm-batch-sizes={','.join(map(str, BATCH_SIZES))}", "--llm-max-new-tokens=16"]
+    options += [f"--llm-prompt-lengths={','.join(map(str, PROMPT_LENGTHS))}", "--llm-results=raw.json"]
     command = [sys.executable, "-m", "pytest", "-q", "suites", "--llm-backends=slowed", *options, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -67,24 +81,30 @@ def measure(folder: Path, *arguments: str) -> dict[str, Any]:
     return raw
 
 
-def slowed(kind: str, tpot: float) -> str:
-    """Head's ``extra.py``."""
-    seconds = KINDS[kind] * tpot
+def slowed(kind: str, tpots: dict[tuple[int, int], float]) -> str:
+    """Head's ``extra.py``, given sdpa's TPOT (s) by batch size and prompt length."""
+    seconds = {sizes: KINDS[kind] * tpot for sizes, tpot in tpots.items()}
     if kind == "same":
         return NOTHING
     if kind.startswith("sleep"):
         return SLEEP.format(seconds=seconds)
-    code = f"import time, torch\n{WORK.format(rounds=1000)}\ndo()\nstart = time.perf_counter()\ndo()\n"
+    code = f"import time\n{WORK.format(rounds={(0, 0): 1000})}\ndo(0, 0)\nstart = time.perf_counter()\ndo(0, 0)\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "print(time.perf_counter() - start)"], capture_output=True, text=True, check=True
     )
-    return WORK.format(rounds=max(1, round(1000 * seconds / float(done.stdout))))
+    rate = 1000 / float(done.stdout)
+    return WORK.format(rounds={sizes: max(1, round(rate * one)) for sizes, one in seconds.items()})
 
 
 def figures(pair: dict[str, Any], arm: str, metric: str) -> list[float]:
     """Seconds: the samples of one arm of a pair, every turn."""
     samples = [sample for turn in pair["turns"] for sample in turn["samples"][arm]]
     return [Trace(**sample["trace"]).metric(metric) for sample in samples]
+
+
+def short(values: Sequence[float]) -> list[float]:
+    """To the precision that the data are kept with."""
+    return [float(f"{value:.5g}") for value in values]
 
 
 def mann_whitney(base: Sequence[float], head: Sequence[float]) -> float:
@@ -118,66 +138,97 @@ def competitor(wanted: bool) -> Iterator[None]:
 
 
 def one_run(folder: Path, budget: float) -> dict[str, Any]:
-    """Outcomes by metric, with what they rest on, and the other rules' on the first pair."""
+    """By workload: each metric's verdict and what the other rules say of the first pair; and what they rest on."""
     raw = measure(folder, "--llm-base=base", "--llm-compare=always", f"--llm-budget={budget:g}")
-    verdicts = {result["case"].rpartition("/")[2]: result["verdict"] for result in raw["results"]}
-    pairs = raw["comparisons"][0]["pairs"]
+    verdicts: dict[str, dict[str, Any]] = {}
+    for result in raw["results"]:
+        *_, workload, metric = result["case"].split("/")
+        verdicts.setdefault(workload, {})[metric] = result["verdict"]
+    return {one["workload"]: compared(one["pairs"], verdicts[one["workload"]]) for one in raw["comparisons"]}
+
+
+def compared(pairs: Sequence[dict[str, Any]], verdicts: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of one workload."""
+    kept = ("outcome", "ratio", "low", "high", "processes", "reason")
     return {
-        "verdicts": {
-            metric: {
-                name: verdicts[metric][name] for name in ("outcome", "ratio", "low", "high", "processes", "reason")
-            }
-            for metric in METRICS
-        },
-        "others": {metric: others(pairs[0], metric) for metric in METRICS},
+        "verdicts": {metric: {name: verdicts[metric][name] for name in kept} for metric in GATED},
+        "others": {metric: others(pairs[0], metric) for metric in GATED},
         "samples": [
-            {arm: {metric: figures(pair, arm, metric) for metric in METRICS} for arm in ("base", "head")}
+            {arm: {metric: short(figures(pair, arm, metric)) for metric in GATED} for arm in ("base", "head")}
             for pair in pairs
         ],
         "culprits": [[turn["culprit"] for turn in pair["turns"]] for pair in pairs],
     }
 
 
+def repository(folder: Path) -> None:
+    """Base is what is committed; head's ``extra.py`` is written over it."""
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / ".gitignore").write_text("raw.json\n__pycache__\n.pytest_cache\n")
+    (folder / "conftest.py").write_text(script.SLOWED)
+    (folder / "extra.py").write_text(NOTHING)
+    (folder / "suites").mkdir()
+    for suite in ("test_prefill.py", "test_decode.py", "test_latency.py"):
+        shutil.copy(ROOT / "suites" / suite, folder / "suites")
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "base")
+    git(folder, "tag", "base")
+
+
+def tpots_of(raw: dict[str, Any]) -> dict[tuple[int, int], float]:
+    """Seconds, by batch size and prompt length."""
+    found = {}
+    for one in raw["results"]:
+        *_, sizes, metric = one["case"].split("/")
+        if metric == "tpot":
+            workload = Workload.parse(sizes)
+            found[workload.batch_size, workload.prompt_length] = float(one["spread"]["median"])
+    return found
+
+
+def earlier(output: Path | None, command: str) -> list[dict[str, Any]]:
+    """The runs in an output that exists, which have to be of the same command and CPU."""
+    if output is None or not output.exists():
+        return []
+    held = json.loads(output.read_text())
+    here = fingerprint.take().as_dict()
+    if held["command"] != f"python -m {command}" or held["machine"]["cpu"] != here["cpu"]:
+        raise SystemExit(f"{output}: it is of {held['command']} on {held['machine']['cpu']}; name another file")
+    return list(held["runs"])
+
+
 def main() -> int:
-    """Measure, print, write the data; 1 if the criterion does not hold."""
-    parser = script.parser(__doc__, "runs", 10, "runs of three decisions")
+    """Measure, print, write the data after every run; 1 if the criterion does not hold."""
+    parser = script.parser(__doc__, "runs", 10, "runs of twelve decisions")
     parser.add_argument("--kind", choices=KINDS, default="same", help="what head does more (default: same)")
     parser.add_argument("--load", action="store_true", help="beside a process that uses a core half of the time")
-    parser.add_argument("--budget", type=float, default=150.0, help="--llm-budget, seconds a run (default: 150)")
+    parser.add_argument("--budget", type=float, default=60.0, help="--llm-budget, seconds a workload (default: 60)")
     options = parser.parse_args()
-    runs: list[dict[str, Any]] = []
+    command = f"benchmarks.gate --kind {options.kind} --budget {options.budget:g}{' --load' if options.load else ''}"
+    runs = earlier(options.output, command)
+    affected = GATED if options.kind == "same" else ("tpot", "latency")
     with tempfile.TemporaryDirectory() as name, competitor(options.load):
         folder = Path(name)
-        (folder / "pytest.ini").write_text("[pytest]\n")
-        (folder / ".gitignore").write_text("raw.json\n__pycache__\n.pytest_cache\n")
-        (folder / "conftest.py").write_text(script.SLOWED)
-        (folder / "extra.py").write_text(NOTHING)
-        (folder / "suites").mkdir()
-        for suite in ("test_prefill.py", "test_decode.py", "test_latency.py"):
-            shutil.copy(ROOT / "suites" / suite, folder / "suites")
-        git(folder, "init", "--quiet")
-        git(folder, "add", "--all")
-        git(folder, "commit", "--quiet", "--message", "base")
-        git(folder, "tag", "base")
-        first = measure(folder)
-        tpot = next(one["spread"]["median"] for one in first["results"] if one["case"].endswith("/tpot"))
-        (folder / "extra.py").write_text(slowed(options.kind, tpot))
+        repository(folder)
+        (folder / "extra.py").write_text(slowed(options.kind, tpots_of(measure(folder))))
         for _ in range(options.runs):
             runs.append(one_run(folder, options.budget))
-            verdicts = runs[-1]["verdicts"]
-            said = (f"{metric} {one['outcome']} {one['ratio'] - 1:+.1%}" for metric, one in verdicts.items())
-            print(", ".join(said), f"({max(one['processes'] for one in verdicts.values())} pairs)", flush=True)
-    affected = METRICS if options.kind == "same" else ("tpot", "latency")
-    found = Counter(run["verdicts"][metric]["outcome"] for run in runs for metric in affected)
-    rules = Counter(
-        rule for run in runs for metric in affected for rule, failed in run["others"][metric].items() if failed
-    )
-    decisions = len(affected) * len(runs)
+            for workload, one in runs[-1].items():
+                said = (
+                    f"{metric} {found['outcome']} {found['ratio'] - 1:+.1%}"
+                    for metric, found in one["verdicts"].items()
+                )
+                print(workload, ", ".join(said), f"({len(one['samples'])} pairs)", flush=True)
+            made = [one for run in runs for one in run.values()]
+            found = Counter(one["verdicts"][metric]["outcome"] for one in made for metric in affected)
+            rules = Counter(
+                rule for one in made for metric in affected for rule, failed in one["others"][metric].items() if failed
+            )
+            script.write(options.output, command, outcomes=found, others=rules, runs=runs)
+    decisions = sum(found.values())
     print(f"{options.kind}{' beside a load' if options.load else ''}: of {decisions} decisions {dict(found)}")
     print(f"failed by other rules: {dict(rules)}")
-    command = f"benchmarks.gate --kind {options.kind} --runs {options.runs} --budget {options.budget:g}"
-    command += " --load" if options.load else ""
-    script.write(options.output, command, tpot=tpot, outcomes=found, others=rules, runs=runs)
     share = found["regression"] / decisions
     wanted = {0.05: 0.9, 0.10: 0.99}.get(KINDS[options.kind])
     return 0 if (share == 0 if wanted is None else share >= wanted) else 1

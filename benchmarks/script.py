@@ -9,8 +9,8 @@ from typing import Any
 
 from pytest_llmperf.devices import fingerprint
 
-#: A conftest.py with a backend ``slowed``: sdpa, and ``extra.do()`` of the module beside it before every token but the
-#: first.
+#: A conftest.py with a backend ``slowed``: sdpa, and ``extra.do(batch_size, prompt_length)`` of the module beside it
+#: before every step but the first.
 SLOWED = """\
 import extra
 
@@ -31,8 +31,8 @@ class Slowed:
 
         def late(request, token):
             nonlocal first
-            if not first:
-                extra.do()
+            if request == 0 and not first:
+                extra.do(len(prompts), len(prompts[0]))
             first = False
             on_token(request, token)
 

@@ -34,7 +34,7 @@ import time
 SLEEP = float(os.environ["SLEEP"])
 
 
-def do():
+def do(batch_size, prompt_length):
     time.sleep(SLEEP)
 """
 

@@ -11,6 +11,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "latency": ("end-to-end latency", "s"),
     "cold-start": ("cold start (load, compile, first generation)", "s"),
 }
+#: Those that a test gates, and every generation has.
+GATED = ("ttft", "tpot", "latency")
 
 
 @dataclass(frozen=True, order=True)

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 
 from pytest_llmperf import paired
-from pytest_llmperf.cases import Workload
+from pytest_llmperf.cases import GATED, Workload
 from pytest_llmperf.devices import fitness
 from pytest_llmperf.engines import Side
 from pytest_llmperf.host import BaseUnableError, WorkerError
@@ -48,6 +48,16 @@ class Pair:
         """Whether they are enough, for each arm beside base."""
         kept = Counter(name for turn in self.kept for name in turn.samples)
         return all(kept[name] >= FEWEST_BLOCKS for turn in self.turns for name in turn.samples)
+
+    @property
+    def precise(self) -> bool:
+        """Whether more turns would tell nothing, of no metric and of no arm beside base."""
+        arms = {name for turn in self.turns for name in turn.samples} - {"base"}
+        return all(
+            paired.precise(pair)
+            for metric, arm in product(GATED, arms)
+            for pair in blocks([self], metric, head=arm) or [[]]
+        )
 
 
 def blocks(pairs: Iterable[Pair], metric: str, base: str = "base", head: str = "head") -> list[list[Block]]:
@@ -197,7 +207,7 @@ class Comparison:
             # Whoever goes first alternates, so that a drift favours nobody.
             pair = Pair((*pair.turns, *both.take(base_first=bool(round_ % 2))))
             kept, kinds = len(pair.kept), both.kinds
-            enough = pair.counts and time.monotonic() >= until
+            enough = pair.counts and (time.monotonic() >= until or pair.precise)
             if enough or kept >= MOST_BLOCKS * kinds or len(pair.turns) - kept > SPARE_TURNS * kinds:
                 break
         both.prove()

@@ -12,7 +12,7 @@ import pytest
 from pytest_llmperf import load, trace
 from pytest_llmperf.base import BaseError
 from pytest_llmperf.beside import DisturbedError
-from pytest_llmperf.cases import METRICS
+from pytest_llmperf.cases import GATED, METRICS
 from pytest_llmperf.host import WorkerError
 from pytest_llmperf.report.terminal import verdict_line
 from pytest_llmperf.run import ImpossibleError, ParityError, Run
@@ -121,8 +121,8 @@ class Perf:
         Returns:
             The result, or None with ``--benchmark-disable``, where one generation is made and nothing is judged.
         """
-        if metric not in METRICS or metric == "cold-start":
-            raise ValueError(f"unknown metric {metric!r}; known: ttft, tpot, latency")
+        if metric not in GATED:
+            raise ValueError(f"unknown metric {metric!r}; known: {', '.join(GATED)}")
         if self._used:
             pytest.fail("llm_perf gates one metric a test, since pytest-benchmark has one row a test", pytrace=False)
         self._used = True

@@ -24,6 +24,9 @@ T_INTERVAL = (
 )  # fmt: skip
 #: One-sided 98 %, likewise for an exclusion that is to hold at 95 %.
 T_EXCLUDED = (15.895, 4.849, 3.482, 2.999, 2.757, 2.612, 2.517, 2.449, 2.398, 2.359, 2.328, 2.303, 2.282, 2.264, 2.249)
+#: Blocks that are compared before a pair may be precise, and the standard error of their mean log-ratio at which it is:
+#: where the tolerance is 3 %, pairs that differ by no more are decided by the fewest.
+FEWEST_PRECISE, PRECISE = 3, 0.002
 #: The widest interval, as a log-ratio either way: a factor of 1,000 says that nothing is known, and fits into JSON.
 UNKNOWN = math.log(1000)
 
@@ -38,6 +41,12 @@ class Block:
 
 #: The blocks of each pair of processes, in the order taken; no pair is empty.
 Pairs = Sequence[Sequence[Block]]
+
+
+def precise(pair: Sequence[Block]) -> bool:
+    """Whether a pair's blocks agree so well that more of them would tell nothing; whatever it is that they say."""
+    logs = [math.log(block.head / block.base) for block in pair]
+    return len(logs) >= FEWEST_PRECISE and stdev(logs) / math.sqrt(len(logs)) <= PRECISE
 
 
 def compare(pairs: Pairs, tolerance: float, floor: float) -> tuple[Verdict, bool]:

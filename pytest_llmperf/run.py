@@ -20,12 +20,12 @@ from pytest_llmperf import models, roofline, verdict
 from pytest_llmperf.backends.base import UNKNOWN, EngineSpec
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.beside import Beside
-from pytest_llmperf.cases import METRICS, Case, Workload
+from pytest_llmperf.cases import GATED, Case, Workload
 from pytest_llmperf.devices import facts, fingerprint
 from pytest_llmperf.devices.doctor import Finding
-from pytest_llmperf.engines import Engines, spoiled
+from pytest_llmperf.engines import Engines, hopeless, spoiled
 from pytest_llmperf.gate import Gate
-from pytest_llmperf.host import Arm, WorkerError, WorkerHungError
+from pytest_llmperf.host import Arm, WorkerError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import LoadRecord, LoadResult, Served, Traffic, arrivals, summarize
 from pytest_llmperf.measurement import Measurement, measure
@@ -79,7 +79,7 @@ class Run:
         self.loads: list[LoadRecord] = []
         self._unready: WorkerError | None = None
         self._first: dict[tuple[str, Workload], Measurement] = {}
-        self._hung: dict[tuple[str, Workload], WorkerHungError] = {}
+        self._hopeless: dict[tuple[str, Workload], WorkerError] = {}
         #: What could not be measured once; after that it is measured for a test of its own alone.
         self._failed: set[tuple[str, Workload]] = set()
         #: How many tests are still to gate a backend and workload, in the order of each one's first test.
@@ -118,7 +118,7 @@ class Run:
             cache=str(self.scope.cache / "inductor"),
             timeout=self.settings.timeout,
             roomy=self._fits_twice(),
-            reference=self.settings.reference,
+            reference="" if self.model.random_weights else self.settings.reference,
             progress=self.progress,
         )
 
@@ -217,7 +217,7 @@ class Run:
 
     def _cases(self, backend: str, workload: Workload) -> list[Case]:
         """Every case that a test may gate of a workload: its metric is known only when it does."""
-        return [self.case(backend, workload, metric) for metric in METRICS if metric != "cold-start"]
+        return [self.case(backend, workload, metric) for metric in GATED]
 
     def _lacking(self, backend: str) -> list[Workload]:
         """Those that tests to come will accept, with fewer fresh measurements than a baseline is made of."""
@@ -242,15 +242,15 @@ class Run:
     def first(self, backend: str, workload: Workload) -> Measurement:
         """The measurement by the backend's running engine; made once."""
         key = (backend, workload)
-        if key in self._hung:  # it costs its time-out once, not once a metric
-            raise self._hung[key]
+        if key in self._hopeless:  # it costs its time-out, or an engine, once, not once a metric
+            raise self._hopeless[key]
         if key not in self._first:
             try:
                 self._first[key] = self._measure_first(backend, workload)
             except (WorkerError, TraceError) as error:
                 self._failed.add(key)
-                if isinstance(error, WorkerHungError):
-                    self._hung[key] = error
+                if isinstance(error, WorkerError) and hopeless(error):
+                    self._hopeless[key] = error
                 raise
         return self._first[key]
 

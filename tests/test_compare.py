@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import cycle, repeat
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from pytest_llmperf.compare import MOST_BLOCKS, MOST_PAIRS, PAIR_SECONDS, Compar
 from pytest_llmperf.devices.fitness import Fitness
 from pytest_llmperf.host import BaseUnableError, WorkerError
 from pytest_llmperf.measurement import Sample
-from pytest_llmperf.paired import FEWEST_TO_FAIL
+from pytest_llmperf.paired import FEWEST_PRECISE, FEWEST_TO_FAIL
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.turns import WARM_UP, Turn
 
@@ -44,6 +45,7 @@ class Machine:
 
     Attributes:
         asked: the workload of each generation, in order.
+        noise: what the figures of each generation are multiplied by.
         ending: what is raised when a pair ends, if anything.
     """
 
@@ -52,6 +54,7 @@ class Machine:
         self.started = 0
         self.asked: list[Workload] = []
         self.unable: set[Workload] = set()
+        self.noise = cycle((1.0, 1.1, 0.9, 1.0, 0.9, 1.1))
         self.ending: Exception | None = None
         self._start, self._generation = start, generation
         monkeypatch.setattr(compare, "time", self.clock)
@@ -62,7 +65,8 @@ class Machine:
         self.asked.append(workload)
         if workload in self.unable:
             raise WorkerError("out of its depth")
-        return Sample(Trace(((1, 2),), ((0.1, 0.2),)), Fitness(), 0)
+        noise = next(self.noise)
+        return Sample(Trace(((1, 2),), ((0.1 * noise, 0.2 * noise),)), Fitness(), 0)
 
     @contextmanager
     def _arms(self) -> Iterator[dict[str, Any]]:
@@ -103,6 +107,14 @@ def test_turns_take_as_long_as_starting_did(
     (one,) = Machine(monkeypatch, start, generation).comparisons()
     one.spend()
     assert set(turns(one)) == {int(expected)}
+
+
+def test_turns_end_when_more_of_them_would_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 300.0, 1.0)
+    machine.noise = repeat(1.0)
+    (one,) = machine.comparisons()
+    one.spend()
+    assert set(turns(one)) == {FEWEST_PRECISE}
 
 
 def test_of_a_start_that_serves_several_each_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from statistics import stdev
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pytest_llmperf.compare import MOST_PAIRS
-from pytest_llmperf.paired import FEWEST_TO_FAIL, Block, Pairs, compare
+from pytest_llmperf.paired import FEWEST_TO_FAIL, PRECISE, Block, Pairs, compare, precise
 from pytest_llmperf.verdict import Outcome
 
 TOLERANCE = 0.03
@@ -51,6 +52,23 @@ def test_a_regression_is_surely_slower_than_a_third_of_the_tolerance(pairs: Pair
         assert found.low > 1 + tolerance / 3
         assert found.head - found.baseline > FLOOR
     assert final == (found.outcome is not Outcome.INCONCLUSIVE)
+
+
+@given(st.lists(blocks, min_size=1, max_size=12), st.floats(0.5, 2))
+def test_whether_a_pair_is_precise_does_not_depend_on_which_arm_is_slower(pair: list[Block], slowdown: float) -> None:
+    logs = [math.log(block.head / block.base) for block in pair]
+    assume(len(logs) < 2 or abs(stdev(logs) / math.sqrt(len(logs)) - PRECISE) > 1e-9)
+    swapped = [Block(block.head, block.base) for block in pair]
+    slowed = [Block(block.base, block.head * slowdown) for block in pair]
+    assert precise(pair) == precise(swapped) == precise(slowed)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [([1.0, 1.0], False), ([1.05] * 3, True), ([1.0, 1.004, 1.002], True), ([1.0, 1.01, 0.99], False)],
+)
+def test_a_pair_is_precise_when_its_blocks_agree(ratios: list[float], expected: bool) -> None:
+    assert precise([Block(0.04, 0.04 * ratio) for ratio in ratios]) == expected
 
 
 @given(some_pairs, tolerances, st.floats(0.1, 10))

@@ -78,6 +78,13 @@ def test_a_hang_costs_its_time_out_once(suite: Suite) -> None:
     assert time.monotonic() - start < 6
 
 
+def test_what_has_no_room_is_loaded_once(suite: Suite) -> None:
+    suite_with(suite, "raise MemoryError('no room')")
+    result = suite.run("suites", "-k", "not parity", "--llm-backends=sim")
+    result.assert_outcomes(failed=3, skipped=1)
+    assert suite.loads["sim"] == 1
+
+
 def test_what_a_backend_raises_is_said_with_where(suite: Suite) -> None:
     suite_with(suite, "return None.shape")
     result = suite.run("suites/test_decode.py", "--llm-backends=sim")

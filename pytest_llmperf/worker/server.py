@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -209,6 +210,12 @@ class Worker:
         from pytest_llmperf.worker.convert import convert
 
         convert(Path(source), Path(target))
+
+    def rest(self) -> None:
+        """Give back the device's memory that is kept for a next generation: another engine is to be loaded."""
+        if self.device != "cpu" and "torch" in sys.modules:
+            gc.collect()  # a cache may be part of a cycle
+            sys.modules["torch"].cuda.empty_cache()
 
     def close(self) -> None:
         if self.engine is not None:
