@@ -196,7 +196,8 @@ def drawn(data: Data, page: Path) -> Iterator[str]:
     folder = page.parent / "images"
     folder.mkdir(exist_ok=True)
     shown = document.of(data["sweep"])
-    for number, one in enumerate(figures.all_of(shown), 1):
+    told = [one for one in figures.all_of(shown) if not one.title.startswith("Inter-token")]
+    for number, one in enumerate(told, 1):
         file = folder / f"{page.stem}-{number}.svg"
         file.write_text(one.svg)
         yield f"![{one.title}]({folder.name}/{file.name})"

@@ -1,0 +1,76 @@
+"""What does the gate cost where nothing is wrong, and what does it cost to confirm one case that is flagged?
+
+    python -m benchmarks.gate_cost [--turns 5] [--output benchmarks/data/gate_cost.json]
+
+The repository of ``benchmarks.gate``, twelve cases, timed as whole commands that take turns: without a baseline, with
+one of the same code, and with one whose decode latency of one workload was made a fifth faster, so that it is flagged,
+confirmed by fresh processes or, with a base of the same code, beside it. The criterion: with a baseline at most 1.3
+times what it takes without, and at most 90 s more for the flagged case. A case that noise flags in between is
+confirmed too, and costs what that costs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from benchmarks import script
+from benchmarks.gate import measure, repository
+
+RATIO, SECONDS = 1.3, 90.0
+#: What the flagged case's stored figures are multiplied by.
+FASTER = 0.8
+FLAGGED = "/b1-p64-n16/tpot"
+
+
+def flag(baselines: Path) -> None:
+    """Make the stored figures of one case faster than the code is."""
+    (file,) = baselines.glob("*/*.json")
+    stored = json.loads(file.read_text())
+    for key, records in stored["entries"].items():
+        for record in records if key.endswith(FLAGGED) else ():
+            record["median"] *= FASTER
+            record["invocations"] = [[figure * FASTER for figure in row] for row in record["invocations"]]
+    file.write_text(json.dumps(stored))
+
+
+def main() -> int:
+    """Measure, print, write the data; 1 if the criterion does not hold."""
+    options = script.options(__doc__, "turns", 5, "turns of the four commands")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        repository(folder)
+        measure(folder, "--llm-update-baselines")
+        (folder / "baselines").rename(folder / "as-recorded")
+        shutil.copytree(folder / "as-recorded", folder / "flagged")
+        flag(folder / "flagged")
+        commands = {
+            "without a baseline": ["--llm-baseline-dir=none"],
+            "with one": ["--llm-baseline-dir=as-recorded"],
+            "one case flagged": ["--llm-baseline-dir=flagged"],
+            "one case flagged, with a base": ["--llm-baseline-dir=flagged", "--llm-base=base"],
+        }
+        seconds: dict[str, list[float]] = {what: [] for what in commands}
+        outcomes: dict[str, list[dict[str, str]]] = {what: [] for what in commands}
+        for _ in range(options.turns):
+            for what, arguments in commands.items():
+                began = time.monotonic()
+                raw = measure(folder, *arguments)
+                seconds[what].append(round(time.monotonic() - began, 2))
+                outcomes[what].append({one["case"]: one["verdict"]["outcome"] for one in raw["results"]})
+                print(f"{what}: {seconds[what][-1]:.0f} s", flush=True)
+    plain, gated, fresh, beside = (median(made) for made in seconds.values())
+    print(f"with a baseline {gated / plain:.2f} times as long as without (limit {RATIO}); one case confirmed in ")
+    print(f"{fresh - gated:.0f} s by fresh processes, {beside - gated:.0f} s beside base (limit {SECONDS:.0f})")
+    command = f"benchmarks.gate_cost --turns {options.turns}"
+    script.write(options.output, command, seconds=seconds, outcomes=outcomes)
+    return int(gated / plain > RATIO or max(fresh, beside) - gated > SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
