@@ -234,6 +234,7 @@ def main() -> int:
     steps, wrong = Steps(options), False
     for name in options.steps.split(","):
         began = time.monotonic()
+        (options.output / f"{name}.log").unlink(missing_ok=True)
         code = getattr(steps, name)()
         wrong |= bool(code)
         print(f"{name}: {'not as it should be, see its log' if code else 'ok'}, {time.monotonic() - began:.0f} s")

@@ -4,7 +4,7 @@
 
 What lies between ``<!-- table: NAME -->`` and ``<!-- end -->`` in the page is written anew, and the figures beside it
 in ``images/``; what is said around them is kept. A page that is not there is begun. The names: machine, prefill,
-decode, speedup, memory, engaged, parity, stamps, gate, baseline.
+decode, speedup, memory, engaged, parity, stamps, gate, baseline, figures.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pytest_llmperf.devices.fitness import CANARY_SLOWER
 from pytest_llmperf.report import document, figures
 
 Data = dict[str, dict[str, Any]]
@@ -49,10 +50,31 @@ def grid(results: Sequence[dict[str, Any]], metric: str, cell: Callable[[dict[st
     return table(["backend", *(f"batch {batch}" for batch in batches)], rows)
 
 
-def figure_of(one: dict[str, Any]) -> str:
-    """Median in ms, with the distance between the quartiles as a share of it."""
-    spread = one["spread"]
-    return f"{spread['median'] * MS:.4g} ±{(spread['q3'] - spread['q1']) / 2 / spread['median']:.1%}"
+def slow_core(data: Data) -> set[tuple[str, int]]:
+    """Backend and batch size of what was measured while the host's core was slow, by the canaries beside it."""
+    measured = data["sweep"]["measurements"]
+    fastest: dict[str, float] = {}
+    for one in measured:
+        canaries = [seconds for sample in one["samples"] for seconds in sample["fitness"]["canaries"]]
+        fastest[one["backend"]] = min([*canaries, fastest.get(one["backend"], float("inf"))])
+    return {
+        (one["backend"], one["workload"]["batch_size"])
+        for one in measured
+        if median(min(sample["fitness"]["canaries"]) for sample in one["samples"])
+        > CANARY_SLOWER * fastest[one["backend"]]
+    }
+
+
+def latencies(data: Data, metric: str) -> str:
+    """Median in ms, half the distance between the quartiles as a share of it, and a star for a slow core."""
+    slow = slow_core(data)
+
+    def cell(one: dict[str, Any]) -> str:
+        spread = one["spread"]
+        star = "\\*" if parts(one["case"])[:2] in slow else ""
+        return f"{spread['median'] * MS:.4g} ±{(spread['q3'] - spread['q1']) / 2 / spread['median']:.1%}{star}"
+
+    return grid(data["sweep"]["results"], metric, cell)
 
 
 def of_roofs(data: Data, metric: str, roof: str) -> str:
@@ -79,11 +101,10 @@ def machine(data: Data) -> str:
 
 
 def prefill(data: Data) -> str:
-    results = data["sweep"]["results"]
     return "\n\n".join(
         (
-            "TTFT, ms (median, half the distance between the quartiles):",
-            grid(results, "ttft", figure_of),
+            "TTFT, ms (median, half the distance between the quartiles; \\* beside a slow core):",
+            latencies(data, "ttft"),
             "MFU, of the stated roof and of the measured one:",
             of_roofs(data, "ttft", "flops"),
         )
@@ -91,11 +112,10 @@ def prefill(data: Data) -> str:
 
 
 def decode(data: Data) -> str:
-    results = data["sweep"]["results"]
     return "\n\n".join(
         (
-            "TPOT, ms (median, half the distance between the quartiles):",
-            grid(results, "tpot", figure_of),
+            "TPOT, ms (median, half the distance between the quartiles; \\* beside a slow core):",
+            latencies(data, "tpot"),
             "MBU, of the stated roof and of the measured one:",
             of_roofs(data, "tpot", "bandwidth"),
         )
@@ -186,8 +206,13 @@ def baseline(data: Data) -> str:
     return table(["case", "process 1, ms", "process 2", "process 3", "apart"], rows)
 
 
-TABLES: dict[str, Callable[[Data], str]] = {
-    one.__name__: one for one in (machine, prefill, decode, speedup, memory, engaged, parity, stamps, gate, baseline)
+#: What each table is made of, by its name: the steps, and how.
+TABLES: dict[str, tuple[set[str], Callable[[Data], str]]] = {
+    "machine": ({"machine", "sweep"}, machine),
+    "prefill": ({"machine", "sweep"}, prefill),
+    "decode": ({"machine", "sweep"}, decode),
+    **{one.__name__: ({"sweep"}, one) for one in (speedup, memory, engaged)},
+    **{one.__name__: ({one.__name__}, one) for one in (parity, stamps, gate, baseline)},
 }
 
 
@@ -213,12 +238,14 @@ def main() -> int:
         print(__doc__)
         return 2
     data, page = read(Path(sys.argv[1])), Path(sys.argv[2])
-    begun = "\n\n".join(f"## {name}\n\n<!-- table: {name} -->\n<!-- end -->" for name in (*TABLES, "figures"))
+    taken_steps = {name.partition("-")[0] for name in data}
+    names = [name for name, (steps, _) in TABLES.items() if steps <= taken_steps]
+    begun = "\n\n".join(f"## {name}\n\n<!-- table: {name} -->\n<!-- end -->" for name in (*names, "figures"))
     text = page.read_text() if page.exists() else f"# Results\n\n{begun}\n"
 
     def written(block: re.Match[str]) -> str:
         name = block[2]
-        body = "\n\n".join(drawn(data, page)) if name == "figures" else TABLES[name](data)
+        body = "\n\n".join(drawn(data, page)) if name == "figures" else TABLES[name][1](data)
         return f"{block[1]}\n{body}\n\n{block[3]}"
 
     page.write_text(BLOCK.sub(written, text))

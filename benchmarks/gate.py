@@ -178,6 +178,7 @@ def beside(folder: Path, budget: float) -> dict[str, Any]:
             culprits=[[turn["culprit"] for turn in pair["turns"]] for pair in one["pairs"]],
         )
         for one in raw["comparisons"]
+        if one["pairs"] and len(results.get(one["workload"], ())) == len(GATED)  # what failed has no verdict
     }
 
 
@@ -186,7 +187,8 @@ def with_stored(folder: Path) -> dict[str, Any]:
     (file,) = (folder / "baselines").glob("*/*.json")
     stored = json.loads(file.read_text())["entries"]
     found = {}
-    for workload, results in by_workload(measure(folder)).items():
+    complete = {name: one for name, one in by_workload(measure(folder)).items() if len(one) == len(GATED)}
+    for workload, results in complete.items():
         arms = {
             "base": {metric: stored[results[metric]["case"]][0]["invocations"] for metric in GATED},
             "head": {metric: results[metric]["invocations"] for metric in GATED},
@@ -231,13 +233,13 @@ def tpots_of(raw: dict[str, Any]) -> dict[tuple[int, int], float]:
 
 
 def earlier(output: Path | None, command: str) -> list[dict[str, Any]]:
-    """The runs in an output that exists, which have to be of the same command and CPU."""
+    """The runs in an output that exists, which have to be of the same command, CPU and versions."""
     if output is None or not output.exists():
         return []
     held = json.loads(output.read_text())
-    here = fingerprint.take().as_dict()
-    if held["command"] != f"python -m {command}" or held["machine"]["cpu"] != here["cpu"]:
-        raise SystemExit(f"{output}: it is of {held['command']} on {held['machine']['cpu']}; name another file")
+    here = (f"python -m {command}", fingerprint.take().as_dict()["cpu"], fingerprint.versions())
+    if here != (held["command"], held["machine"]["cpu"], held["versions"]):
+        raise SystemExit(f"{output}: it is of {held['command']} on {held['machine']['cpu']}, or of other versions")
     return list(held["runs"])
 
 

@@ -156,18 +156,16 @@ class Comparison:
         if self._unable is not None:
             raise self._unable
         others = [one for one in self._others() if one._joins]
-        made: list[tuple[Comparison, Pair]] = []
         self.begun = True
         began, lent = time.monotonic(), 0.0
         try:
             with self._start() as arms:
                 share = (time.monotonic() - began) / (1 + len(others))
-                made.append((self, self._pair(arms, share)))
+                self.pairs.append(self._pair(arms, share))
                 joined = time.monotonic()
                 for other in others:
-                    if (pair := other._join(arms, share)) is None:
+                    if not other._join(arms, share):
                         break  # the processes may be in the middle of something
-                    made.append((other, pair))
                 lent = time.monotonic() - joined
         except (WorkerError, TraceError) as error:
             self._failed = True
@@ -176,19 +174,18 @@ class Comparison:
             raise
         finally:
             self._spent += time.monotonic() - began - lent
-        # Now that nothing went wrong, not even in the end.
-        for one, pair in made:
-            one.pairs.append(pair)
 
-    def _join(self, arms: Mapping[str, Side], share: float) -> Pair | None:
-        """A pair of processes that another one started; None if that failed, of which this one's own test is told."""
+    def _join(self, arms: Mapping[str, Side], share: float) -> bool:
+        """Measure by the processes that another one started; False if that failed, of which its own test is told."""
         self.begun = True
         began = time.monotonic()
         try:
-            return self._pair(arms, share)
+            self.pairs.append(self._pair(arms, share))
         except (WorkerError, TraceError):
             self._failed = True  # it would fail the next one too, and those after it would have no turn
-            return None
+            return False
+        else:
+            return True
         finally:
             self._spent += time.monotonic() - began
 

@@ -29,14 +29,14 @@ OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
 FATAL = {*OUT_OF_MEMORY, "AcceleratorError", "NotEngagedError"}
 
 
-def spoiled(error: Exception) -> bool:
-    """Whether the engine that raised this can be asked nothing more."""
-    return isinstance(error, WorkerLostError) or (isinstance(error, WorkerFailedError) and error.kind in FATAL)
-
-
 def hopeless(error: Exception) -> bool:
     """Whether the same request would fail again, and would cost another engine: for time, for memory, unengaged."""
     return isinstance(error, WorkerHungError) or (isinstance(error, WorkerFailedError) and error.kind in FATAL)
+
+
+def spoiled(error: Exception) -> bool:
+    """Whether the engine that raised this can be asked nothing more."""
+    return isinstance(error, WorkerLostError) or hopeless(error)
 
 
 @dataclass

@@ -25,8 +25,8 @@ SAME_STATE = 0.85
 PROBES = 3
 
 
-def from_here(path: Path) -> Path:
-    """A path as it is said: results are kept and shared, and need not tell where somebody's folders are."""
+def shown(path: Path) -> Path:
+    """As it is said where it is below: results are shared, and need not tell where somebody's folders are."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -78,7 +78,7 @@ class Gate:
         if not own and beside_base is not None:
             return beside_base()
         if not recorded:
-            why = "this case is new to it" if self.stored else f"{from_here(self.path)} does not exist"
+            why = "this case is new to it" if self.stored else f"{shown(self.path)} does not exist"
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
         if not own:
             return self._elsewhere(case, recorded, first, reference, tolerance)

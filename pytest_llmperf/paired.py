@@ -24,9 +24,10 @@ T_INTERVAL = (
 )  # fmt: skip
 #: One-sided 98 %, likewise for an exclusion that is to hold at 95 %.
 T_EXCLUDED = (15.895, 4.849, 3.482, 2.999, 2.757, 2.612, 2.517, 2.449, 2.398, 2.359, 2.328, 2.303, 2.282, 2.264, 2.249)
-#: Blocks that are compared before a pair may be precise, and the standard error of their mean log-ratio at which it is:
-#: where the tolerance is 3 %, pairs that differ by no more are decided by the fewest.
-FEWEST_PRECISE, PRECISE = 3, 0.002
+#: Blocks that are compared before a pair may be precise, and the standard error of their mean log-ratio, as estimated
+#: from them, at which it is. Chance may make noisy blocks agree; the pair is then one of few blocks, which no verdict
+#: relies on, since pairs are what is replicated.
+FEWEST_PRECISE, PRECISE = 4, 0.002
 #: The widest interval, as a log-ratio either way: a factor of 1,000 says that nothing is known, and fits into JSON.
 UNKNOWN = math.log(1000)
 
@@ -44,7 +45,7 @@ Pairs = Sequence[Sequence[Block]]
 
 
 def precise(pair: Sequence[Block]) -> bool:
-    """Whether a pair's blocks agree so well that more of them would tell nothing; whatever it is that they say."""
+    """Whether a pair's blocks agree so well that more of them would hardly tell more; whatever it is that they say."""
     logs = [math.log(block.head / block.base) for block in pair]
     return len(logs) >= FEWEST_PRECISE and stdev(logs) / math.sqrt(len(logs)) <= PRECISE
 

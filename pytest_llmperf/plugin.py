@@ -320,6 +320,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for item in session.items:
         if "llm_perf" not in getattr(item, "fixturenames", ()) or item.nodeid in state.skips or _skips(item):
             continue
+        if item.nodeid in state.coming:  # twice, by --keep-duplicates
+            continue
         chosen = item.callspec.params  # type: ignore[attr-defined]
         state.coming[item.nodeid] = chosen["llm_backend"], chosen["llm_workload"]
         run.expect(*state.coming[item.nodeid])
@@ -332,7 +334,8 @@ def _skips(item: pytest.Item) -> bool:
         for mark in item.iter_markers("skipif")
         for condition in (*mark.args, mark.kwargs.get("condition", False))
     ]
-    return item.get_closest_marker("skip") is not None or any(conditions)
+    never = (mark.kwargs.get("run", True) is False for mark in item.iter_markers("xfail"))
+    return item.get_closest_marker("skip") is not None or any(conditions) or any(never)
 
 
 def _largest(parameters: dict[str, Any], run: Run) -> Workload:

@@ -56,7 +56,7 @@ def test_a_slowdown_of_head_alone_is_found_without_a_baseline(repository: Suite)
     assert result.ret == 1
     result.stdout.fnmatch_lines(
         "*regression: decode latency*5.250 ms, base 5.000 ms, in turns +5.0%*at 99 %, 4 pairs of fresh processes, "
-        "12 blocks; allowed 3% (default with a base)*"
+        "16 blocks; allowed 3% (default with a base)*"
     )
     result.stdout.fnmatch_lines(
         [

@@ -46,7 +46,7 @@ class Machine:
     Attributes:
         asked: the workload of each generation, in order.
         noise: what the figures of each generation are multiplied by.
-        ending: what is raised when a pair ends, if anything.
+        failure: how.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, start: float, generation: float) -> None:
@@ -55,7 +55,7 @@ class Machine:
         self.asked: list[Workload] = []
         self.unable: set[Workload] = set()
         self.noise = cycle((1.0, 1.1, 0.9, 1.0, 0.9, 1.1))
-        self.ending: Exception | None = None
+        self.failure: Exception = WorkerError("out of its depth")
         self._start, self._generation = start, generation
         monkeypatch.setattr(compare, "time", self.clock)
         monkeypatch.setattr("pytest_llmperf.turns.generate", self._generate)
@@ -64,7 +64,7 @@ class Machine:
         self.clock.now += self._generation
         self.asked.append(workload)
         if workload in self.unable:
-            raise WorkerError("out of its depth")
+            raise self.failure
         noise = next(self.noise)
         return Sample(Trace(((1, 2),), ((0.1 * noise, 0.2 * noise),)), Fitness(), 0)
 
@@ -73,8 +73,6 @@ class Machine:
         self.started += 1
         self.clock.now += self._start
         yield {name: Side() for name in ("base", "head")}
-        if self.ending is not None:
-            raise self.ending
 
     def comparisons(self, count: int = 1, budget: float = 1.0) -> list[Comparison]:
         """As many, each of which has all the others join the pairs that it starts."""
@@ -156,16 +154,15 @@ def test_who_fails_joins_no_further_pair_and_is_told_when_asking(monkeypatch: py
     assert len(last.pairs) == FEWEST_TO_FAIL
 
 
-def test_a_pair_counts_for_nobody_if_it_ends_badly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_cannot_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, 1.0, 1.0)
     asking, other = machine.comparisons(2)
-    machine.ending = BaseUnableError("the same code")
+    machine.unable, machine.failure = {Workload(1, 2, 2)}, BaseUnableError("the same code")
     for _ in range(2):
         with pytest.raises(BaseUnableError, match="the same code"):
             asking.spend()
     assert machine.started == 1, "it is remembered"
     assert [asking.pairs, other.pairs] == [[], []]
-    machine.ending = None
     other.spend()
     assert [len(asking.pairs), len(other.pairs)] == [0, FEWEST_TO_FAIL]
 

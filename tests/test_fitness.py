@@ -408,6 +408,7 @@ records = st.builds(
     megahertz=optional,
     throttled=st.none() | st.integers(0),
     canaries=st.none() | st.tuples(positive, positive),
+    fastest=st.none() | positive,
     gpu=st.none() | readings,
 )
 
@@ -435,7 +436,7 @@ def test_what_is_contaminated_stays_so(made: list[Fitness], more: list[Fitness])
 def test_the_unit_of_a_canary_does_not_matter(record: Fitness, seconds: float) -> None:
     def found(scale: float) -> list[str | None]:
         pairs = [(seconds * scale, seconds * scale * 3), (seconds * scale * 2, seconds * scale * 2)]
-        return culprits([replace(record, canaries=pair) for pair in pairs])
+        return culprits([replace(record, canaries=pair, fastest=None) for pair in pairs])
 
     assert found(1.0) == found(4.0)  # a power of two, so that no ratio is rounded
 
@@ -467,8 +468,18 @@ def test_a_watch_tells_what_was_seen_around_a_generation(monkeypatch: pytest.Mon
     found = seen.end(seen.begin())
     assert 0 < found.cost < 1
     assert replace(found, cost=0.0) == Fitness(
-        1.5, 0.0, 0.0, "12 (busy)", {"some io": 0.25}, 2800.0, 2, (0.002, 0.003), Reading(clock=1980), 0.0
+        1.5, 0.0, 0.0, "12 (busy)", {"some io": 0.25}, 2800.0, 2, (0.002, 0.003), 0.002, Reading(clock=1980), 0.0
     )
+
+
+def test_a_neighbour_who_stays_for_a_whole_workload_is_seen_by_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "snapshot", lambda _processes: health.Snapshot(0.0, 0.0, 0.0, 0.0))
+    canaries = iter([0.002, 0.002, *[0.0036] * 6])
+    monkeypatch.setattr(watch, "canary", lambda: next(canaries))
+    seen = watch.Watch()
+    first, *later = (seen.end(seen.begin()) for _ in range(4))
+    assert culprits([first]) == [None]
+    assert culprits(later) == ["the canary was 1.8 times slower"] * 3
 
 
 def test_nobody_is_looked_for_where_nobody_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:

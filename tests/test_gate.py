@@ -35,7 +35,10 @@ def test_the_first_run_passes_and_says_how_to_record_a_baseline(suite: Suite) ->
     result = suite.decode()
     assert result.ret == 0
     result.stdout.fnmatch_lines(
-        ["tpot b1-p16-n8 sim*no baseline", "no baseline: *tiny.json does not exist*--llm-update-baselines*"]
+        [
+            "tpot b1-p16-n8 sim*no baseline",
+            "no baseline: baselines/cpu/tiny.json does not exist*--llm-update-baselines*",
+        ]
     )
     result.stdout.fnmatch_lines("0 cases gated: 1 no baseline")
 

@@ -65,7 +65,7 @@ def test_whether_a_pair_is_precise_does_not_depend_on_which_arm_is_slower(pair: 
 
 @pytest.mark.parametrize(
     ("ratios", "expected"),
-    [([1.0, 1.0], False), ([1.05] * 3, True), ([1.0, 1.004, 1.002], True), ([1.0, 1.01, 0.99], False)],
+    [([1.0] * 3, False), ([1.05] * 4, True), ([1.0, 1.004, 1.002, 1.0], True), ([1.0, 1.01, 0.99, 1.0], False)],
 )
 def test_a_pair_is_precise_when_its_blocks_agree(ratios: list[float], expected: bool) -> None:
     assert precise([Block(0.04, 0.04 * ratio) for ratio in ratios]) == expected

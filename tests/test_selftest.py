@@ -78,7 +78,7 @@ def test_a_stated_tolerance_is_tried(suite: Suite) -> None:
 
 
 def test_its_pairs_serve_every_workload(suite: Suite) -> None:
-    options = ("--llm-self-test", "--llm-batch-sizes=1,2,4", "--llm-results=raw.json", "--llm-budget=0.1")
+    options = ("--llm-self-test", "--llm-batch-sizes=1,2,4", "--llm-results=raw.json", "--llm-budget=0.001")
     suite.decode(*options).assert_outcomes(passed=3)
     assert suite.loads["sim"] == 2 * 4
     raw = json.loads((suite.path / "raw.json").read_text())

@@ -279,6 +279,13 @@ def test_what_did_not_fail_last_time_is_not_measured(suite: Suite) -> None:
     assert suite.served == [[1, 4]] * 3
 
 
+def test_a_test_that_was_named_twice_is_waited_for_once(suite: Suite) -> None:
+    serving(suite)
+    one = "suites/test_decode.py::test_decode[sim-b1-p16-n8]"
+    assert suite.run("--keep-duplicates", one, one, "suites/test_prefill.py", "--llm-backends=sim", *UPDATE).ret == 0
+    assert suite.served == [[1, 2, 4]] * 3
+
+
 @pytest.mark.parametrize(
     ("mark", "runs"),
     [
@@ -287,6 +294,7 @@ def test_what_did_not_fail_last_time_is_not_measured(suite: Suite) -> None:
         ("skipif(condition=True, reason='so')", False),
         ("skipif('True', reason='so')", False),
         ("llm(devices=['h100'])", False),
+        ("xfail(run=False)", False),
         ("skipif(False, reason='so')", True),
     ],
 )

@@ -49,6 +49,7 @@ class Fitness:
         megahertz: mean clock of the usable CPUs just after it.
         throttled: how often a CPU was slowed down for its temperature meanwhile.
         canaries: seconds that the same small piece of work took just before it and just after it.
+        fastest: the fewest that it has taken in this process so far, whatever was generated then.
         gpu: what the accelerator said just after it.
         cost: seconds that all these readings took, outside the timed span.
     """
@@ -61,6 +62,7 @@ class Fitness:
     megahertz: float | None = None
     throttled: int | None = None
     canaries: tuple[float, float] | None = None
+    fastest: float | None = None
     gpu: Reading | None = None
     cost: float = 0.0
 
@@ -92,7 +94,7 @@ def culprit(record: Fitness, canary: float | None = None, clock: float | None = 
     Args:
         record: the sample's.
         canary: the process's fastest canary, in seconds.
-        clock: the highest clock of the accelerator that the process has seen, in MHz.
+        clock: the highest clock of the accelerator in these generations, in MHz.
     """
     if crowded(Contention(record.others, record.steal, record.idle)):
         if record.steal > record.others:
@@ -128,11 +130,13 @@ def chief(found: Iterable[str | None]) -> str | None:
 
 
 def culprits(records: Sequence[Fitness]) -> list[str | None]:
-    """For each generation of a process, why it is contaminated, or None.
+    """For each of a process's generations of one workload, why it is contaminated, or None.
 
-    The fastest canary and the highest clock are those of the process so far: a later generation can show what was
-    wrong with an earlier one.
+    The fastest canary is the process's so far, since a neighbour may be there all the time that a workload takes; the
+    highest clock is these generations' own, since a heavier workload has a lower one. A later generation can show what
+    was wrong with an earlier one.
     """
-    fastest = min((seconds for one in records for seconds in one.canaries or ()), default=None)
+    seen = (seconds for one in records for seconds in (*(one.canaries or ()), one.fastest))
+    fastest = min((seconds for seconds in seen if seconds is not None), default=None)
     highest = max((one.gpu.clock for one in records if one.gpu and one.gpu.clock), default=None)
     return [culprit(record, fastest, highest) for record in records]

@@ -68,6 +68,7 @@ class Watch:
 
     def __init__(self, processes: Collection[int] = ()) -> None:
         self._processes = tuple(processes)
+        self._fastest = float("inf")
         address = pci_address()
         self._probe = gpu.probe(address) if address else None
 
@@ -99,6 +100,8 @@ class Watch:
         reading = self._look()
         cost = before.cost + time.perf_counter() - start
         used = health.contention(before.snapshot, after)
+        canaries = before.canary, canary()
+        self._fastest = min(self._fastest, *canaries)
         throttled = None
         if after.throttled is not None and before.snapshot.throttled is not None:
             throttled = after.throttled - before.snapshot.throttled
@@ -110,7 +113,8 @@ class Watch:
             stalled=health.stalls(before.snapshot, after),
             megahertz=after.megahertz,
             throttled=throttled,
-            canaries=(before.canary, canary()),
+            canaries=canaries,
+            fastest=self._fastest,
             gpu=gpu.during(before.gpu, reading) if before.gpu and reading else None,
             cost=cost,
         )
