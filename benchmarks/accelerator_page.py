@@ -100,26 +100,24 @@ def machine(data: Data) -> str:
     return table(["what", "which"], rows)
 
 
-def prefill(data: Data) -> str:
+def against_roof(data: Data, metric: str, said: str, utilization: str, roof: str) -> str:
+    """A metric's latencies, and what share of a roof they mean."""
     return "\n\n".join(
         (
-            "TTFT, ms (median, half the distance between the quartiles; \\* beside a slow core):",
-            latencies(data, "ttft"),
-            "MFU, of the stated roof and of the measured one:",
-            of_roofs(data, "ttft", "flops"),
+            f"{said}, ms (median, half the distance between the quartiles; \\* beside a slow core):",
+            latencies(data, metric),
+            f"{utilization}, of the stated roof and of the measured one:",
+            of_roofs(data, metric, roof),
         )
     )
+
+
+def prefill(data: Data) -> str:
+    return against_roof(data, "ttft", "TTFT", "MFU", "flops")
 
 
 def decode(data: Data) -> str:
-    return "\n\n".join(
-        (
-            "TPOT, ms (median, half the distance between the quartiles; \\* beside a slow core):",
-            latencies(data, "tpot"),
-            "MBU, of the stated roof and of the measured one:",
-            of_roofs(data, "tpot", "bandwidth"),
-        )
-    )
+    return against_roof(data, "tpot", "TPOT", "MBU", "bandwidth")
 
 
 def speedup(data: Data) -> str:

@@ -223,13 +223,8 @@ def repository(folder: Path) -> None:
 
 def tpots_of(raw: dict[str, Any]) -> dict[tuple[int, int], float]:
     """Seconds, by batch size and prompt length."""
-    found = {}
-    for one in raw["results"]:
-        *_, sizes, metric = one["case"].split("/")
-        if metric == "tpot":
-            workload = Workload.parse(sizes)
-            found[workload.batch_size, workload.prompt_length] = float(one["spread"]["median"])
-    return found
+    medians = {Workload.parse(name): float(one["tpot"]["spread"]["median"]) for name, one in by_workload(raw).items()}
+    return {(workload.batch_size, workload.prompt_length): tpot for workload, tpot in medians.items()}
 
 
 def earlier(output: Path | None, command: str) -> list[dict[str, Any]]:
