@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
-from torch._dynamo.source import AttrSource, GetItemSource, LocalSource
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from transformers import GenerationConfig
+from transformers import AutoConfig, DynamicCache, GenerationConfig
 
 from pytest_llmperf.backends.base import EngineSpec, NotEngagedError
-from pytest_llmperf.backends.compile import of_any_layer
+from pytest_llmperf.backends.compile import OneLayer, of_one_layer
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
-from pytest_llmperf.backends.transformers_engine import TokenStreamer, TransformersEngine
+from pytest_llmperf.backends.transformers_engine import TokenStreamer, TransformersEngine, decoder_layers
 from pytest_llmperf.devices.table import DEVICES
 from pytest_llmperf.models import Model
 from pytest_llmperf.worker.recorder import Recorder
@@ -35,7 +34,8 @@ TINY: dict[str, Any] = {
 REGISTRY = Registry(BUILT_IN)
 BACKENDS = ("eager", "sdpa", "compile", "compile-static", "compile-static+max-autotune", "transformers-paged")
 NEW = 6
-EQUAL = [[(7 * row + 13 * index) % 500 + 1 for index in range(16)] for row in range(2)]
+#: Of 20 tokens: dynamo takes sizes that are equal for the same size, and a head has 16.
+EQUAL = [[(7 * row + 13 * index) % 500 + 1 for index in range(20)] for row in range(2)]
 UNEQUAL = [EQUAL[0], EQUAL[1][:5]]
 
 
@@ -62,17 +62,10 @@ def generate(engine: Any, prompts: list[list[int]], new: int = NEW) -> list[list
 @pytest.fixture(scope="module")
 def limits() -> Iterator[Any]:
     """Dynamo's settings, which loading a compiling backend changes; put back, and what was compiled forgotten."""
-    names = (
-        "recompile_limit",
-        "accumulated_recompile_limit",
-        "fail_on_recompile_limit_hit",
-        "fake_tensor_cache_enabled",
-    )
+    names = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
-        if hasattr(ShapeEnv, "_generate_unique_id"):
-            patch.setattr(ShapeEnv, "_generate_unique_id", ShapeEnv._generate_unique_id)
         yield torch._dynamo.config
     torch._dynamo.reset()
 
@@ -226,74 +219,97 @@ LAYERS = 9
 
 
 @pytest.fixture
-def limited(limits: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The compile backend on as many layers as dynamo's own limit does not allow."""
+def nine_layers(limits: Any) -> Iterator[Any]:
+    """The compile backend on as many layers as dynamo's own limit does not allow graphs."""
     if (reason := REGISTRY["compile"].requires(DEVICES["cpu"])) is not None:
         pytest.skip(reason)
     torch._dynamo.reset()
-    engine = load("compile", spec(num_hidden_layers=LAYERS))
-    # Layers compiled apart each count by themselves against the first, and together against the second.
+    with torch._inductor.config.patch(freezing=False):  # max-autotune sets it, and weights are then part of a graph
+        yield load("compile", spec(num_hidden_layers=LAYERS))
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def unlike(nine_layers: Any, limits: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Every layer another graph, and dynamo's own limit."""
     monkeypatch.setattr(limits, "recompile_limit", 8)
-    monkeypatch.setattr(limits, "accumulated_recompile_limit", 8)
-    yield engine
-    torch._dynamo.reset()
+    for number, layer in enumerate(decoder_layers(nine_layers.model)):
+        layer.self_attn.scaling += 0.001 * number
+    return nine_layers
 
 
-def test_sizes_are_called_the_same_in_every_layer(limits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that equal layers are one graph to inductor's cache, which has for the others what one compiled."""
-    if (reason := REGISTRY["compile"].requires(DEVICES["cpu"])) is not None:
-        pytest.skip(reason)
-    graphs: list[str] = []
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What dynamo hands to inductor, which does not compile it."""
+    found: list[Any] = []
 
     def uncompiled(graph: Any, inputs: Any, **options: Any) -> Any:
-        graphs.append(str([getattr(one, "shape", one) for one in inputs]))
+        found.append(graph)
         return graph.forward
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", uncompiled)
-    torch._dynamo.reset()
-    generate(load("compile", spec(num_hidden_layers=LAYERS)), EQUAL)
-    torch._dynamo.reset()
-    # The step after the prefill has none: dynamo has seen its cache at one length alone.
-    assert sum(", s" in graph or "[s" in graph for graph in set(graphs)) == 2
-    assert len(graphs) == 3 * LAYERS  # a prefill, the step after it, whose cache has other strides, and a step
-    assert len(set(graphs)) == 3
+    return found
 
 
-@dataclass
-class Setup:
-    """What of AOTAutograd's configuration tells layers apart."""
-
-    aot_autograd_arg_pos_to_source: list[Any] | None
-
-
-def test_a_layer_is_any_layer_to_autograds_cache() -> None:
-    def source(layer: int, member: str) -> Any:
-        cache = AttrSource(LocalSource("past_key_values"), "layers")
-        return AttrSource(GetItemSource(cache, layer), member)
-
-    known = of_any_layer(lambda pickler, config: config.aot_autograd_arg_pos_to_source)
-    assert of_any_layer(known) is known
-    first, last = (known(None, Setup([source(layer, "keys"), None])) for layer in (3, 29))
-    assert first == last
-    assert first[1] is None
-    assert first != known(None, Setup([source(3, "values"), None]))
-    assert known(None, Setup(None)) is None
+def test_one_graph_serves_every_layer(nine_layers: Any, graphs: list[Any]) -> None:
+    generate(nine_layers, EQUAL)
+    assert len(graphs) == 2  # a prefill and a step
+    nine_layers.evidence().require()
 
 
-def test_hitting_the_recompile_limit_is_an_error(limited: Any) -> None:
+def test_a_cache_of_one_layer_is_that_layers_whatever_index_is_named() -> None:
+    cache = DynamicCache(config=AutoConfig.for_model("llama", num_hidden_layers=2))
+    last = SimpleNamespace(layer_idx=1)
+    _, options = of_one_layer(last, (), {"past_key_values": cache, "position_ids": 7})
+    assert options["position_ids"] == 7
+    view = options["past_key_values"]
+    assert isinstance(view, OneLayer)
+    keys, values = torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
+    assert view.update(keys, values, 0)[0].equal(keys)
+    assert [layer.get_seq_length() for layer in cache.layers] == [0, 3]
+    assert view.get_seq_length(1) == 3  # and all else is the whole cache's
+
+
+@pytest.mark.parametrize(
+    ("attention", "cache"),
+    [
+        (SimpleNamespace(), DynamicCache(config=AutoConfig.for_model("llama", num_hidden_layers=2))),
+        (SimpleNamespace(layer_idx=0), None),
+        (SimpleNamespace(layer_idx=0), DynamicCache()),  # has no slots before the first step
+        (SimpleNamespace(layer_idx=0), SimpleNamespace(layers=["slot"], offloading=True)),
+    ],
+    ids=["no index", "no cache", "no slots yet", "offloaded"],
+)
+def test_what_has_no_slot_of_its_own_is_handed_on(attention: Any, cache: Any) -> None:
+    call: Any = ((1,), {"past_key_values": cache})
+    assert of_one_layer(attention, *call) == call
+
+
+def test_more_kinds_of_step_than_the_limit_are_an_error(
+    nine_layers: Any, limits: Any, graphs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "recompile_limit", 4)
+    generate(nine_layers, EQUAL)
+    generate(nine_layers, UNEQUAL)  # has a mask
+    with pytest.raises(NotEngagedError, match="fell back to eager"):
+        generate(nine_layers, EQUAL[:1])
+    assert len(graphs) == 4
+
+
+def test_hitting_the_recompile_limit_is_an_error(unlike: Any) -> None:
     with pytest.raises(NotEngagedError) as caught:
-        generate(limited, EQUAL, 2)
+        generate(unlike, EQUAL, 2)
     message = str(caught.value)
     assert "fell back to eager" in message
     assert "limit of 8" in message
     assert str(LAYERS) in message
 
 
-def test_a_silent_fallback_is_seen_in_the_evidence(limited: Any, limits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_fallback_is_seen_in_the_evidence(unlike: Any, limits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "fail_on_recompile_limit_hit", False)
-    assert [len(row) for row in generate(limited, EQUAL, 2)] == [2, 2]  # it does generate: most of it uncompiled
+    assert [len(row) for row in generate(unlike, EQUAL, 2)] == [2, 2]  # it does generate: most of it uncompiled
     with pytest.raises(NotEngagedError, match=r"a compiled region in every layer .*compiled regions=\d+"):
-        limited.evidence().require()
+        unlike.evidence().require()
 
 
 class Resolved(TransformersEngine):

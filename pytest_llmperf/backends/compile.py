@@ -2,73 +2,53 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.backends.base import Backend
 from pytest_llmperf.backends.toolchain import cpp_compiler_missing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pytest_llmperf.backends.base import OnToken
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
 
 
-def in_order(shapes: Any, source: str) -> int:
-    """The number in the name of a symbol, counted in each graph.
+class OneLayer:
+    """A KV cache as one layer's attention sees it: the slot of that layer, under whichever index it is asked for.
 
-    Torch hashes the symbol's source, which names the layer that a KV cache is of. So each layer's decode step was
-    another graph to inductor's cache, and was compiled again: 55 of SmolLM2's 90 graphs instead of 3, 115 s in place
-    of 65 s. What is generated is the same but for the names.
+    ``past_key_values.update(keys, values, self.layer_idx)`` makes each layer's graph another one, for it names the
+    index and where in the cache the tensors are from. So thirty equal layers were traced thirty times: 15 s for each
+    kind of step, where one trace, of half a second, serves them all.
     """
-    number = len(shapes.unique_ids)
-    while number in shapes.unique_ids:
-        number += 1
-    shapes.unique_ids.add(number)
-    return number
+
+    def __init__(self, cache: Any, slot: Any) -> None:
+        self.cache = cache
+        self.slot = slot
+
+    def update(self, keys: Any, values: Any, layer_idx: int, *args: Any, **options: Any) -> Any:
+        """``Cache.update`` for this layer."""
+        return self.slot.update(keys, values, *args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cache, name)
 
 
-def of_any_layer(reduced: Callable[..., Any]) -> Callable[..., Any]:
-    """What AOTAutograd's cache knows a graph's setup by, without the numbers in its inputs' sources.
-
-    It names where each input comes from, ``L['past_key_values'].layers[3].keys``, though it counts them in the graph
-    itself. So thirty equal layers were thirty entries: 45 s in place of 38, nothing cached. Sources matter to inputs
-    that are one tensor or share its memory, of which a layer has none.
-    """
-    if hasattr(reduced, "__wrapped__"):  # already
-        return reduced
-
-    @wraps(reduced)
-    def reduced_of_any(pickler: Any, config: Any) -> Any:
-        sources = [source and _without_numbers(source) for source in config.aot_autograd_arg_pos_to_source or ()]
-        return reduced(pickler, replace(config, aot_autograd_arg_pos_to_source=sources or None))
-
-    return reduced_of_any
-
-
-def _without_numbers(source: Any) -> str:
-    name = source.name() if callable(source.name) else source.name  # a method in older versions
-    return re.sub(r"\[\d+\]", "[]", name)
+def of_one_layer(attention: Any, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same call with this layer's view of the KV cache, if that has a slot for it (a hook before ``forward``)."""
+    cache: Any = options.get("past_key_values")
+    slots: Any = getattr(cache, "layers", ())
+    index: Any = getattr(attention, "layer_idx", None)
+    if index is None or index >= len(slots) or cache.offloading:
+        return args, options
+    return args, {**options, "past_key_values": OneLayer(cache, slots[index])}
 
 
 def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
     """``layer.self_attn = torch.compile(layer.self_attn, dynamic=True)`` for every layer."""
-    from inspect import signature
-
     import torch
     from torch._dynamo.exc import FailOnRecompileLimitHit
-    from torch._functorch._aot_autograd import autograd_cache
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     from pytest_llmperf.backends.base import NotEngagedError
     from pytest_llmperf.backends.transformers_engine import decoder_layers
-
-    apart: dict[str, Any] = (
-        {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
-    )
 
     class Compile(engine):  # type: ignore[misc,valid-type]
         compiled = True
@@ -76,24 +56,15 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
 
         def prepare(self) -> None:
             super().prepare()
-            # Every layer specializes the one code object on its layer index, so dynamo counts layers x shapes against
-            # a limit of 8; beyond it the rest would run eager behind one log line. Raise the limit, and make hitting
-            # it an error. Where torch can keep the layers' graphs apart, the guards of one layer are not checked for
-            # every other, which makes compiling thirty layers linear instead of quadratic.
+            # Layers share one code object. Where their graphs differ, dynamo counts layers x shapes against a limit of
+            # 8; beyond it the rest would run eager behind one log line. Raise it, and make hitting it an error.
             config = torch._dynamo.config
             config.recompile_limit = 64 * self.layers
             config.accumulated_recompile_limit = 256 * self.layers
             config.fail_on_recompile_limit_hit = True
-            # A cache of operators' shapes that costs more than it saves where shapes are symbols: tracing SmolLM2 in
-            # three kinds of batch took 104 s with it and 81 s without. What is generated is the same.
-            config.fake_tensor_cache_enabled = False
-            if hasattr(ShapeEnv, "_generate_unique_id"):
-                ShapeEnv._generate_unique_id = in_order  # type: ignore[method-assign,assignment]
-            key: Any = getattr(autograd_cache, "AOTAutogradCachePickler", None)
-            if hasattr(key, "_reduce_aot_config"):
-                key._reduce_aot_config = of_any_layer(key._reduce_aot_config)
             for layer in decoder_layers(self.model):
-                layer.self_attn = torch.compile(layer.self_attn, dynamic=True, **apart)
+                layer.self_attn = torch.compile(layer.self_attn, dynamic=True)
+                layer.self_attn.register_forward_pre_hook(of_one_layer, with_kwargs=True)
 
         def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
             try:
