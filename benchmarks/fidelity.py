@@ -74,7 +74,7 @@ def pair(request: Path, model: str, prompts: list[list[int]]) -> dict[str, list[
     ways = {"plugin": by_plugin, "generate": by("generate"), "forward": by("forward")}
     made: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
     try:
-        spec = EngineSpec(model, None, "bfloat16", "cpu")
+        spec = EngineSpec(model, None, script.DTYPE, "cpu")
         host.call("load", TIMEOUT, backend=sdpa.BACKEND.reference(), spec=asdict(spec))
         for turn in range(TURNS + 1):
             for kind in KINDS if turn % 2 else reversed(KINDS):
@@ -115,7 +115,7 @@ def main() -> int:
     model = resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))
     ready(model, convert)
     prompts = Prompts(model.architecture.vocabulary, model.tokenizer_file).batch(WORKLOAD)
-    asked = {"folder": str(model.folder), "dtype": "bfloat16", "prompts": prompts, "new": WORKLOAD.max_new_tokens}
+    asked = {"folder": str(model.folder), "dtype": script.DTYPE, "prompts": prompts, "new": WORKLOAD.max_new_tokens}
     made: list[dict[str, list[Figures]]] = []
     with tempfile.TemporaryDirectory() as name:
         request = Path(name) / "request.json"
@@ -126,7 +126,8 @@ def main() -> int:
 
     found = agreement(made)
     print(
-        f"medians over {options.pairs} pairs of fresh processes, {TURNS} generations each; {WORKLOAD}, sdpa, bfloat16"
+        f"medians over {options.pairs} pairs of fresh processes, {TURNS} generations each; {WORKLOAD}, sdpa, "
+        f"{script.DTYPE}"
     )
     for metric, one in found.items():
         low, _, high = quantiles(one["differences by pair"], n=4)
@@ -137,7 +138,7 @@ def main() -> int:
             f"{one['generate over forward']:+.1%}"
         )
     command = f"benchmarks.fidelity --pairs {options.pairs}"
-    script.write(options.output, command, workload=str(WORKLOAD), agreement=found, pairs=made)
+    script.write(options.output, command, workload=str(WORKLOAD), dtype=script.DTYPE, agreement=found, pairs=made)
     return 0 if all(abs(one["by pair"]) <= LIMIT for one in found.values()) else 1
 
 

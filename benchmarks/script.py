@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.devices import fingerprint
+from pytest_llmperf.scope import cpu_dtype
 
+#: The type that a run takes on this machine's CPU.
+DTYPE = cpu_dtype()
 #: A conftest.py with a backend ``slowed``: sdpa, and ``extra.do(batch_size, prompt_length)`` of the module beside it
 #: before every step but the first.
 SLOWED = """\

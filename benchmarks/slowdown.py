@@ -24,7 +24,7 @@ from benchmarks import script
 from pytest_llmperf.cases import Case, Workload
 
 ROOT = Path(__file__).parent.parent
-CASE = Case("smollm2-135m", "bfloat16", "sdpa", Workload(1, 64, 16), "tpot")
+CASE = Case("smollm2-135m", script.DTYPE, "sdpa", Workload(1, 64, 16), "tpot")
 SLOWDOWN = 0.15
 
 EXTRA = """\

@@ -55,9 +55,9 @@ DEFAULTS = {
 }
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 natively."""
-    return bool(NATIVE_BFLOAT16.intersection(fingerprint.take().isa))
+def cpu_dtype() -> str:
+    """What this machine's CPU is measured in where nobody says: bfloat16 if it multiplies it natively, else float32."""
+    return "bfloat16" if NATIVE_BFLOAT16.intersection(fingerprint.take().isa) else "float32"
 
 
 def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> Interpreter:
@@ -223,9 +223,7 @@ class Scope:
         return interpreter_of(backend, self.settings.python)
 
     def _dtype(self) -> str:
-        native = self.device.kind != "cpu" or multiplies_bfloat16()
-        own = self.model.half_type if self.device.kind != "cpu" else "bfloat16" if native else "float32"
-        dtype = self.settings.dtype or own
+        dtype = self.settings.dtype or (cpu_dtype() if self.device.kind == "cpu" else self.model.half_type)
         if dtype not in self.device.dtypes:
             raise UnusableError(
                 f"--llm-dtype={dtype}: {self.device.name} has no fast {dtype}; it has {', '.join(self.device.dtypes)}"

@@ -21,7 +21,7 @@ from pytest_llmperf.models import Model
 from pytest_llmperf.parity import FLOAT32_ERROR_MARGIN, Parity, Row, decide, error_margin
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
-from pytest_llmperf.scope import multiplies_bfloat16
+from pytest_llmperf.scope import cpu_dtype
 from pytest_llmperf.worker.server import OBSERVED_LOGITS, Worker
 
 WORKLOAD = Workload(batch_size=2, prompt_length=48, max_new_tokens=16)
@@ -198,7 +198,7 @@ def test_a_hundred_other_orders_of_summation_pass_a_hundred_times(bench: Bench) 
     """Each judgement is one request: a prompt of its own, and in every layer and step sums cut at drawn places."""
     passed, rows = 0, 4
     # Where bfloat16 is emulated, a hundred requests take eight minutes, and nothing is measured in it.
-    emulated = bench.dtype == "bfloat16" and not multiplies_bfloat16()
+    emulated = bench.dtype == "bfloat16" != cpu_dtype()
     wanted = 8 if emulated else 100
     lengths = random.Random(1)
     for seed in range(wanted // rows):
