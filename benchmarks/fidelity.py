@@ -27,8 +27,8 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from benchmarks import script
-from pytest_llmperf.backends import sdpa
 from pytest_llmperf.backends.base import EngineSpec
+from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.host import Arm, Host
 from pytest_llmperf.models import ready, resolve
@@ -75,7 +75,7 @@ def pair(request: Path, model: str, prompts: list[list[int]]) -> dict[str, list[
     made: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
     try:
         spec = EngineSpec(model, None, script.DTYPE, "cpu")
-        host.call("load", TIMEOUT, backend=sdpa.BACKEND.reference(), spec=asdict(spec))
+        host.call("load", TIMEOUT, backend=Registry(BUILT_IN)["sdpa"].reference(), spec=asdict(spec))
         for turn in range(TURNS + 1):
             for kind in KINDS if turn % 2 else reversed(KINDS):
                 figures = ways[kind]()

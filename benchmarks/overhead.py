@@ -3,7 +3,8 @@
     python -m benchmarks.overhead [--pairs 20] [--output benchmarks/data/overhead.json]
 
 `pytest --collect-only` of an empty folder, with and without the plugin, alternating; the criterion is a median
-difference under 30 ms. `Recorder.__call__` in a loop; the criterion is under 10 us a token.
+difference under 30 ms. `Recorder.__call__` in a loop; the criterion is under 10 us a token. `pytest --llm-list`; the
+criterion is a median under 2 s.
 """
 
 from __future__ import annotations
@@ -20,11 +21,17 @@ from pytest_llmperf.worker.recorder import Recorder
 
 COLLECT_LIMIT = 0.030
 STAMP_LIMIT = 10e-6
+LIST_LIMIT = 2.0
 
 
 def collect(folder: str, *options: str) -> float:
-    """Seconds of one ``pytest --collect-only``, as an installed program runs: with its bytecode cached."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *options, folder]
+    """Seconds of one ``pytest --collect-only``."""
+    return pytest(folder, "--collect-only", "-q", *options)
+
+
+def pytest(folder: str, *options: str) -> float:
+    """Seconds of one run in a folder, as an installed program runs: with its bytecode cached."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, folder]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, check=False)
@@ -53,14 +60,17 @@ def main() -> int:
             else:
                 including.append(collect(folder))
                 without.append(collect(folder, "-p", "no:llmperf"))
+        lists = [pytest(folder, "--llm-list") for _ in range(5)]
     stamps = [stamp() for _ in range(5)]
     difference = median(a - b for a, b in zip(including, without, strict=True))
     print(f"collect-only: {median(including) * 1e3:.0f} ms with, {median(without) * 1e3:.0f} ms without the plugin")
     print(f"  median difference {difference * 1e3:+.1f} ms, limit {COLLECT_LIMIT * 1e3:.0f} ms")
     print(f"stamping a token: {median(stamps) * 1e6:.2f} us, limit {STAMP_LIMIT * 1e6:.0f} us")
-    samples = {"with": including, "without": without, "stamp": stamps}
+    print(f"--llm-list: {median(lists):.2f} s, limit {LIST_LIMIT:.0f} s")
+    samples = {"with": including, "without": without, "stamp": stamps, "list": lists}
     script.write(options.output, f"benchmarks.overhead --pairs {options.pairs}", **samples)
-    return 0 if difference < COLLECT_LIMIT and median(stamps) < STAMP_LIMIT else 1
+    kept = difference < COLLECT_LIMIT and median(stamps) < STAMP_LIMIT and median(lists) < LIST_LIMIT
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

@@ -407,6 +407,9 @@ class Run:
         figures = first.figures(metric)
         spread = verdict.summarize(figures)
         utilization = self._utilization(case, spread.median)
+        if case.metric == "latency":  # has no roof of its own, and is made of two that have
+            for part in ("ttft", "tpot"):
+                self._utilization(replace(case, metric=part), median(first.figures(part)))
         beside = partial(self.beside.base, case, tolerance) if self.scope.base is not None else None
         if beside is not None and self.settings.compare == "always":
             found = beside()
@@ -435,6 +438,7 @@ class Run:
             discarded=len(first.discarded),
             culprit=first.culprit,
             cold_start=first.cold_start,
+            cold_start_before=self.gate.before(replace(case, metric="cold-start")),
             compile_time=first.compile_time,
             peak_memory=first.peak_memory,
             engagement=first.engagement,

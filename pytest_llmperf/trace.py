@@ -9,8 +9,8 @@ from statistics import fmean
 
 from pytest_llmperf.backends.base import RequestStatistics
 
-#: How far an engine's own mean TTFT or TPOT may be from the one stamped here: a share of it, and seconds of it. Handing
-#: a batch's tokens over takes a moment that the engine does not count.
+#: How far an engine's own TTFT or TPOT of a request may be from the one stamped here: a share of it, and seconds of it.
+#: Handing a batch over takes a moment that the engine does not count.
 AGREEMENT, HANDING_OVER = 0.02, 1e-3
 
 
@@ -41,7 +41,7 @@ class Trace:
 
         The definition of MLPerf Inference and of vLLM's serving benchmark: TTFT is excluded.
         """
-        return fmean((row[-1] - row[0]) / (len(row) - 1) for row in self.times)
+        return fmean(map(_tpot, self.times))
 
     @property
     def latency(self) -> float:
@@ -103,8 +103,8 @@ def checked(
 def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> None:
     """Raise TraceError where an engine's own statistics, a record per request or none, deny what was stamped.
 
-    They do if a prompt was found in a prefix cache or computed twice, or if a mean time is more than `AGREEMENT` and
-    `HANDING_OVER` away from the stamped one: one of the two clocks was not waited for.
+    They do if a prompt was found in a prefix cache or computed twice, or if a request's time is more than `AGREEMENT`
+    and `HANDING_OVER` away from the stamped one: one of the two clocks was not waited for.
     """
     if not statistics:
         return
@@ -114,12 +114,15 @@ def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> N
         raise TraceError(f"{cached} prompt tokens came from a prefix cache: that is no prefill")
     if preempted := sum(one.preemptions for one in statistics):
         raise TraceError(f"out of KV space: requests lost their cache {preempted} times and were computed again")
-    for name, stamped in (("ttft", found.ttft), ("tpot", found.tpot)):
-        told = [getattr(one, name) for one in statistics]
-        if None in told:
-            continue
-        own = fmean(told)
-        if abs(stamped - own) > AGREEMENT * own + HANDING_OVER:
-            raise TraceError(
-                f"{name} was stamped as {stamped * 1e3:.3f} ms, but is {own * 1e3:.3f} ms by the engine's own account"
-            )
+    for request, (row, one) in enumerate(zip(found.times, statistics, strict=True)):
+        for name, stamped, own in (("ttft", row[0], one.ttft), ("tpot", _tpot(row), one.tpot)):
+            if own is not None and abs(stamped - own) > AGREEMENT * own + HANDING_OVER:
+                raise TraceError(
+                    f"request {request}: {name} was stamped as {stamped * 1e3:.3f} ms, but is {own * 1e3:.3f} ms by "
+                    "the engine's own account"
+                )
+
+
+def _tpot(times: Sequence[float]) -> float:
+    """Mean time per token after the first, in seconds."""
+    return (times[-1] - times[0]) / (len(times) - 1)

@@ -62,11 +62,10 @@ def generate(engine: Any, prompts: list[list[int]], new: int = NEW) -> list[list
 @pytest.fixture(scope="module")
 def limits() -> Iterator[Any]:
     """Dynamo's settings, which loading a compiling backend changes; put back, and what was compiled forgotten."""
+    config: Any = torch._dynamo.config
     names = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            patch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
-        yield torch._dynamo.config
+    with config.patch({name: getattr(config, name) for name in names}):  # monkeypatch would delete them in the end
+        yield config
     torch._dynamo.reset()
 
 
@@ -230,12 +229,12 @@ def nine_layers(limits: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def unlike(nine_layers: Any, limits: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def unlike(nine_layers: Any, limits: Any) -> Iterator[Any]:
     """Every layer another graph, and dynamo's own limit."""
-    monkeypatch.setattr(limits, "recompile_limit", 8)
     for number, layer in enumerate(decoder_layers(nine_layers.model)):
         layer.self_attn.scaling += 0.001 * number
-    return nine_layers
+    with limits.patch(recompile_limit=8):
+        yield nine_layers
 
 
 @pytest.fixture
@@ -285,18 +284,16 @@ def test_what_has_no_slot_of_its_own_is_handed_on(attention: Any, cache: Any) ->
     assert of_one_layer(attention, *call) == call
 
 
-def test_more_kinds_of_step_than_the_limit_are_an_error(
-    nine_layers: Any, limits: Any, graphs: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "recompile_limit", 4)
-    generate(nine_layers, EQUAL)
-    generate(nine_layers, UNEQUAL)  # has a mask
-    with pytest.raises(NotEngagedError, match="fell back to eager"):
-        generate(nine_layers, EQUAL[:1])
+def test_more_kinds_of_step_than_the_limit_are_an_error(nine_layers: Any, limits: Any, graphs: list[Any]) -> None:
+    with limits.patch(recompile_limit=4):
+        generate(nine_layers, EQUAL)
+        generate(nine_layers, UNEQUAL)  # has a mask
+        with pytest.raises(NotEngagedError, match="fell back to eager"):
+            generate(nine_layers, EQUAL[:1])
     assert len(graphs) == 4
 
 
-def test_hitting_the_recompile_limit_is_an_error(unlike: Any) -> None:
+def test_hitting_the_recompile_limit_is_an_error(unlike: Any, graphs: list[Any]) -> None:
     with pytest.raises(NotEngagedError) as caught:
         generate(unlike, EQUAL, 2)
     message = str(caught.value)
@@ -305,11 +302,24 @@ def test_hitting_the_recompile_limit_is_an_error(unlike: Any) -> None:
     assert str(LAYERS) in message
 
 
-def test_a_silent_fallback_is_seen_in_the_evidence(unlike: Any, limits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "fail_on_recompile_limit_hit", False)
+def test_a_silent_fallback_is_seen_in_the_evidence(unlike: Any, limits: Any, graphs: list[Any]) -> None:
+    limits.fail_on_recompile_limit_hit = False
     assert [len(row) for row in generate(unlike, EQUAL, 2)] == [2, 2]  # it does generate: most of it uncompiled
     with pytest.raises(NotEngagedError, match=r"a compiled region in every layer .*compiled regions=\d+"):
         unlike.evidence().require()
+
+
+@pytest.mark.parametrize("name", ["compile", "compile-static"])
+def test_the_recompile_limit_is_no_less_an_error_where_logits_are_shown(
+    name: str, limits: Any, graphs: list[Any]
+) -> None:
+    torch._dynamo.reset()
+    engine = load(name, spec())
+    with limits.patch(recompile_limit=1):
+        engine.observe(EQUAL[:1], NEW if name == "compile-static" else 1, 4)
+        with pytest.raises(NotEngagedError, match="fell back to eager"):
+            engine.observe(EQUAL, NEW, 4)
+    torch._dynamo.reset()
 
 
 class Resolved(TransformersEngine):
@@ -341,6 +351,38 @@ def test_another_fused_kernel_is_not_pytorchs_flash_attention() -> None:
     renamed = Counter({name.replace("flash", "cudnn"): count for name, count in profile.counts.items()})
     assert load("sdpa", spec()).engaged(replace(profile, counts=renamed))
     assert not engine.engaged(replace(profile, counts=renamed))
+
+
+@pytest.fixture
+def int8() -> Any:
+    pytest.importorskip("torchao")
+    return load("sdpa+int8", spec())
+
+
+def test_int8_weights_are_int8_and_choose_nearly_the_same(int8: Any, reference: Any) -> None:
+    assert [len(row) for row in generate(int8, EQUAL)] == [NEW] * len(EQUAL)
+    found = int8.evidence()
+    found.require()
+    layers, heads = TINY["num_hidden_layers"], 1
+    assert found.seen["int8 linear layers"] == f"{7 * layers + heads} of {7 * layers + heads}"
+    observed = int8.observe(EQUAL, NEW, 4)
+    scores = reference.score(EQUAL, [one.tokens for one in observed], [one.candidates for one in observed])
+    error = max(
+        abs((mine - mine_of_all) - (theirs - theirs_of_all))
+        for one, score in zip(observed, scores, strict=True)
+        for row, exact in zip(one.logits, score.exact, strict=True)
+        for mine, theirs in zip(row, exact, strict=True)
+        for mine_of_all, theirs_of_all in [(sum(row) / len(row), sum(exact) / len(exact))]
+    )
+    assert 1e-4 < error < 1  # other weights, and close to them
+
+
+def test_a_weight_that_stayed_as_it_was_is_not_engaged(int8: Any) -> None:
+    generate(int8, EQUAL)
+    layer = int8.linears()[0]
+    layer.weight = torch.nn.Parameter(layer.weight.dequantize(), requires_grad=False)
+    with pytest.raises(NotEngagedError, match=r"int8 linear layers=14 of 15"):
+        int8.evidence().require()
 
 
 def test_pytorchs_own_fallback_is_not_engaged() -> None:

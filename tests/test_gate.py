@@ -387,12 +387,14 @@ def test_an_edited_fingerprint_is_refused(recorded: Suite) -> None:
 
 
 @pytest.mark.parametrize(("metric", "peak"), [("ttft", "flops"), ("tpot", "bandwidth")])
-def test_an_impossible_figure_fails(suite: Suite, metric: str, peak: str) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["itself", "latency"])
+def test_an_impossible_figure_fails(suite: Suite, metric: str, peak: str, whole: bool) -> None:
     suite.backends(extra=f'PEAKS["{peak}"] = 1e3')
-    suite.test(f"def test_it(llm_perf):\n    llm_perf.gate('{metric}')")
+    suite.test(f"def test_it(llm_perf):\n    llm_perf.gate('{'latency' if whole else metric}')")
     result = suite.run("test_it.py", "--llm-backends=sim")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(f"tiny/{SIM}/{metric}: impossible figure *: *the measured roof of this machine*")
+    named = "t*" if whole else metric  # a prefill reads the weights too
+    result.stdout.fnmatch_lines(f"tiny/{SIM}/{named}: impossible figure *: *the measured roof of this machine*")
 
 
 @pytest.mark.parametrize("update", [(), ("--llm-update-baselines",)], ids=["gate", "update"])

@@ -50,6 +50,7 @@ def test_every_backend_model_and_device_is_listed_and_nothing_is_loaded(
     assert "no: it has no CPU kernel" in found["flash-attention-2"]
     assert "no: TunableOp exists in the CUDA and ROCm builds" in found["eager+tunableop"]
     assert "2 dies" in found["mi250"]
+    assert "no: not present; found no accelerator" in found["mi250"]
     assert suite.loads == {"ref": 0, "sim": 0}
 
 

@@ -252,6 +252,43 @@ def test_a_test_for_other_devices_is_skipped(suite: Suite, devices: str, skipped
         assert suite.loads["sim"] == 0
 
 
+def test_a_backend_without_the_runs_type_is_skipped_with_that_reason(suite: Suite) -> None:
+    suite.backends(backends='[Backend("ref", load_ref), Backend("sim", load_sim, dtypes=("float16", "float32"))]')
+    result = suite.run("suites/test_decode.py", "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines("SKIPPED*sim: sim has no bfloat16; choose --llm-dtype=float16 or float32")
+    suite.run("suites/test_decode.py", "--llm-dtype=float32").assert_outcomes(passed=2)
+
+
+def test_a_backend_runs_in_the_interpreter_stated_for_it(suite: Suite) -> None:
+    own = suite.path / "own"
+    own.write_text(f'#!/bin/sh\nOWN=yes exec {sys.executable} "$@"\n')
+    own.chmod(0o755)
+    suite.backends(extra="""
+class Asked(Simulated):
+    def evidence(self):
+        return Engagement(True, "its environment", {"own": os.environ.get("OWN", "no")})
+""", ref="Asked()", sim="Asked()")  # fmt: skip
+    result = suite.run("suites/test_decode.py", f"--llm-python=sim={own}", "--llm-results=raw.json")
+    result.assert_outcomes(passed=2)
+    raw = json.loads((suite.path / "raw.json").read_text())["results"]
+    assert [one["engagement"]["seen"]["own"] for one in raw] == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("section", "sizes"),
+    [("pytest.ini_options", "[1, 4]"), ("pytest.ini_options", '"1,4"'), ("pytest", '"1,4"')],
+)
+def test_options_in_pyproject(suite: Suite, section: str, sizes: str) -> None:
+    if section == "pytest" and pytest.version_tuple < (9,):
+        pytest.skip("pytest 9 has such a table")
+    lines = [f"{name} = {json.dumps(value)}" for name, value in INI.items() if name != "llm_batch_sizes"]
+    text = "\n".join([f"[tool.{section}]", *lines, f"llm_batch_sizes = {sizes}", ""])
+    (suite.path / "pytest.ini").unlink()
+    (suite.path / "pyproject.toml").write_text(text)
+    suite.run("suites/test_decode.py", "--llm-backends=sim").assert_outcomes(passed=2)
+
+
 def test_a_backend_that_cannot_run_here_is_skipped_with_its_reason(suite: Suite) -> None:
     needy = 'Backend("sim", load_sim, requires=lambda device: f"needs a GPU, not a {device.name}")'
     suite.backends(backends=f'[Backend("ref", load_ref), {needy}]')

@@ -123,6 +123,8 @@ def test_everything_of_a_few_backends_combines_only_those() -> None:
         ("transformers-paged+xformers", "xformers changes transformers, and transformers-paged has its own attention"),
         ("xformers+compile", "xformers cannot be combined with compile: its masks are Python objects"),
         ("xformers+compile-static", "xformers cannot be combined with compile-static: its masks are Python objects"),
+        ("vllm-serve+tunableop", "tunableop changes what the worker computes, and vllm-serve computes in a server"),
+        ("server+tunableop", "tunableop changes what the worker computes, and server computes in a server of its own"),
         ("max-autotune", "max-autotune changes only what compile-static does; write compile-static+max-autotune"),
         ("compile+max-autotune", "max-autotune changes only what compile-static does"),
     ],

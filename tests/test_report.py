@@ -405,3 +405,8 @@ def test_what_a_first_generation_compiles_is_told_apart_from_loading(suite: Suit
     result.stdout.fnmatch_lines(["cold start: sim 20.* s (b1-p16-n8, 20 s compiling)"])
     assert json.loads((suite.path / "r.json").read_text())["rows"][0]["compile_time"] == raw["compile_time"]
     assert "compile_time" in (suite.path / "r.csv").read_text().splitlines()[0]
+
+
+def test_a_cold_start_is_shown_beside_that_of_the_baseline(suite: Suite) -> None:
+    suite.record({"sim/tpot": 0.005, "sim/cold-start": 12.5})
+    suite.decode().stdout.fnmatch_lines(["cold start: sim * s (b1-p16-n8, baseline 12.50 s)"])

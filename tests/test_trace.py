@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -72,7 +73,7 @@ def test_a_generation_that_would_flatter_is_refused(tokens, times, why) -> None:
 
 
 def own(trace, ttft: float = 1.0, tpot: float = 1.0, **more: int) -> list[RequestStatistics]:
-    return [RequestStatistics(trace.ttft * ttft, trace.tpot * tpot, **more) for _ in trace.tokens]
+    return [RequestStatistics(row[0] * ttft, (row[-1] - row[0]) / (len(row) - 1) * tpot, **more) for row in trace.times]
 
 
 @given(batches, st.floats(0.985, 1.015), st.floats(0.985, 1.015))
@@ -85,8 +86,8 @@ def test_an_engine_may_count_a_moment_more_or_less(rows, ttft: float, tpot: floa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"ttft": 1.1}, "ttft was stamped as 100.000 ms, but is 110.000 ms by the engine's own account"),
-        ({"tpot": 0.9}, "tpot was stamped as 20.000 ms, but is 18.000 ms by the engine's own account"),
+        ({"ttft": 1.1}, "request 0: ttft was stamped as 100.000 ms, but is 110.000 ms by the engine's own account"),
+        ({"tpot": 0.9}, "request 0: tpot was stamped as 20.000 ms, but is 18.000 ms by the engine's own account"),
         ({"cached_tokens": 3}, "6 prompt tokens came from a prefix cache"),
         ({"preemptions": 1}, "out of KV space: requests lost their cache 2 times"),
     ],
@@ -95,6 +96,14 @@ def test_an_engine_that_denies_what_was_stamped(changes, said: str) -> None:
     trace = make([[0.1, 0.02, 0.02]] * 2)
     with pytest.raises(TraceError, match=said):
         check_statistics(trace, own(trace, **changes))
+
+
+def test_requests_that_are_wrong_by_as_much_do_not_make_up_for_one_another() -> None:
+    trace = make([[0.1, 0.02, 0.02]] * 2)
+    first, second = own(trace)
+    swapped = [replace(first, tpot=0.03), replace(second, tpot=0.01)]
+    with pytest.raises(TraceError, match=r"request 0: tpot was stamped as 20\.000 ms, but is 30\.000 ms"):
+        check_statistics(trace, swapped)
 
 
 def test_statistics_of_other_requests_than_were_submitted() -> None:

@@ -106,9 +106,11 @@ class Inner(Blind):
         return f"{leading} logits"
 
 
-def load(cache: Path, tunable: NewTunable | None = None, kind: type[Blind] = Inner, **options: Any) -> Any:
+def load(
+    cache: Path, tunable: NewTunable | None = None, kind: type[Blind] = Inner, model: str = "tiny", **options: Any
+) -> Any:
     tunable = tunable or Tunable()
-    spec = EngineSpec("tiny", None, "bfloat16", "cuda", cache=str(cache))
+    spec = EngineSpec(model, None, "bfloat16", "cuda", cache=str(cache))
     return TunedEngine(lambda spec: kind(spec, tunable, **options), spec, tunable)
 
 
@@ -233,6 +235,14 @@ def test_another_device_or_version_has_another_file(tmp_path: Path) -> None:
     other = load(tmp_path, Tunable((VALIDATORS[0], ("GCN_ARCH_NAME", "gfx90a"))))
     assert other.tunable.read == []
     assert len(results(tmp_path)) == 2
+
+
+def test_what_another_model_tuned_is_no_evidence_of_this_one(tmp_path: Path) -> None:
+    generate(load(tmp_path))
+    engine = load(tmp_path, model="other", kernel="Default")
+    generate(engine)
+    assert engine.tunable.read == []
+    assert not engine.evidence().engaged
 
 
 def test_results_of_a_failed_generation_are_kept(tmp_path: Path) -> None:

@@ -118,9 +118,23 @@ def test_the_last_lines_of_a_lost_worker_are_shown(suite: Suite) -> None:
     result.stdout.fnmatch_lines(["last output of the worker:", "  about to go"])
 
 
-def test_what_was_measured_before_a_loss_is_kept(suite: Suite) -> None:
-    suite_with(suite, KILLED)
-    suite.run("suites/test_decode.py", "--llm-results=raw.json", "--llm-update-baselines")
+@pytest.mark.parametrize(
+    "body",
+    [
+        KILLED,
+        "import time; time.sleep(3600)",
+        "raise MemoryError('no room')",
+        r"os.write(int(sys.argv[2]), b'garbage\n')",
+    ],
+    ids=["killed", "hung", "no memory", "garbage"],
+)
+def test_what_was_measured_before_a_loss_is_kept(suite: Suite, body: str) -> None:
+    suite_with(suite, body)
+    timeout = "2" if "sleep" in body else "30"
+    result = suite.run(
+        "suites/test_decode.py", "--llm-results=raw.json", "--llm-update-baselines", f"--llm-timeout={timeout}"
+    )
+    result.assert_outcomes(passed=1, failed=1)
     raw = json.loads((suite.path / "raw.json").read_text())
     assert [result["case"] for result in raw["results"]] == ["bfloat16/ref/b1-p16-n8/tpot"]
     assert list(suite.stored()["entries"]) == ["bfloat16/ref/b1-p16-n8/tpot", "bfloat16/ref/b1-p16-n8/cold-start"]

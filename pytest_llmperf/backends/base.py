@@ -231,6 +231,7 @@ class Backend:
         optimizes: what it is meant to make faster: ``prefill``, ``decode``, ``both`` or ``none``.
         proof: what must be seen for it to count as engaged; shown to users.
         distributions: installed packages, of which the worker's interpreter must have one, such as ``vllm``.
+        dtypes: that it computes in; empty for any.
         requires: given the `Device`, the reason why it cannot run here, or None. Runs in pytest's process: no torch.
         environment: variables set in the worker before anything is imported.
         weight_bytes: bytes of a weight where it computes with other weights than the reference, so that tokens may
@@ -250,6 +251,7 @@ class Backend:
     optimizes: str = "none"
     proof: str = ""
     distributions: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
     requires: Callable[[Device], str | None] = runs_anywhere
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_bytes: float | None = None

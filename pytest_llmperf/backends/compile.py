@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.backends.base import Backend
-from pytest_llmperf.backends.toolchain import cpp_compiler_missing
+from pytest_llmperf.backends.toolchain import cpp_compiler_missing, no_fallback
 
 if TYPE_CHECKING:
-    from pytest_llmperf.backends.base import OnToken
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
 
 
@@ -45,9 +44,7 @@ def of_one_layer(attention: Any, args: Any, options: dict[str, Any]) -> tuple[An
 def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
     """``layer.self_attn = torch.compile(layer.self_attn, dynamic=True)`` for every layer."""
     import torch
-    from torch._dynamo.exc import FailOnRecompileLimitHit
 
-    from pytest_llmperf.backends.base import NotEngagedError
     from pytest_llmperf.backends.transformers_engine import decoder_layers
 
     class Compile(engine):  # type: ignore[misc,valid-type]
@@ -66,15 +63,9 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
                 layer.self_attn = torch.compile(layer.self_attn, dynamic=True)
                 layer.self_attn.register_forward_pre_hook(of_one_layer, with_kwargs=True)
 
-        def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
-            try:
-                super().generate(prompts, max_new_tokens, on_token)
-            except FailOnRecompileLimitHit as error:
-                raise NotEngagedError(
-                    "torch.compile fell back to eager: dynamo's recompile_limit of "
-                    f"{torch._dynamo.config.recompile_limit} was hit, so not every one of the {self.layers} layers is "
-                    f"compiled ({str(error).splitlines()[0]})"
-                ) from error
+        def _generate(self, *arguments: Any, **options: Any) -> None:
+            with no_fallback(f"every one of the {self.layers} layers"):
+                super()._generate(*arguments, **options)
 
         def engaged(self, profile: Profile) -> bool:
             regions = profile.count("Torch-Compiled Region", prefix=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.backends.base import Backend
-from pytest_llmperf.backends.toolchain import cpp_compiler_missing
+from pytest_llmperf.backends.toolchain import cpp_compiler_missing, no_fallback
 
 if TYPE_CHECKING:
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
@@ -34,6 +34,10 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
             # generate compiles by itself only on accelerators; this asks for it everywhere.
             compiler._compile_all_devices = True
             return {**super().generation_options(), "cache_implementation": "static", "compile_config": compiler}
+
+        def _generate(self, *arguments: Any, **options: Any) -> None:
+            with no_fallback("every decode step"):
+                super()._generate(*arguments, **options)
 
         def engaged(self, profile: Profile) -> bool:
             # The prefill is not compiled by generate: its length changes from request to request.

@@ -75,6 +75,7 @@ def _backend(name: str, load: Any, implementation: str, distributions: tuple[str
         optimizes="prefill",
         proof=f"attn_implementation is {implementation}, as resolved; a flash kernel, which is named, in every layer",
         distributions=distributions,
+        dtypes=("float16", "bfloat16"),
         requires=no_accelerator,
     )
 

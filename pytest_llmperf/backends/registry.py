@@ -226,6 +226,8 @@ def _nonsense(parts: Sequence[Backend], engine: Backend) -> str | None:
     for part in parts:
         if part is not engine and part.engines and engine.name not in part.engines:
             return f"{part.name} changes {' or '.join(part.engines)}, and {engine.name} has its own {part.slot}"
+        if part is not engine and not part.engines and engine.boundary == CLIENT:
+            return f"{part.name} changes what the worker computes, and {engine.name} computes in a server of its own"
         if part.needs and not names & {*part.needs}:
             return f"{part.name} changes only what {' or '.join(part.needs)} does; write {part.needs[0]}+{part.name}"
         for name in sorted(names & part.conflicts.keys()):

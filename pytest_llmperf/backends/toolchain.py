@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from pytest_llmperf.backends.base import NotEngagedError
 
 if TYPE_CHECKING:
     from pytest_llmperf.devices.table import Device
@@ -21,3 +25,22 @@ def cpp_compiler_missing(device: Device) -> str | None:
 def no_accelerator(device: Device) -> str | None:
     """The reason why kernels that exist for GPUs alone cannot run on the device, or None."""
     return "it has no CPU kernel; it needs a CUDA or ROCm device" if device.kind == "cpu" else None
+
+
+@contextmanager
+def no_fallback(part: str) -> Iterator[None]:
+    """Turn dynamo's refusal to compile once more, beyond which it would run eager, into NotEngagedError.
+
+    Args:
+        part: what is compiled, as in ``every one of the 30 layers``.
+    """
+    import torch
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    try:
+        yield
+    except FailOnRecompileLimitHit as error:
+        raise NotEngagedError(
+            f"torch.compile fell back to eager: dynamo's recompile_limit of {torch._dynamo.config.recompile_limit} was "
+            f"hit, so not {part} is compiled ({str(error).splitlines()[0]})"
+        ) from error

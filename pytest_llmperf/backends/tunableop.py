@@ -1,12 +1,13 @@
 """tunableop: PyTorch's TunableOp, which times every candidate kernel of a matrix product and keeps the fastest.
 
 Tuning happens while the engine loads and in the first generation of every shape, which is warm-up and never a sample;
-then it is off. Results are kept in a file for the device and versions, and read again by the next process.
+then it is off. Results are kept in a file for the device, versions, model and dtype, and read by the next process.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ class TunedEngine:
         self._tunable = tunable
         self._shapes: set[tuple[tuple[int, ...], int]] = set()
         tunable.enable(True)
-        self._file = results_file(Path(spec.cache), tunable)
+        self._file = results_file(spec, tunable)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         tunable.set_filename(str(self._file))
         if self._file.exists():
@@ -97,10 +98,15 @@ class TunedEngine:
         )
 
 
-def results_file(cache: Path, tunable: Any) -> Path:
-    """Where the results of this device and these versions are kept: its validators (device, libraries), hashed."""
-    validators = "\n".join(sorted(" ".join(map(str, one)) for one in tunable.get_validators()))
-    return cache / "tunableop" / f"{hashlib.sha256(validators.encode()).hexdigest()[:12]}.csv"
+def results_file(spec: EngineSpec, tunable: Any) -> Path:
+    """Where results are kept: those of this device and these versions (its validators), this model and dtype.
+
+    Torch does not say which entries a product used. What another model tuned would pass for what this one ran.
+    """
+    validators = sorted(" ".join(map(str, one)) for one in tunable.get_validators())
+    model = json.dumps([spec.model, spec.config and dict(spec.config), spec.dtype], sort_keys=True)
+    of = hashlib.sha256("\n".join((*validators, model)).encode()).hexdigest()
+    return Path(spec.cache) / "tunableop" / f"{of[:12]}.csv"
 
 
 def extend(load: Callable[[EngineSpec], Engine]) -> Callable[[EngineSpec], TunedEngine]:

@@ -76,8 +76,8 @@ def _model(name: str) -> str:
 def _device(device: Device) -> str:
     try:
         detect.resolve(device.name)
-    except detect.DeviceNotPresentError:
-        return "no"
+    except detect.DeviceNotPresentError as error:
+        return f"no: {str(error).partition(': ')[2].rpartition(';')[0]}"
     return HERE
 
 

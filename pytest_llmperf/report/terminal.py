@@ -276,15 +276,19 @@ def disturbed(results: Iterable[Result]) -> list[str]:
 
 
 def cold_starts(results: Iterable[Result]) -> list[str]:
-    """Seconds until the first generation, per backend: a figure of its own; and how many of them it compiled."""
+    """Seconds until the first generation, per backend; how many of them it compiled, and what the baseline has."""
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.case.backend, result)
-    return [
-        f"{name} {figure(result.cold_start, 'cold-start')} ({result.case.workload}"
-        + (f", {compiling:.0f} s compiling)" if (compiling := result.compile_time or 0.0) >= COMPILES else ")")
-        for name, result in first.items()
-    ]
+    said = []
+    for name, result in first.items():
+        about = [str(result.case.workload)]
+        if (compiling := result.compile_time or 0.0) >= COMPILES:
+            about.append(f"{compiling:.0f} s compiling")
+        if result.cold_start_before is not None:
+            about.append(f"baseline {figure(result.cold_start_before, 'cold-start')}")
+        said.append(f"{name} {figure(result.cold_start, 'cold-start')} ({', '.join(about)})")
+    return said
 
 
 def parity_lines(found: Iterable[ParityResult]) -> list[str]:
@@ -300,10 +304,11 @@ def parity_lines(found: Iterable[ParityResult]) -> list[str]:
             )
             continue
         error = "" if parity.error_ratio is None else f", logit error {parity.error_ratio:.2f} of the reference's"
+        apart = "" if parity.first_divergence is None else f" (first apart at token {parity.first_divergence})"
         lines.append(
             f"{one.backend} {one.workload}: {_standing(parity)}, "
-            f"{parity.exact_match:.1%} exact, largest regret {parity.largest_regret:.3g} "
-            f"(rounding explains {parity.tolerance:.3g}){error}, "
+            f"{parity.exact_match:.1%} exact{apart}, largest regret {parity.largest_regret:.3g} "
+            f"({'its bound is' if parity.bounded else 'rounding explains'} {parity.tolerance:.3g}){error}, "
             f"{parity.informative} of {parity.tokens} tokens informative"
         )
     return lines

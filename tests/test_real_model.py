@@ -1,0 +1,45 @@
+"""The bundled model with its real weights under the compiling backends, and the scripts that measure this project."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from inner import Suite
+
+from benchmarks import fidelity, script
+from pytest_llmperf.models import Model
+from pytest_llmperf.prompts import Prompts
+
+
+def test_compiled_backends_are_in_parity_with_eager(suite: Suite, bundled_model: Model) -> None:
+    suite.ini(llm_model="", llm_reference="", llm_dtype="float32", llm_prompt_lengths="48", llm_max_new_tokens="16")
+    result = suite.run(
+        "suites/test_decode.py", "suites/test_greedy_parity.py", "--llm-backends=compile,compile-static",
+        "--llm-results=out.json",
+    )  # fmt: skip
+    result.assert_outcomes(passed=4)
+    found = json.loads((suite.path / "out.json").read_text())
+    assert [(one["backend"], one["passed"], one["exact_match"]) for one in found["parity"]] == [
+        ("compile", True, 1.0),
+        ("compile-static", True, 1.0),
+    ]
+    assert all(one["engagement"]["seen"]["compiled regions"] >= 2 for one in found["results"])
+
+
+def test_the_plugin_is_compared_with_a_bare_generate(
+    tmp_path: Path, bundled_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fidelity, "TURNS", 1)
+    prompts = Prompts(bundled_model.architecture.vocabulary, bundled_model.tokenizer_file).batch(fidelity.WORKLOAD)
+    prompts = [prompt[:16] for prompt in prompts]
+    new = fidelity.WORKLOAD.max_new_tokens
+    request = tmp_path / "request.json"
+    asked = {"folder": str(bundled_model.folder), "dtype": script.DTYPE, "prompts": prompts, "new": new}
+    request.write_text(json.dumps(asked))
+    made = fidelity.pair(request, str(bundled_model.folder), prompts)
+    assert set(made) == set(fidelity.KINDS)
+    assert all(figures["tpot"] > 0 and figures["ttft"] > 0 for rows in made.values() for figures in rows)
+    found = fidelity.agreement([made])
+    assert set(found) == {"ttft", "tpot"}
