@@ -26,11 +26,11 @@ LIST_LIMIT = 2.0
 
 def collect(folder: str, *options: str) -> float:
     """Seconds of one ``pytest --collect-only``."""
-    return pytest(folder, "--collect-only", "-q", *options)
+    return seconds(folder, "--collect-only", "-q", *options)
 
 
-def pytest(folder: str, *options: str) -> float:
-    """Seconds of one run in a folder, as an installed program runs: with its bytecode cached."""
+def seconds(folder: str, *options: str) -> float:
+    """Seconds of one pytest in a folder, as an installed program runs: with its bytecode cached."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, folder]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
@@ -60,7 +60,7 @@ def main() -> int:
             else:
                 including.append(collect(folder))
                 without.append(collect(folder, "-p", "no:llmperf"))
-        lists = [pytest(folder, "--llm-list") for _ in range(5)]
+        lists = [seconds(folder, "--llm-list") for _ in range(5)]
     stamps = [stamp() for _ in range(5)]
     difference = median(a - b for a, b in zip(including, without, strict=True))
     print(f"collect-only: {median(including) * 1e3:.0f} ms with, {median(without) * 1e3:.0f} ms without the plugin")

@@ -109,7 +109,7 @@ class Gate:
         """What this machine recorded of a case, newest first."""
         return [entry for entry in self._recorded(case) if not self._differs(entry)]
 
-    def before(self, case: Case) -> float | None:
+    def last_recorded(self, case: Case) -> float | None:
         """What this machine recorded last of a case, in the metric's unit: the median over processes; else None."""
         own = self._own(case)
         return verdict.centre(own[0].invocations) if own else None

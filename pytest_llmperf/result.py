@@ -31,7 +31,7 @@ class Result:
         discarded: how many of them were replaced by others; 0 if there were too few others, so that all count.
         culprit: what disturbed most of them; None if nothing did.
         cold_start: seconds until the first generation was complete.
-        cold_start_before: what it was when the baseline was recorded here; None where none was. It never fails.
+        baseline_cold_start: what it was when the baseline was recorded here; None where none was. It never fails.
         compile_time: the part of it that the first generation took beyond a settled one; None where not known.
         peak_memory: bytes.
         engagement: what was seen of the optimization.
@@ -59,7 +59,7 @@ class Result:
     tp: int = 1
     devices: str = ""
     compile_time: float | None = None
-    cold_start_before: float | None = None
+    baseline_cold_start: float | None = None
     boundary: str = IN_PROCESS
 
     def as_dict(self) -> dict[str, Any]:

@@ -438,7 +438,7 @@ class Run:
             discarded=len(first.discarded),
             culprit=first.culprit,
             cold_start=first.cold_start,
-            cold_start_before=self.gate.before(replace(case, metric="cold-start")),
+            baseline_cold_start=self.gate.last_recorded(replace(case, metric="cold-start")),
             compile_time=first.compile_time,
             peak_memory=first.peak_memory,
             engagement=first.engagement,

@@ -290,17 +290,18 @@ class Scope:
         combination = self.registry[backend]
         return (
             why_not(combination, self.device, self.interpreter(combination), self.servers)
-            or self._another_type(combination)
+            or self._unsupported_dtype(combination)
             or why_not_sharded(self.model.architecture, combination.tp, combination.own_ranks)
             or self._too_few(combination)
             or self._unplaced(combination)
         )
 
-    def _another_type(self, backend: Combination) -> str | None:
+    def _unsupported_dtype(self, backend: Combination) -> str | None:
         part = next((part for part in backend.all if part.dtypes and self.dtype not in part.dtypes), None)
         if part is None or self.attached(backend):  # a server that runs already has its own type
             return None
-        return f"{part.name} has no {self.dtype}; choose --llm-dtype={' or '.join(part.dtypes)}"
+        usable = [f"--llm-dtype={dtype}" for dtype in part.dtypes if dtype in self.device.dtypes]
+        return f"{part.name} does not support {self.dtype}" + (f"; choose {' or '.join(usable)}" if usable else "")
 
     def devices(self, backend: Combination) -> Choice | None:
         """The devices that the backend's ranks use, and why; None where that is not this project's to say.

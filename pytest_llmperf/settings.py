@@ -453,7 +453,7 @@ def _typed(option: Option) -> Callable[[str], Any]:
 
 
 def _text(ini: Any, separator: str) -> str:
-    """An ini value as one would write it; a list, as pyproject.toml may have one, by its parts."""
+    """An ini value as one would write it; by its parts a list, which ``[tool.pytest.ini_options]`` lets through."""
     return (separator.join(map(str, ini)) if isinstance(ini, list) else str(ini)).strip()
 
 

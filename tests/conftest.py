@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -18,6 +19,7 @@ from pytest_llmperf.devices import facts
 from pytest_llmperf.models import Model
 
 pytest_plugins = "pytester"
+sys.path.append(str(Path(__file__).parent.parent))  # for benchmarks, which are not installed
 
 # How long an example takes, or takes to draw, says how busy the machine is.
 hypothesis.settings.register_profile(

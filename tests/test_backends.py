@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, DynamicCache, GenerationConfig
 
 from pytest_llmperf.backends.base import EngineSpec, NotEngagedError
-from pytest_llmperf.backends.compile import OneLayer, of_one_layer
+from pytest_llmperf.backends.compile import LayerCache, with_layer_cache
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.backends.transformers_engine import TokenStreamer, TransformersEngine, decoder_layers
 from pytest_llmperf.devices.table import DEVICES
@@ -252,19 +252,19 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_one_graph_serves_every_layer(nine_layers: Any, graphs: list[Any]) -> None:
     generate(nine_layers, EQUAL)
-    assert len(graphs) == 2  # a prefill and a step
+    assert len(graphs) == 2  # a prefill and a step; inductor's own prefill leaves other strides, and there are three
     nine_layers.evidence().require()
 
 
-def test_a_cache_of_one_layer_is_that_layers_whatever_index_is_named() -> None:
+def test_a_cache_with_layer_cache_is_that_layers_whatever_index_is_named() -> None:
     cache = DynamicCache(config=AutoConfig.for_model("llama", num_hidden_layers=2))
     last = SimpleNamespace(layer_idx=1)
-    _, options = of_one_layer(last, (), {"past_key_values": cache, "position_ids": 7})
+    _, options = with_layer_cache(last, (), {"past_key_values": cache, "position_ids": 7})
     assert options["position_ids"] == 7
     view = options["past_key_values"]
-    assert isinstance(view, OneLayer)
+    assert isinstance(view, LayerCache)
     keys, values = torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
-    assert view.update(keys, values, 0)[0].equal(keys)
+    assert view.update(key_states=keys, value_states=values, layer_idx=0)[0].equal(keys)
     assert [layer.get_seq_length() for layer in cache.layers] == [0, 3]
     assert view.get_seq_length(1) == 3  # and all else is the whole cache's
 
@@ -274,14 +274,14 @@ def test_a_cache_of_one_layer_is_that_layers_whatever_index_is_named() -> None:
     [
         (SimpleNamespace(), DynamicCache(config=AutoConfig.for_model("llama", num_hidden_layers=2))),
         (SimpleNamespace(layer_idx=0), None),
-        (SimpleNamespace(layer_idx=0), DynamicCache()),  # has no slots before the first step
-        (SimpleNamespace(layer_idx=0), SimpleNamespace(layers=["slot"], offloading=True)),
+        (SimpleNamespace(layer_idx=0), DynamicCache()),  # has no layers before the first step
+        (SimpleNamespace(layer_idx=0), SimpleNamespace(layers=["one"], offloading=True)),
     ],
-    ids=["no index", "no cache", "no slots yet", "offloaded"],
+    ids=["no index", "no cache", "no layers yet", "offloaded"],
 )
-def test_what_has_no_slot_of_its_own_is_handed_on(attention: Any, cache: Any) -> None:
+def test_what_has_no_layer_of_its_own_is_handed_on(attention: Any, cache: Any) -> None:
     call: Any = ((1,), {"past_key_values": cache})
-    assert of_one_layer(attention, *call) == call
+    assert with_layer_cache(attention, *call) == call
 
 
 def test_more_kinds_of_step_than_the_limit_are_an_error(nine_layers: Any, limits: Any, graphs: list[Any]) -> None:
@@ -303,10 +303,10 @@ def test_hitting_the_recompile_limit_is_an_error(unlike: Any, graphs: list[Any])
 
 
 def test_a_silent_fallback_is_seen_in_the_evidence(unlike: Any, limits: Any, graphs: list[Any]) -> None:
-    limits.fail_on_recompile_limit_hit = False
-    assert [len(row) for row in generate(unlike, EQUAL, 2)] == [2, 2]  # it does generate: most of it uncompiled
-    with pytest.raises(NotEngagedError, match=r"a compiled region in every layer .*compiled regions=\d+"):
-        unlike.evidence().require()
+    with limits.patch(fail_on_recompile_limit_hit=False):
+        assert [len(row) for row in generate(unlike, EQUAL, 2)] == [2, 2]  # it does generate: most of it uncompiled
+        with pytest.raises(NotEngagedError, match=r"a compiled region in every layer .*compiled regions=\d+"):
+            unlike.evidence().require()
 
 
 @pytest.mark.parametrize("name", ["compile", "compile-static"])

@@ -256,7 +256,7 @@ def test_a_backend_without_the_runs_type_is_skipped_with_that_reason(suite: Suit
     suite.backends(backends='[Backend("ref", load_ref), Backend("sim", load_sim, dtypes=("float16", "float32"))]')
     result = suite.run("suites/test_decode.py", "-rs")
     result.assert_outcomes(passed=1, skipped=1)
-    result.stdout.fnmatch_lines("SKIPPED*sim: sim has no bfloat16; choose --llm-dtype=float16 or float32")
+    result.stdout.fnmatch_lines("SKIPPED*sim: sim does not support bfloat16; choose --llm-dtype=float32")
     suite.run("suites/test_decode.py", "--llm-dtype=float32").assert_outcomes(passed=2)
 
 

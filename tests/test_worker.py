@@ -130,7 +130,7 @@ def test_the_last_lines_of_a_lost_worker_are_shown(suite: Suite) -> None:
 )
 def test_what_was_measured_before_a_loss_is_kept(suite: Suite, body: str) -> None:
     suite_with(suite, body)
-    timeout = "2" if "sleep" in body else "30"
+    timeout = "10" if "sleep" in body else "30"
     result = suite.run(
         "suites/test_decode.py", "--llm-results=raw.json", "--llm-update-baselines", f"--llm-timeout={timeout}"
     )

@@ -1,4 +1,4 @@
-"""compile: torch.compile of every layer's self_attn with dynamic shapes (the article's recipe)."""
+"""compile: torch.compile of every layer's self_attn with dynamic shapes (the article's recipe), one graph for all."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ if TYPE_CHECKING:
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
 
 
-class OneLayer:
-    """A KV cache as one layer's attention sees it: the slot of that layer, under whichever index it is asked for.
+class LayerCache:
+    """A KV cache as one layer's attention sees it: its own layer of it, under whichever index it is asked for.
 
-    ``past_key_values.update(keys, values, self.layer_idx)`` makes each layer's graph another one, for it names the
-    index and where in the cache the tensors are from. So thirty equal layers were traced thirty times: 15 s for each
-    kind of step, where one trace, of half a second, serves them all.
+    ``past_key_values.update(key_states, value_states, self.layer_idx)`` makes each layer's graph another one, for it
+    names the index and where in the cache the tensors are from. So thirty equal layers were traced thirty times: 15 s
+    for each kind of step, where one trace, of half a second, serves them all.
     """
 
-    def __init__(self, cache: Any, slot: Any) -> None:
+    def __init__(self, cache: Any, layer: Any) -> None:
         self.cache = cache
-        self.slot = slot
+        self.layer = layer
 
-    def update(self, keys: Any, values: Any, layer_idx: int, *args: Any, **options: Any) -> Any:
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **options: Any) -> Any:
         """``Cache.update`` for this layer."""
-        return self.slot.update(keys, values, *args, **options)
+        return self.layer.update(key_states, value_states, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cache, name)
 
 
-def of_one_layer(attention: Any, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The same call with this layer's view of the KV cache, if that has a slot for it (a hook before ``forward``)."""
+def with_layer_cache(attention: Any, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same call with this layer's view of the KV cache, if that has a layer for it (a hook before ``forward``)."""
     cache: Any = options.get("past_key_values")
-    slots: Any = getattr(cache, "layers", ())
+    layers: Any = getattr(cache, "layers", ())
     index: Any = getattr(attention, "layer_idx", None)
-    if index is None or index >= len(slots) or cache.offloading:
+    if index is None or index >= len(layers) or getattr(cache, "offloading", False):
         return args, options
-    return args, {**options, "past_key_values": OneLayer(cache, slots[index])}
+    return args, {**options, "past_key_values": LayerCache(cache, layers[index])}
 
 
 def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
@@ -61,7 +61,7 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
             config.fail_on_recompile_limit_hit = True
             for layer in decoder_layers(self.model):
                 layer.self_attn = torch.compile(layer.self_attn, dynamic=True)
-                layer.self_attn.register_forward_pre_hook(of_one_layer, with_kwargs=True)
+                layer.self_attn.register_forward_pre_hook(with_layer_cache, with_kwargs=True)
 
         def _generate(self, *arguments: Any, **options: Any) -> None:
             with no_fallback(f"every one of the {self.layers} layers"):

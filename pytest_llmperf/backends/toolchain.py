@@ -1,4 +1,4 @@
-"""What optimizations need of the machine."""
+"""What optimizations need of the machine, and compiling of dynamo."""
 
 from __future__ import annotations
 

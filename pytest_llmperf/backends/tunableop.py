@@ -1,7 +1,7 @@
 """tunableop: PyTorch's TunableOp, which times every candidate kernel of a matrix product and keeps the fastest.
 
 Tuning happens while the engine loads and in the first generation of every shape, which is warm-up and never a sample;
-then it is off. Results are kept in a file for the device, versions, model and dtype, and read by the next process.
+then it is off. Results are kept in a file for the device, versions, engine and model, and read by the next process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TunedEngine:
         self._tunable = tunable
         self._shapes: set[tuple[tuple[int, ...], int]] = set()
         tunable.enable(True)
-        self._file = results_file(spec, tunable)
+        self._file = results_file(load, spec, tunable)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         tunable.set_filename(str(self._file))
         if self._file.exists():
@@ -98,14 +98,15 @@ class TunedEngine:
         )
 
 
-def results_file(spec: EngineSpec, tunable: Any) -> Path:
-    """Where results are kept: those of this device and these versions (its validators), this model and dtype.
+def results_file(load: Any, spec: EngineSpec, tunable: Any) -> Path:
+    """Where results are kept: of this device and these versions (its validators), this engine, model, dtype and degree.
 
     Torch does not say which entries a product used. What another model tuned would pass for what this one ran.
     """
     validators = sorted(" ".join(map(str, one)) for one in tunable.get_validators())
-    model = json.dumps([spec.model, spec.config and dict(spec.config), spec.dtype], sort_keys=True)
-    of = hashlib.sha256("\n".join((*validators, model)).encode()).hexdigest()
+    engine = [load.__module__, load.__qualname__, getattr(load, "attention", "")]
+    work = json.dumps([engine, spec.model, spec.config and dict(spec.config), spec.dtype, spec.tp], sort_keys=True)
+    of = hashlib.sha256("\n".join((*validators, work)).encode()).hexdigest()
     return Path(spec.cache) / "tunableop" / f"{of[:12]}.csv"
 
 

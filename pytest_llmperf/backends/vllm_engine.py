@@ -131,9 +131,10 @@ class VllmEngine:
         statistics: dict[int, RequestStatistics] = {}
         steps = waiting = 0
         first = set(range(len(prompts)))
+        arrived = time.time()  # all of them, as the stamps count from here: vLLM would count each from its own turn
         try:
             for name, prompt in zip(names, prompts, strict=True):
-                self.engine.add_request(name, {"prompt_token_ids": prompt}, parameters)
+                self.engine.add_request(name, {"prompt_token_ids": prompt}, parameters, arrival_time=arrived)
             while self.engine.has_unfinished_requests():
                 steps += 1
                 output: Any  # of a request for text, not one for an embedding

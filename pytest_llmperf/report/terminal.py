@@ -285,8 +285,8 @@ def cold_starts(results: Iterable[Result]) -> list[str]:
         about = [str(result.case.workload)]
         if (compiling := result.compile_time or 0.0) >= COMPILES:
             about.append(f"{compiling:.0f} s compiling")
-        if result.cold_start_before is not None:
-            about.append(f"baseline {figure(result.cold_start_before, 'cold-start')}")
+        if result.baseline_cold_start is not None:
+            about.append(f"baseline {figure(result.baseline_cold_start, 'cold-start')}")
         said.append(f"{name} {figure(result.cold_start, 'cold-start')} ({', '.join(about)})")
     return said
 
