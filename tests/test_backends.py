@@ -223,8 +223,7 @@ def nine_layers(limits: Any) -> Iterator[Any]:
     if (reason := REGISTRY["compile"].requires(DEVICES["cpu"])) is not None:
         pytest.skip(reason)
     torch._dynamo.reset()
-    with torch._inductor.config.patch(freezing=False):  # max-autotune sets it, and weights are then part of a graph
-        yield load("compile", spec(num_hidden_layers=LAYERS))
+    yield load("compile", spec(num_hidden_layers=LAYERS))
     torch._dynamo.reset()
 
 
@@ -238,7 +237,7 @@ def unlike(nine_layers: Any, limits: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What dynamo hands to inductor, which does not compile it."""
     found: list[Any] = []
 
@@ -247,7 +246,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return graph.forward
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", uncompiled)
-    return found
+    config: Any = torch._inductor.config
+    with config.patch(freezing=False):  # max-autotune sets it, and weights are then part of a graph
+        yield found
 
 
 def test_one_graph_serves_every_layer(nine_layers: Any, graphs: list[Any]) -> None:
