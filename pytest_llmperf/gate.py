@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 from pytest_llmperf import baseline as store
 from pytest_llmperf import update, verdict
@@ -98,7 +99,7 @@ class Gate:
         found = verdict.confirm(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR, earlier)
         doubt = self._disturbed(confirmations)
         if found.outcome is Outcome.REGRESSION:
-            doubt = doubt or self._weaker(entry)
+            doubt = doubt or self._weaker(entry) or self._shared(case, reference, found)
         return verdict.contaminated(found, doubt) if doubt else found
 
     def _recorded(self, case: Case) -> Sequence[store.Entry]:
@@ -196,6 +197,20 @@ class Gate:
             if now[name] < SAME_STATE * before:
                 return f"this machine's {title} is {1 - now[name] / before:.0%} below what it was with the baseline"
         return None
+
+    def _shared(self, case: Case, reference: Measurement | None, found: Verdict) -> str | None:
+        """Whether the reference is slower than its own baseline by so much that too little is left for this case.
+
+        Drift outlasts a run, and slows what ran beside it too. What slows every backend alike, as a new torch may,
+        still fails: by the reference's own case.
+        """
+        own = self._own(replace(case, backend=self.reference))
+        if reference is None or case.backend == self.reference or not own:
+            return None
+        drift = median(reference.figures(case.metric)) / verdict.centre(own[0].invocations)
+        if drift <= 1 or found.ratio / drift > 1 + found.threshold:
+            return None
+        return f"{self.reference} is {verdict.change_of(drift)} than its baseline too, so it may be the machine"
 
     def accept(
         self,

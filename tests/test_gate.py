@@ -322,6 +322,28 @@ def test_a_slowdown_with_another_cause_is_inconclusive(
     result.stdout.fnmatch_lines("1 cases gated: 1 inconclusive")
 
 
+@pytest.mark.parametrize(
+    ("sim", "ref", "outcomes"),
+    [
+        (0.006, 0.012, "1 regression, 1 inconclusive"),  # a fifth slower both
+        (0.006, 0.01095, "1 ok, 1 inconclusive"),  # less than the tolerance is left
+        (0.007, 0.0105, "1 regression, 1 ok"),
+        (0.006, 0.0095, "1 regression, 1 ok"),
+    ],
+)
+def test_a_slowdown_that_the_reference_shares_is_the_machine_s_or_fails_by_the_reference(
+    suite: Suite, sim: float, ref: float, outcomes: str
+) -> None:
+    suite.record({"sim/tpot": 0.005, "ref/tpot": 0.010})
+    suite.backends(sim=f"Simulated(tpot={sim})", ref=f"Simulated(tpot={ref})")
+    result = suite.decode(backends="ref,sim")
+    assert result.ret == ("regression" in outcomes)
+    result.stdout.fnmatch_lines(f"2 cases gated: {outcomes}")
+    if "inconclusive" in outcomes:
+        said = "but ref is *% slower than its baseline too, so it may be the machine (tpot b1-p16-n8 sim)"
+        result.stdout.fnmatch_lines(f"inconclusive: 20.0% slower in 2 fresh processes, {said}")
+
+
 # Another machine
 
 
