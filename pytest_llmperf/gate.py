@@ -6,7 +6,6 @@ import datetime
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 
 from pytest_llmperf import baseline as store
 from pytest_llmperf import update, verdict
@@ -204,10 +203,10 @@ class Gate:
         Drift outlasts a run, and slows what ran beside it too. What slows every backend alike, as a new torch may,
         still fails: by the reference's own case.
         """
-        own = self._own(replace(case, backend=self.reference))
-        if reference is None or case.backend == self.reference or not own:
+        usual = self.last_recorded(replace(case, backend=self.reference))
+        if reference is None or case.backend == self.reference or usual is None:
             return None
-        drift = median(reference.figures(case.metric)) / verdict.centre(own[0].invocations)
+        drift = verdict.centre([reference.figures(case.metric)]) / usual
         if drift <= 1 or found.ratio / drift > 1 + found.threshold:
             return None
         return f"{self.reference} is {verdict.change_of(drift)} than its baseline too, so it may be the machine"

@@ -11,7 +11,6 @@ BACKENDS = (
         optimizes="decode",
         proof="TGI streams the tokens asked for, by its own count",
         distributions=("aiohttp",),
-        dtypes=("float16", "bfloat16"),
         boundary=CLIENT,
         attaches=True,
         launcher="text-generation-launcher",
