@@ -23,6 +23,8 @@ ABSOLUTE_FLOOR = 50e-6
 SAME_STATE = 0.85
 #: How often they are measured before that is said.
 PROBES = 3
+#: What of a machine is looked at, and how it is called.
+PEAKS = {"flops": "GEMM rate", "bandwidth": "memory bandwidth", "interpreter": "interpreter"}
 
 
 def shown(path: Path) -> Path:
@@ -93,12 +95,15 @@ class Gate:
         if not found.flagged or fresh is None:
             doubt = self._disturbed([first])
             return verdict.contaminated(found, doubt) if doubt else found
+        if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._machine(case, entry, reference, found)):
+            # It would not be called a regression whatever fresh processes say, so none is started.
+            return replace(found, reason=f"{found.reason}, but {doubt}")
         confirmations = fresh(CONFIRMATIONS)
         figures = [one.figures(case.metric) for one in confirmations]
         found = verdict.confirm(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR, earlier)
         doubt = self._disturbed(confirmations)
         if found.outcome is Outcome.REGRESSION:
-            doubt = doubt or self._weaker(entry) or self._shared(case, reference, found)
+            doubt = doubt or self._machine(case, entry, reference, found)
         return verdict.contaminated(found, doubt) if doubt else found
 
     def _recorded(self, case: Case) -> Sequence[store.Entry]:
@@ -182,20 +187,29 @@ class Gate:
         of = f"{len(disturbed)} of {len(measured)} processes" if len(measured) > 1 else "the process"
         return f"too few samples of {of} were undisturbed: {disturbed[0].culprit}"
 
+    def _machine(self, case: Case, entry: store.Entry, reference: Measurement | None, found: Verdict) -> str | None:
+        """Whether a slowdown may be the machine's: what tells that at no cost first."""
+        return self._shared(case, reference, found) or self._weaker(entry)
+
     def _weaker(self, entry: store.Entry) -> str | None:
         """Whether the machine itself is slower now than when the baseline was recorded."""
         if self.measure_peaks is None:
             return None
         assert self.stored is not None
         recorded = self.stored.environments[entry.environment].peaks
-        # A probe of half a second may itself be disturbed: the best of a few says what the machine can do now.
-        probes = [self.measure_peaks() for _ in range(PROBES)]
-        now = {name: max(probe[name] for probe in probes) for name in probes[0]}
-        for name, title in (("flops", "GEMM rate"), ("bandwidth", "memory bandwidth")):
-            before = float(recorded.get(name, 0.0))
-            if now[name] < SAME_STATE * before:
-                return f"this machine's {title} is {1 - now[name] / before:.0%} below what it was with the baseline"
-        return None
+        now: dict[str, float] = {}
+        below: list[str] = []
+        for _ in range(PROBES):  # one may itself be disturbed: the best of a few says what the machine can do now
+            now = {name: max(rate, now.get(name, 0.0)) for name, rate in self.measure_peaks().items()}
+            shares = {title: now[name] / recorded[name] for name, title in PEAKS.items() if name in recorded}
+            below = [
+                f"this machine's {title} is {1 - share:.0%} below what it was with the baseline"
+                for title, share in shares.items()
+                if share < SAME_STATE
+            ]
+            if not below:
+                return None
+        return below[0]
 
     def _shared(self, case: Case, reference: Measurement | None, found: Verdict) -> str | None:
         """Whether the reference is slower than its own baseline by so much that too little is left for this case.

@@ -174,7 +174,7 @@ class Document:
 
     Attributes:
         device, model, dtype, reference: what was measured, and what speedup and parity refer to.
-        environment: ``fingerprint``, ``versions`` and ``peaks`` (FLOP/s, bytes/s), as far as known.
+        environment: ``fingerprint``, ``versions`` and ``peaks`` as in the baselines, as far as known.
         rows: a case each, in the order of `ranked`.
         parities: a backend and workload each whose parity was checked.
         loads: servers under load.

@@ -1,6 +1,6 @@
 """What does the gate cost where nothing is wrong, and what does it cost to confirm one case that is flagged?
 
-    python -m benchmarks.gate_cost [--turns 5] [--output benchmarks/data/gate_cost.json]
+    python -m benchmarks.gate.cost [--turns 5] [--output benchmarks/gate/data/cost.json]
 
 The repository of ``benchmarks.gate``, timed as whole commands that take turns: its twelve cases without a baseline and
 with one of the same code; and one case alone with that baseline, and with one that was made twice as fast, so that it
@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import script
-from benchmarks.gate import measure, repository
+from benchmarks.gate.repository import measure, repository
 
 RATIO, SECONDS = 1.3, 90.0
 #: What the flagged case's stored figures are multiplied by.
@@ -69,7 +69,7 @@ def main() -> int:
     plain, gated, alone, fresh, beside = (median(made) for made in seconds.values())
     print(f"with a baseline {gated / plain:.2f} times as long as without (limit {RATIO}); one case confirmed in ")
     print(f"{fresh - alone:.0f} s by fresh processes, {beside - alone:.0f} s beside base (limit {SECONDS:.0f})")
-    command = f"benchmarks.gate_cost --turns {options.turns}"
+    command = f"benchmarks.gate.cost --turns {options.turns}"
     script.write(options.output, command, seconds=seconds, outcomes=outcomes)
     return int(gated / plain > RATIO or max(fresh, beside) - alone > SECONDS)
 
