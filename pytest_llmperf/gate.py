@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import math
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +25,8 @@ ABSOLUTE_FLOOR = 50e-6
 SAME_STATE = 0.85
 #: How often they are measured before that is said.
 PROBES = 3
+#: Seconds for which that is believed, so that not every case of a slow minute pays for probes.
+BELIEVED = 60.0
 #: What of a machine is looked at, and how it is called.
 PEAKS = {"flops": "GEMM rate", "bandwidth": "memory bandwidth", "interpreter": "interpreter"}
 
@@ -53,6 +57,8 @@ class Gate:
     changes: dict[Case, Change] = field(default_factory=dict)
     _accepted: dict[Case, store.Entry] = field(default_factory=dict)
     _environments: dict[str, store.Environment] = field(default_factory=dict)
+    #: When this machine was found to be weaker than it was in an environment, and in what.
+    _weak: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def judge(
         self,
@@ -196,6 +202,9 @@ class Gate:
         if self.measure_peaks is None:
             return None
         assert self.stored is not None
+        found, said = self._weak.get(entry.environment, (-math.inf, ""))
+        if time.monotonic() - found < BELIEVED:
+            return said
         recorded = self.stored.environments[entry.environment].peaks
         now: dict[str, float] = {}
         below: list[str] = []
@@ -209,6 +218,7 @@ class Gate:
             ]
             if not below:
                 return None
+        self._weak[entry.environment] = time.monotonic(), below[0]
         return below[0]
 
     def _shared(self, case: Case, reference: Measurement | None, found: Verdict) -> str | None:

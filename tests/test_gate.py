@@ -340,6 +340,23 @@ def test_on_a_machine_that_is_weaker_than_it_was_nothing_is_confirmed(
     assert recorded.loads["sim"] == 1, "it would not be called a regression whatever fresh processes said"
 
 
+@pytest.mark.parametrize(("believed", "probes"), [(60.0, 1 + 3), (0.0, 1 + 3 + 3)])
+def test_what_was_found_of_a_machine_is_believed_for_a_while(suite: Suite, believed: float, probes: int) -> None:
+    suite.record({"sim/tpot": TPOT, "sim/latency": 0.05})
+    counting = f"""
+def pytest_sessionstart():
+    from pytest_llmperf import gate
+    from pytest_llmperf.run import Run
+
+    gate.BELIEVED = {believed}
+    Run.measure_peaks = lambda run: started("peaks") and PEAKS | {{"flops": 0.5e15}}
+"""
+    suite.backends(sim="Simulated(tpot=0.01)", extra=counting)
+    result = suite.run("suites/test_decode.py", "suites/test_latency.py", "--llm-backends=sim")
+    result.stdout.fnmatch_lines("2 cases gated: 2 inconclusive")
+    assert len(suite.pids("peaks")) == probes
+
+
 def test_a_machine_that_is_weaker_while_it_is_confirmed_is_doubted_too(recorded: Suite) -> None:
     falling = """
 from itertools import chain, repeat

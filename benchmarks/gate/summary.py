@@ -1,0 +1,56 @@
+"""What the data say: the table in README.md.
+
+python -m benchmarks.gate.summary
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data"
+#: What a slowdown of the decode steps shows in, and what it does not.
+METRICS = {"TPOT, latency": ("tpot", "latency"), "TTFT": ("ttft",)}
+HEAD = (
+    "| command | on | metrics | decisions | regression | ok | faster | inconclusive | furthest from 0 "
+    "| pytest-benchmark fails | asv | nvbench |"
+)
+
+
+def workloads(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The workloads of a run; in the first data a run had one."""
+    return [run] if "verdicts" in run else list(run.values())
+
+
+def rows(path: Path) -> list[str]:
+    """A row for each group of metrics."""
+    held = json.loads(path.read_text())
+    made = [one for run in held["runs"] for one in workloads(run)]
+    found = []
+    for title, metrics in METRICS.items():
+        verdicts = [one["verdicts"][metric] for one in made for metric in metrics]
+        outcomes = Counter(one["outcome"] for one in verdicts)
+        failed = Counter(
+            rule for one in made for metric in metrics for rule, fails in one["others"][metric].items() if fails
+        )
+        furthest = max((one["ratio"] - 1 for one in verdicts if one["ratio"] is not None), key=abs)
+        counts = [outcomes[name] for name in ("regression", "ok", "faster", "inconclusive")]
+        others = [failed[rule] for rule in ("pytest-benchmark", "asv", "nvbench")]
+        command = f"[`{held['command'].removeprefix('python -m benchmarks.')}`](data/{path.name})"
+        cells = [command, held["machine"]["cpu"].split("(")[0].strip(), title, len(verdicts), *counts]
+        found.append(f"| {' | '.join(map(str, [*cells, f'{furthest:+.1%}', *others]))} |")
+    return found
+
+
+def table() -> str:
+    """Markdown."""
+    lines = [
+        row for path in sorted(DATA.glob("*.json")) if "runs" in json.loads(path.read_text()) for row in rows(path)
+    ]
+    return "\n".join([HEAD, "| --- " * (HEAD.count("|") - 1) + "|", *lines])
+
+
+if __name__ == "__main__":
+    print(table())
