@@ -36,6 +36,14 @@ def shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def weaker(now: Mapping[str, float], recorded: Mapping[str, float]) -> str | None:
+    """What of a machine is below `SAME_STATE` of what was recorded with a baseline, by how much; None if nothing is."""
+    for name, title in PEAKS.items():
+        if now.get(name, math.inf) < SAME_STATE * recorded.get(name, 0.0):
+            return f"this machine's {title} is {1 - now[name] / recorded[name]:.0%} below what it was with the baseline"
+    return None
+
+
 @dataclass(frozen=True)
 class Gate:
     """One baseline file and the machine that compares with it.
@@ -58,7 +66,7 @@ class Gate:
     _accepted: dict[Case, store.Entry] = field(default_factory=dict)
     _environments: dict[str, store.Environment] = field(default_factory=dict)
     #: When this machine was found to be weaker than it was in an environment, and in what.
-    _weak: dict[str, tuple[float, str]] = field(default_factory=dict)
+    _weak: dict[str, tuple[float, str | None]] = field(default_factory=dict)
 
     def judge(
         self,
@@ -202,24 +210,18 @@ class Gate:
         if self.measure_peaks is None:
             return None
         assert self.stored is not None
-        found, said = self._weak.get(entry.environment, (-math.inf, ""))
+        found, known = self._weak.get(entry.environment, (-math.inf, None))
         if time.monotonic() - found < BELIEVED:
-            return said
+            return known
         recorded = self.stored.environments[entry.environment].peaks
         now: dict[str, float] = {}
-        below: list[str] = []
         for _ in range(PROBES):  # one may itself be disturbed: the best of a few says what the machine can do now
             now = {name: max(rate, now.get(name, 0.0)) for name, rate in self.measure_peaks().items()}
-            shares = {title: now[name] / recorded[name] for name, title in PEAKS.items() if name in recorded}
-            below = [
-                f"this machine's {title} is {1 - share:.0%} below what it was with the baseline"
-                for title, share in shares.items()
-                if share < SAME_STATE
-            ]
-            if not below:
+            below = weaker(now, recorded)
+            if below is None:
                 return None
-        self._weak[entry.environment] = time.monotonic(), below[0]
-        return below[0]
+        self._weak[entry.environment] = time.monotonic(), below
+        return below
 
     def _shared(self, case: Case, reference: Measurement | None, found: Verdict) -> str | None:
         """Whether the reference is slower than its own baseline by so much that too little is left for this case.
@@ -251,8 +253,12 @@ class Gate:
             unit=METRICS[case.metric][1],
             invocations=rows,
         )
-        before = [entry.invocations for entry in self._own(case)]
-        self.changes[case] = update.change(case, before, rows, tolerance, ABSOLUTE_FLOOR)
+        own = self._own(case)
+        before = [entry.invocations for entry in own]
+        doubt = None
+        if own and self.stored is not None and self.measure_peaks is not None:
+            doubt = weaker(environment.peaks, self.stored.environments[own[0].environment].peaks)
+        self.changes[case] = replace(update.change(case, before, rows, tolerance, ABSOLUTE_FLOOR), doubt=doubt)
 
     def write(self, device: str, model: str, refused: Collection[Case]) -> dict[Case, store.Entry]:
         """Merge what was accepted, but not the refused cases, into the file, once. Returns what was written.

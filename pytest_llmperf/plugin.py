@@ -622,6 +622,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     found = [(result.case.backend, result.boundary) for result in results]
     seen = boundaries([*found, *((one.backend, CLIENT) for one in run.loads)])
     write(f"{run.model.name}, {run.dtype}, {run.device.name}; {seen}; speedup over {run.settings.reference}")
+    if passed_over := run.scope.passed_over:
+        write(f"the CPU was measured: {', '.join(passed_over)} is no device that is known by name", yellow=True)
     if results:
         # Where nobody's terminal ends, as in a log of CI, a line may be as long as it is.
         width = terminalreporter._tw.fullwidth if terminalreporter.isatty else None

@@ -162,6 +162,11 @@ class Scope:
         self._largest = Workload(1, 1, 1)
         self._choices: dict[int, Choice] = {}
 
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Accelerators that are here and not in the table, so that the CPU is measured without having been asked for."""
+        return detect.found() if self.settings.device is None and self.device.kind == "cpu" else ()
+
     def _backends(self) -> tuple[str, ...]:
         everything = self.settings.backends == ("all",)
         asked = self.registry.everything() if everything else self.settings.backends

@@ -464,9 +464,11 @@ def read(config: pytest.Config) -> Settings:
         pytest.UsageError: an ini value is malformed (argparse has checked the command line).
     """
     values: dict[str, Any] = {}
-    stated = set()
+    stated, typed = set(), set()
     for option in OPTIONS:
         value = config.getoption(option.flag)
+        if value is not None:
+            typed.add(option.field)
         if value is not None and option.repeated:
             value = tuple(chain.from_iterable(value))
         if value is None and (text := _text(config.getini(option.ini), "\n" if option.repeated else ",")):
@@ -488,12 +490,13 @@ def read(config: pytest.Config) -> Settings:
         values["tolerances"] = _tolerances(config.getini(TOLERANCES))
     except ValueError as error:
         raise pytest.UsageError(f"{TOLERANCES} (ini): {error}") from None
-    if not values["baseline_dir"].is_absolute():
-        values["baseline_dir"] = config.rootpath / values["baseline_dir"]
-    if values["results"] is not None:
-        values["results"] = values["results"].absolute()
-    if values["topology"] is not None:
-        values["topology"] = values["topology"].absolute()
-    values["report"] = tuple(path.absolute() for path in values["report"])
+    for field, value in values.items():
+        root = config.invocation_params.dir if field in typed else config.rootpath  # as pytest's own paths
+        if isinstance(value, Path):
+            values[field] = root / value
+        elif field == "report":
+            values[field] = tuple(root / path for path in value)
+        elif field == "model" and (root / value / "config.json").is_file():
+            values[field] = str(root / value)
     assert values.keys() | {"stated"} == {field.name for field in fields(Settings)}
     return Settings(**values, stated=frozenset(stated))

@@ -21,6 +21,7 @@ class Change:
         resolution: the smallest slowdown, a fraction, that the gate can detect against the new entry: the larger of
             the case's tolerance and its noise floor; None for a metric that is never gated.
         slower: whether the newest set is slower than the gate would have allowed.
+        doubt: why the machine may be slower than it was for the set before, so that figures of it hide slowdowns.
     """
 
     case: Case
@@ -29,6 +30,7 @@ class Change:
     noise: float
     resolution: float | None
     slower: bool
+    doubt: str | None = None
 
     @property
     def ratio(self) -> float | None:

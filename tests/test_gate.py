@@ -9,6 +9,7 @@ import shlex
 import pytest
 from inner import Suite
 
+from pytest_llmperf.devices import detect
 from pytest_llmperf.result import Result
 
 TPOT = 0.005
@@ -149,6 +150,16 @@ def test_an_interrupted_run_writes_no_baseline(suite: Suite) -> None:
     assert not suite.baseline.exists()
 
 
+def test_an_accelerator_that_is_not_in_the_table_is_said_not_to_be_measured(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "the CPU was measured: NVIDIA GeForce RTX 4090 is no device that is known by name"
+    assert said not in suite.decode().outlines
+    monkeypatch.setattr(detect, "found", lambda: ("NVIDIA GeForce RTX 4090",))
+    assert said in suite.decode().outlines
+    assert said not in suite.decode("--llm-device=cpu").outlines
+
+
 # What it could not have seen
 
 
@@ -156,7 +167,7 @@ def test_a_baseline_that_hides_slowdowns_is_said(recorded: Suite) -> None:
     recorded.spread("sim/tpot", 0.8, 1.0, 1.2)
     result = recorded.decode()
     assert result.ret == 0
-    result.stdout.fnmatch_lines("slowdowns that would not surely have been seen are below: tpot b1-p16-n8 sim ???%")
+    result.stdout.fnmatch_lines("this run could have missed slowdowns of up to ???% (tpot b1-p16-n8 sim)")
 
 
 def test_a_baseline_that_hides_none_is_not(recorded: Suite) -> None:

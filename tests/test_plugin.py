@@ -119,6 +119,21 @@ def test_the_command_line_wins_over_ini(suite: Suite) -> None:
     assert read(suite, "--llm-timeout=4").timeout == 4
 
 
+def test_a_path_is_relative_to_what_stated_it(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = suite.path / "below"
+    for folder in (suite.path, below):
+        (folder / "models" / "mine").mkdir(parents=True)
+        (folder / "models" / "mine" / "config.json").touch()
+    suite.ini(llm_model="models/mine", llm_baseline_dir="perf", llm_results="raw.json", llm_report="a.csv, b.md")
+    monkeypatch.chdir(below)
+    here, typed = (suite.path, read(suite)), (below, read(suite, "--llm-model=models/mine", "--llm-baseline-dir=perf"))
+    for root, settings in (here, typed):
+        assert (settings.model, settings.baseline_dir) == (str(root / "models/mine"), root / "perf")
+        assert (settings.results, *settings.report) == tuple(
+            suite.path / name for name in ("raw.json", "a.csv", "b.md")
+        )
+
+
 def test_every_help_text_shows_default_and_example(suite: Suite) -> None:
     result = suite.run("--help")
     text = " ".join(result.stdout.str().split())

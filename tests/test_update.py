@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from typing import Any
 
@@ -109,6 +110,20 @@ def test_an_old_schema_is_compared_and_written_anew_at_the_next_update(recorded:
 
 
 # Which
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.8e15, 1), (0.9e15, 0)])
+def test_figures_of_a_machine_that_is_weaker_than_it_was_are_doubted_once(
+    recorded: Suite, rate: float, said: int
+) -> None:
+    recorded.record({"sim/tpot": TPOT, "sim/latency": 0.05})
+    recorded.backends(sim=SLOWER, extra=f'PEAKS["flops"] = {rate}')
+    result = recorded.run(
+        "suites/test_decode.py", "suites/test_latency.py", "--llm-backends=sim", "--llm-update-baselines"
+    )
+    assert result.ret == 0
+    doubt = "this machine's GEMM rate is 20% below what it was with the baseline: these figures would hide a slowdown *"
+    assert len(fnmatch.filter(result.outlines, doubt)) == said
 
 
 def test_a_change_within_the_noise_is_not_starred(suite: Suite) -> None:

@@ -175,10 +175,12 @@ def changes(accepted: Iterable[Change]) -> list[str]:
     """What an update did, a line per case: old, new, change, and what the gate can detect from now on."""
     rows = [("accepted", "old", "new", "change", "resolution")]
     starred = False
+    doubts: dict[str, None] = {}
     for one in accepted:
         case = one.case
         moved = "new" if one.ratio is None else f"{one.ratio - 1:+.1%}{'*' * one.beyond_noise}"
         starred |= one.beyond_noise
+        doubts |= dict.fromkeys(filter(None, [one.doubt]))
         rows.append(
             (
                 label(case),
@@ -191,7 +193,11 @@ def changes(accepted: Iterable[Change]) -> list[str]:
     if len(rows) == 1:
         return []
     legend = "resolution: the smallest slowdown that the gate can detect now, the larger of tolerance and noise floor"
-    return [*_aligned(rows), legend + "; *: beyond the noise of the old baseline" * starred]
+    return [
+        *_aligned(rows),
+        legend + "; *: beyond the noise of the old baseline" * starred,
+        *(f"{doubt}: these figures would hide a slowdown once it is itself again; record then" for doubt in doubts),
+    ]
 
 
 def refusal(slower: Sequence[Change]) -> str:
@@ -258,9 +264,9 @@ def blind(results: Iterable[Result]) -> str:
         (result for result in results if result.verdict.resolution > FAR * result.tolerance),
         key=lambda result: -result.verdict.resolution,
     )
-    cases = [f"{label(result.case)} {result.verdict.resolution:.0%}" for result in unseen[:MENTIONED]]
+    cases = [f"{result.verdict.resolution:.0%} ({label(result.case)})" for result in unseen[:MENTIONED]]
     more = f" and {len(unseen) - MENTIONED} more" if len(unseen) > MENTIONED else ""
-    return f"slowdowns that would not surely have been seen are below: {', '.join(cases)}{more}" if cases else ""
+    return f"this run could have missed slowdowns of up to {', '.join(cases)}{more}" if cases else ""
 
 
 def disturbed(results: Iterable[Result]) -> list[str]:
