@@ -13,6 +13,7 @@ from pytest_llmperf.compare import Comparison, blocks
 from pytest_llmperf.engines import Engines, Side
 from pytest_llmperf.gate import ABSOLUTE_FLOOR
 from pytest_llmperf.host import Arm, BaseLostError, BaseUnableError
+from pytest_llmperf.paired import FEWEST_TO_FAIL
 from pytest_llmperf.scope import Scope
 from pytest_llmperf.selftest import Assessment
 from pytest_llmperf.verdict import Outcome, Verdict
@@ -67,6 +68,8 @@ class Beside:
             WorkerError, TraceError: head could not be measured.
             BaseError: git could not check the base out.
         """
+        if self._scope.attached(self._scope.registry[case.backend]):
+            return verdict.nothing(Outcome.NEW, f"base, {self._scope.base}, would ask the same server as head")
         try:
             comparison = self._comparison(case.backend, case.workload, self._base_and_head)
             return comparison.judge(case.metric, tolerance, ABSOLUTE_FLOOR)
@@ -89,7 +92,7 @@ class Beside:
         comparison.spend()
         processes = comparison.processes(case.metric)
         same, slowed = (blocks(comparison.pairs, case.metric, "base", arm) for arm in ("head", "slow"))
-        if len(same) < 2:
+        if len(same) < FEWEST_TO_FAIL:
             raise DisturbedError(f"{case}: {comparison.disturbance()}; nothing can be said of the gate here now")
         self.assessments[case] = selftest.assess(same, slowed, processes, tolerance, ABSOLUTE_FLOOR)
         return [figure for samples in processes for figure in samples]

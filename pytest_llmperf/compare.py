@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, product
 
 from pytest_llmperf import paired
@@ -112,8 +112,11 @@ class Comparison:
         while True:
             found, final = self._verdict(metric, tolerance, floor)
             if final or self._exhausted:
-                return found
+                break
             self._add_pair()
+        if not final and not all(pair.counts for pair in self.pairs) and len(blocks(self.pairs, metric)) > 1:
+            return replace(found, reason=f"{found.reason}; {self.disturbance()}")
+        return found
 
     def _verdict(self, metric: str, tolerance: float, floor: float) -> tuple[Verdict, bool]:
         undisturbed = blocks(self.pairs, metric)

@@ -13,6 +13,7 @@ from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.host import (
     Arm,
+    BaseLostError,
     BaseUnableError,
     Checkout,
     Host,
@@ -32,6 +33,13 @@ FATAL = {*OUT_OF_MEMORY, "AcceleratorError", "NotEngagedError"}
 def hopeless(error: Exception) -> bool:
     """Whether the same request would fail again, and would cost another engine: for time, for memory, unengaged."""
     return isinstance(error, WorkerHungError) or (isinstance(error, WorkerFailedError) and error.kind in FATAL)
+
+
+def no_room_for_both(error: Exception) -> BaseLostError | None:
+    """What it means that one of two processes side by side has no memory: nothing of either's code."""
+    if isinstance(error, WorkerFailedError) and error.kind in OUT_OF_MEMORY:
+        return BaseLostError(f"no memory for base and head at once: {error}")
+    return None
 
 
 def spoiled(error: Exception) -> bool:
@@ -160,7 +168,10 @@ class Engines:
         host = Host(arm, environment) if backend.ranks == 1 else Ranks(backend.ranks, arm, environment)
         try:
             parts = [arm.checkout.reference(part) if arm.checkout else part for part in backend.reference()]
-            spec = asdict(replace(self._spec, tp=backend.tp)) | self._attached(backend)
+            cache = self._spec.cache
+            if arm.checkout and parts != backend.reference():  # code of the repository: what head built is not base's
+                cache = str(arm.checkout.folder.parent / "cache")
+            spec = asdict(replace(self._spec, tp=backend.tp, cache=cache)) | self._attached(backend)
             host.ask("load", backend=parts, spec=spec, ranks=host.pids)
             yield host
         except BaseException:
@@ -229,8 +240,8 @@ class Engines:
         """A new process of the base arm and one of head, gone afterwards, as ``base`` and ``head``.
 
         Raises:
-            BaseUnableError: base cannot load the backend.
-            WorkerError: head cannot, or there is no memory for both.
+            BaseUnableError: base cannot load the backend, or there is no memory for both.
+            WorkerError: head cannot.
         """
         if not self._roomy:
             self.close(backend.name)
@@ -244,10 +255,11 @@ class Engines:
             try:
                 loaded = [hosts[0].answer("load", self._timeout)]
             except WorkerError as error:
-                if isinstance(error, WorkerFailedError) and error.kind in OUT_OF_MEMORY:
-                    raise
-                raise unable(error) from error
-            loaded.append(hosts[1].answer("load", self._timeout))
+                raise no_room_for_both(error) or unable(error) from error
+            try:
+                loaded.append(hosts[1].answer("load", self._timeout))
+            except WorkerError as error:
+                raise no_room_for_both(error) or error from error
             # A base of before this was possible does not say.
             pausable = [one.get("pausable", False) for one in loaded]
             yield {

@@ -133,7 +133,7 @@ class Perf:
             return None
         if run.settings.self_test:
             case = run.case(name, self.workload, metric)
-            tolerance, _ = run.scope.tolerance(case, self._stated)
+            tolerance, _ = run.scope.tolerance(case, self._stated, beside_base=True)
             figures = failing_plainly(lambda: run.beside.self_test(case, tolerance))
             self._play(figures)
             return None

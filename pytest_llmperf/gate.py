@@ -75,12 +75,8 @@ class Gate:
         reference: Measurement | None,
         tolerance: float,
         fresh: Callable[[int], Sequence[Measurement]] | None,
-        beside_base: Callable[[], Verdict] | None = None,
     ) -> Verdict:
-        """Screen a case; confirm it beside base if there is one, else in fresh processes, if it was flagged.
-
-        With a base, what no baseline of this machine can screen is flagged too, and what is slower than the tolerance
-        but not than the baseline's own processes.
+        """Screen a case by its baseline, and confirm it in fresh processes if it was flagged.
 
         Args:
             case: which.
@@ -88,27 +84,17 @@ class Gate:
             reference: what the reference measured of the same workload in this run, or None.
             tolerance: the slowdown allowed, as a fraction.
             fresh: makes that many measurements in fresh processes; None to screen only.
-            beside_base: compares the case with base.
         """
         recorded, own = self._recorded(case), self._own(case)
-        if not own and beside_base is not None:
-            return beside_base()
         if not recorded:
             why = "this case is new to it" if self.stored else f"{shown(self.path)} does not exist"
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
         if not own:
             return self._elsewhere(case, recorded, first, reference, tolerance)
         entry, earlier = own[0], [one.invocations for one in own[1:]]
-        mine = [first.figures(case.metric)]
-        found = verdict.screen(entry.invocations, mine, tolerance, ABSOLUTE_FLOOR, earlier=earlier)
-        if beside_base is not None and (found.flagged or found.ratio > 1 + tolerance):
-            beside = beside_base()
-            if beside.outcome.compared:
-                return beside
-            return replace(found, reason=f"{found.reason}; {beside.reason}")
+        found = self._screen(case, first, tolerance)
         if not found.flagged or fresh is None:
-            doubt = self._disturbed([first])
-            return verdict.contaminated(found, doubt) if doubt else found
+            return self._cleared(found, first)
         if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._machine(case, entry, reference, found)):
             # It would not be called a regression whatever fresh processes say, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
@@ -118,6 +104,52 @@ class Gate:
         doubt = self._disturbed(confirmations)
         if found.outcome is Outcome.REGRESSION:
             doubt = doubt or self._machine(case, entry, reference, found)
+        return verdict.contaminated(found, doubt) if doubt else found
+
+    def judge_beside(
+        self,
+        case: Case,
+        first: Measurement,
+        tolerance: float,
+        beside_base: Callable[[], Verdict],
+        by_baseline: Callable[[], Verdict],
+        always: bool = False,
+    ) -> Verdict:
+        """Compare a case with base where its baseline does not clear it, or always; by the baseline if base cannot.
+
+        A baseline of this machine clears what is no slower than the tolerance.
+
+        Args:
+            case: which.
+            first: what this run's engine measured.
+            tolerance: the slowdown allowed beside base, as a fraction.
+            beside_base: compares the case with base.
+            by_baseline: judges it as `judge` does.
+            always: whether even what is cleared is compared.
+        """
+        screened = None if self.is_new(case) else self._screen(case, first, tolerance)
+        if screened is None:
+            return beside_base()
+        if not (always or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
+            return self._cleared(screened, first)
+        beside = beside_base()
+        if not beside.compared:  # a base that broke is no reason to let a slowdown pass
+            found = by_baseline()
+            return replace(found, reason="; ".join(filter(None, [found.reason, beside.reason])))
+        if beside.outcome is Outcome.OK and screened.flagged and screened.ratio > 1:
+            moved = f"{verdict.change_of(screened.ratio)} than its baseline, but not than base"
+            return replace(beside, reason=f"{moved}: the machine is, or base was already")
+        return beside
+
+    def _screen(self, case: Case, first: Measurement, tolerance: float) -> Verdict:
+        """What one process says of a case that this machine has a baseline of."""
+        entry, *earlier = self._own(case)
+        sets = [one.invocations for one in earlier]
+        return verdict.screen(entry.invocations, [first.figures(case.metric)], tolerance, ABSOLUTE_FLOOR, earlier=sets)
+
+    def _cleared(self, found: Verdict, first: Measurement) -> Verdict:
+        """What was not flagged, unless the process was disturbed."""
+        doubt = self._disturbed([first])
         return verdict.contaminated(found, doubt) if doubt else found
 
     def _recorded(self, case: Case) -> Sequence[store.Entry]:
@@ -227,13 +259,14 @@ class Gate:
         """Whether the reference is slower than its own baseline by so much that too little is left for this case.
 
         Drift outlasts a run, and slows what ran beside it too. What slows every backend alike, as a new torch may,
-        still fails: by the reference's own case.
+        still fails by the reference's own case, if it is more than that one is allowed. A reference that is a little
+        slow, as one process in two is by chance, casts no doubt.
         """
         usual = self.last_recorded(replace(case, backend=self.reference))
         if reference is None or case.backend == self.reference or usual is None:
             return None
         drift = verdict.centre([reference.figures(case.metric)]) / usual
-        if drift <= 1 or found.ratio / drift > 1 + found.threshold:
+        if drift <= 1 + found.threshold * verdict.CONSISTENT or found.ratio / drift > 1 + found.threshold:
             return None
         return f"{self.reference} is {verdict.change_of(drift)} than its baseline too, so it may be the machine"
 

@@ -93,7 +93,7 @@ def compare(pairs: Pairs, tolerance: float, floor: float) -> tuple[Verdict, bool
         low,
         high,
         tolerance,
-        max(tolerance, threshold * ratio / low - 1),
+        max(tolerance, threshold * ratio / low - 1, floor / base),
         len(pairs),
         sum(map(len, pairs)),
         "base",

@@ -225,7 +225,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _marker_arguments(node: pytest.Item) -> dict[str, Any]:
-    """The marker's arguments; the closest one wins, name by name.
+    """The marker's arguments; the closest one wins, name by name, and of tolerances the strictest.
 
     Raises:
         ValueError: an argument that the marker does not have, or of the wrong kind.
@@ -240,7 +240,10 @@ def _marker_arguments(node: pytest.Item) -> dict[str, Any]:
             fits, wanted = MARKER_ARGUMENTS[name]
             if value is not None and not fits(value):
                 raise ValueError(f"{node.nodeid}: the llm marker's {name} is {value!r}; it takes {wanted}")
+        tolerances = [one["max_regression"] for one in (found, marker.kwargs) if one.get("max_regression") is not None]
         found.update(marker.kwargs)
+        if tolerances:
+            found["max_regression"] = min(tolerances)
     return found
 
 
@@ -589,7 +592,7 @@ def _gated_nothing(session: Session, run: Run) -> bool:
     asked = os.environ.get("CI") or stated
     config = session.config
     measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
-    compared = any(result.verdict.outcome.compared or run.updates(case) for case, result in run.results.items())
+    compared = any(result.verdict.compared or run.updates(case) for case, result in run.results.items())
     collects = config.getoption("collectonly", False)
     otherwise = run.settings.accepts_all or run.settings.self_test
     gates = session.gating and measures and not collects and not otherwise

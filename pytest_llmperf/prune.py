@@ -18,11 +18,12 @@ NARROWING = {
     "lf": "--last-failed",
     "stepwise": "--stepwise",
     "noconftest": "--noconftest",
+    "confcutdir": "--confcutdir",
     "override_ini": "--override-ini",
     "numprocesses": "-n",
 }
 #: Options of ours that decide what a test runs with. In ini they belong to the project.
-SCOPE = ("--llm-backends", "--llm-batch-sizes", "--llm-prompt-lengths", "--llm-max-new-tokens")
+SCOPE = ("--llm-backends", "--llm-tp", "--llm-batch-sizes", "--llm-prompt-lengths", "--llm-max-new-tokens")
 
 
 def narrowed(config: pytest.Config, settings: Settings) -> str | None:

@@ -37,7 +37,7 @@ from pytest_llmperf.scope import Scope, UnusableError
 from pytest_llmperf.settings import Settings
 from pytest_llmperf.trace import Trace, TraceError, checked
 from pytest_llmperf.update import Change
-from pytest_llmperf.verdict import Outcome
+from pytest_llmperf.verdict import Outcome, Verdict
 
 #: Share of the time-out of a request to a worker in which the last request of a load has to be due.
 WITHIN = 0.8
@@ -397,7 +397,7 @@ class Run:
         update = self.updates(case)
         first = self.first(backend, workload)
         reference = self._first.get((self.settings.reference, workload))
-        tolerance, source = self.scope.tolerance(case, stated_tolerance)
+        tolerance, source = self.scope.tolerance(case, stated_tolerance, beside_base=self.scope.base is not None)
         invocations = [first]
 
         def fresh(count: int) -> list[Measurement]:
@@ -410,11 +410,18 @@ class Run:
         if case.metric == "latency":  # has no roof of its own, and is made of two that have
             for part in ("ttft", "tpot"):
                 self._utilization(replace(case, metric=part), median(first.figures(part)))
-        beside = partial(self.beside.base, case, tolerance) if self.scope.base is not None else None
-        if beside is not None and self.settings.compare == "always":
-            found = beside()
+
+        def by_baseline() -> Verdict:
+            nonlocal tolerance, source
+            tolerance, source = self.scope.tolerance(case, stated_tolerance)
+            return self.gate.judge(case, first, reference, tolerance, None if update else fresh)
+
+        if self.scope.base is None:
+            found = by_baseline()
         else:
-            found = self.gate.judge(case, first, reference, tolerance, None if update else fresh, beside)
+            beside = partial(self.beside.base, case, tolerance)
+            always = self.settings.compare == "always"
+            found = self.gate.judge_beside(case, first, tolerance, beside, by_baseline, always)
         slower = found.outcome is Outcome.REGRESSION  # than base: a new case is screened by no baseline
         quiet = self.quiet(backend, workload) if update and not slower else []
         if quiet:

@@ -164,7 +164,7 @@ class Scope:
 
     @property
     def passed_over(self) -> tuple[str, ...]:
-        """Accelerators that are here and not in the table, so that the CPU is measured without having been asked for."""
+        """Accelerators that are here and not in the table, so that the CPU is measured, for which nobody asked."""
         return detect.found() if self.settings.device is None and self.device.kind == "cpu" else ()
 
     def _backends(self) -> tuple[str, ...]:
@@ -385,17 +385,24 @@ class Scope:
         matched = {pattern for case in cases for pattern, _ in self.matching(case)}
         return [pattern for pattern, _ in self.settings.tolerances if pattern not in matched]
 
-    def tolerance(self, case: Case, stated: float | None) -> tuple[float, str]:
-        """The slowdown that a case is allowed and where that was stated; the strictest of the stated ones."""
+    def tolerance(self, case: Case, stated: float | None, beside_base: bool = False) -> tuple[float, str]:
+        """The slowdown that a case is allowed and where that was stated; the strictest of the stated ones.
+
+        Args:
+            case: which.
+            stated: by its test's marker.
+            beside_base: whether it is compared with base rather than with a baseline; that has a default of its own.
+        """
+        option = "--llm-max-regression" if "max_regression" in self.settings.typed else "llm_max_regression"
         candidates = [
             (value, source)
             for value, source in (
                 (stated, "marker"),
-                (self.settings.max_regression, "--llm-max-regression"),
+                (self.settings.max_regression, option),
                 *((value, f"llm_tolerances: {pattern}") for pattern, value in self.matching(case)),
             )
             if value is not None
         ]
-        if self.base is not None:
+        if beside_base:
             return min(candidates, default=(BASE_TOLERANCE, "default with a base"))
         return min(candidates, default=(self.device.max_regression, f"default of {self.device.name}"))

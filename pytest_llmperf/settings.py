@@ -395,6 +395,8 @@ class Settings:
     tolerances: tuple[tuple[str, float], ...]
     #: Options that somebody set, on the command line or in ini; the others have their defaults.
     stated: frozenset[str] = frozenset()
+    #: Those of them that were on the command line.
+    typed: frozenset[str] = frozenset()
 
     @property
     def accepts_all(self) -> bool:
@@ -498,5 +500,5 @@ def read(config: pytest.Config) -> Settings:
             values[field] = tuple(root / path for path in value)
         elif field == "model" and (root / value / "config.json").is_file():
             values[field] = str(root / value)
-    assert values.keys() | {"stated"} == {field.name for field in fields(Settings)}
-    return Settings(**values, stated=frozenset(stated))
+    assert values.keys() | {"stated", "typed"} == {field.name for field in fields(Settings)}
+    return Settings(**values, stated=frozenset(stated), typed=frozenset(typed))

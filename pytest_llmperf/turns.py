@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices import fitness
-from pytest_llmperf.engines import Side
+from pytest_llmperf.engines import Side, no_room_for_both
 from pytest_llmperf.host import WorkerError, unable
 from pytest_llmperf.measurement import Sample, generate, sample_of
 from pytest_llmperf.paired import Block
@@ -111,6 +111,8 @@ class Turns:
         try:
             yield self._arms[name]
         except (WorkerError, TraceError) as error:
+            if lost := no_room_for_both(error):
+                raise lost from error
             if name != "base":
                 raise
             raise unable(error) from error

@@ -18,8 +18,8 @@ class Change:
         old: the centre of the set before, in the metric's unit; None for a case that is new.
         new: the centre of the newest set.
         noise: the noise floor of the sets before, a fraction; 0 without any.
-        resolution: the smallest slowdown, a fraction, that the gate can detect against the new entry: the larger of
-            the case's tolerance and its noise floor; None for a metric that is never gated.
+        resolution: the smallest slowdown, a fraction, that the gate can detect against the new entry: the largest of
+            the case's tolerance, its noise floor and what never counts; None for a metric that is never gated.
         slower: whether the newest set is slower than the gate would have allowed.
         doubt: why the machine may be slower than it was for the set before, so that figures of it hide slowdowns.
     """
@@ -61,4 +61,4 @@ def change(
     if tolerance is None:
         return Change(case, old, new, noise, None, slower=False)
     slower = old is not None and new > old * (1 + max(tolerance, noise)) and new - old > floor
-    return Change(case, old, new, noise, max(tolerance, noise_floor(newest, before)), slower)
+    return Change(case, old, new, noise, max(tolerance, noise_floor(newest, before), floor / new), slower)

@@ -92,6 +92,11 @@ class Verdict:
     baseline: float = math.nan
 
     @property
+    def compared(self) -> bool:
+        """Whether head was compared with anything, and anything came of it."""
+        return self.outcome.compared and not math.isnan(self.ratio)
+
+    @property
     def questionable(self) -> bool:
         """Whether it is an improvement too large to be taken on trust."""
         return self.outcome is Outcome.FASTER and self.ratio * (1 + LARGE) < 1

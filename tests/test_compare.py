@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import cycle, repeat
 from typing import Any
@@ -19,6 +20,7 @@ from pytest_llmperf.measurement import Sample
 from pytest_llmperf.paired import FEWEST_PRECISE, FEWEST_TO_FAIL
 from pytest_llmperf.trace import Trace
 from pytest_llmperf.turns import WARM_UP, Turn
+from pytest_llmperf.verdict import Outcome
 
 
 class Clock:
@@ -174,6 +176,16 @@ def test_one_that_nobody_served_is_not_begun(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(WorkerError):
         asking.spend()
     assert [asking.begun, other.begun] == [True, False]
+
+
+def test_what_disturbed_too_many_pairs_is_named_where_the_others_do_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = Machine(monkeypatch, 1.0, 1.0).comparisons()
+    one.spend()
+    disturbed = Pair(tuple(replace(turn, culprit="others used 1.0 cores") for turn in one.pairs[0].turns))
+    one.pairs[0] = disturbed
+    found = one.judge("tpot", 0.0001, 0.0)
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.reason.endswith("; 1 of 4 pairs had too few undisturbed turns: others used 1.0 cores")
 
 
 def test_a_pair_counts_if_each_arm_has_enough_undisturbed_turns() -> None:

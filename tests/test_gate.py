@@ -304,6 +304,28 @@ def test_the_strictest_tolerance_counts(recorded: Suite, marker: str, option: st
     assert result.ret == failed, result.stdout.str()
 
 
+NESTED = """
+import pytest
+
+
+@pytest.mark.llm(max_regression=0.05)
+class TestIt:
+    @pytest.mark.llm(max_regression=0.2)
+    def test_it(self, llm_perf):
+        llm_perf.gate("tpot")
+"""
+
+
+def test_of_nested_markers_the_strictest_tolerance_counts_and_ini_is_named(recorded: Suite) -> None:
+    recorded.backends(sim=SLOWER)
+    recorded.test(NESTED)
+    result = recorded.run("test_it.py", "--llm-backends=sim")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*allowed 5% (marker)*")
+    recorded.ini(llm_max_regression="7%")
+    recorded.decode().stdout.fnmatch_lines("*allowed 7% (llm_max_regression)*")
+
+
 def test_a_baseline_whose_own_processes_differed_is_not_failed_for_less_than_that(suite: Suite) -> None:
     suite.backends(sim="Simulated(tpot=0.005 * [1, 1.1, 1.2][process - 1])")
     suite.decode("--llm-update-baselines", "--llm-invocations=3")
@@ -392,6 +414,7 @@ def pytest_sessionstart():
         (0.006, 0.01095, "1 ok, 1 inconclusive"),  # less than the tolerance is left
         (0.007, 0.0105, "1 regression, 1 ok"),
         (0.006, 0.0095, "1 regression, 1 ok"),
+        (0.0056, 0.0102, "1 regression, 1 ok"),  # the reference is a little slow, as by chance
     ],
 )
 def test_a_slowdown_that_the_reference_shares_is_the_machine_s_or_fails_by_the_reference(

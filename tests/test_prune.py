@@ -121,6 +121,8 @@ def test_nothing_to_remove_leaves_the_file_alone(recorded: Suite) -> None:
         (("suites",), "tests outside of suites are hidden; collect the whole project, *"),
         (("suites/test_decode.py::test_decode",), "tests outside of suites/test_decode.py::test_decode are hidden; *"),
         (("--llm-backends=ref",), "--llm-backends hides what the tests run with by default; *"),
+        (("--llm-tp=1",), "--llm-tp hides what the tests run with by default; *"),
+        (("--confcutdir=.",), "--confcutdir hides tests; leave it out"),
         (("--llm-batch-sizes=1",), "--llm-batch-sizes hides what the tests run with by default; *"),
         (("--llm-prompt-lengths=16",), "--llm-prompt-lengths hides what the tests run with by default; *"),
         (("--llm-max-new-tokens=8",), "--llm-max-new-tokens hides what the tests run with by default; *"),

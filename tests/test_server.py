@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,12 @@ def test_a_served_backend_is_gated_in_parity_and_says_its_boundary(suite: Suite,
     assert result["engagement"]["seen"]["server"] == server.url
     assert "server: client of a server" in (suite.path / "r.md").read_text()
     assert "server: client of a server" in (suite.path / "r.html").read_text()
+
+
+def test_a_server_is_not_held_against_itself(suite: Suite, server: Loopback) -> None:
+    done = run(suite, server, f"--llm-base-python={sys.executable}", "--llm-compare=always")
+    done.stdout.fnmatch_lines([f"new: base, {sys.executable}, would ask the same server as head *"])
+    assert done.ret == 1, "nothing was compared"
 
 
 def test_wrong_tokens_are_not_in_parity(suite: Suite, server: Loopback, model: Model) -> None:

@@ -44,7 +44,7 @@ def test_a_change_is_told_by_what_the_gate_would_say(history: Any, tolerance: fl
     found = change(CASE, before, newest, tolerance, 0)
     assert found.new == centre(newest)
     if tolerance is not None:
-        assert found.resolution == max(tolerance, noise_floor(newest, before))
+        assert found.resolution == max(tolerance, noise_floor(newest, before))  # no floor
     if not before:
         assert (found.old, found.ratio, found.beyond_noise, found.slower) == (None, None, False, False)
         return
@@ -62,6 +62,7 @@ def test_a_slowdown_counts_beyond_tolerance_noise_and_floor() -> None:
     assert not change(CASE, noisy, slow, 0.1, 0.1).slower, "within the noise"
     assert not change(CASE, calm, slow, 0.2, 0.3).slower, "within the floor"
     assert not change(CASE, calm, slow, None, 0.1).slower, "never gated"
+    assert change(CASE, calm, [[0.2]] * 3, 0.1, 0.1).resolution == 0.5, "what never counts is not seen"
     assert change(CASE, calm, [[0.8]] * 3, 0.2, 0.1).beyond_noise
     assert not change(CASE, noisy, [[1.0]] * 3, 0.2, 0.1).beyond_noise
 
@@ -124,6 +125,15 @@ def test_figures_of_a_machine_that_is_weaker_than_it_was_are_doubted_once(
     assert result.ret == 0
     doubt = "this machine's GEMM rate is 20% below what it was with the baseline: these figures would hide a slowdown *"
     assert len(fnmatch.filter(result.outlines, doubt)) == said
+
+
+def test_a_large_improvement_is_accepted_with_a_question(recorded: Suite) -> None:
+    recorded.backends(sim="Simulated(tpot=0.003)")
+    result = recorded.decode("--llm-update-baselines")
+    assert result.ret == 0
+    asked = "faster by more than 25%: tpot b1-p16-n8 sim: is something not measured any more[?]"
+    result.stdout.fnmatch_lines(asked)
+    recorded.decode("--llm-update-baselines").stdout.no_fnmatch_line(asked)
 
 
 def test_a_change_within_the_noise_is_not_starred(suite: Suite) -> None:

@@ -348,7 +348,7 @@ def _row(
         unit=result["unit"],
         **{name: spread[name] for name in ("median", "q1", "q3", "minimum", "maximum")},
         samples=spread["n"],
-        processes=len(result["invocations"]),
+        processes=found["processes"] if found["basis"] == "base" else len(result["invocations"]),
         outcome="accepted" if result["accepted"] else found["outcome"],
         **{name: found[name] for name in ("ratio", "low", "high", "threshold", "resolution", "basis")},
         **{name: result[name] for name in ("tolerance", "tolerance_source", "said", "speedup", "throughput")},

@@ -14,7 +14,7 @@ from pytest_llmperf.report import cells
 from pytest_llmperf.report.scaling import placed
 from pytest_llmperf.report.text import change, figure, roof, speedup, spread
 from pytest_llmperf.report.trend import same_machine
-from pytest_llmperf.verdict import Outcome
+from pytest_llmperf.verdict import LARGE, Outcome
 
 if TYPE_CHECKING:
     import pytest
@@ -173,10 +173,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def changes(accepted: Iterable[Change]) -> list[str]:
     """What an update did, a line per case: old, new, change, and what the gate can detect from now on."""
+    taken = list(accepted)
     rows = [("accepted", "old", "new", "change", "resolution")]
     starred = False
     doubts: dict[str, None] = {}
-    for one in accepted:
+    for one in taken:
         case = one.case
         moved = "new" if one.ratio is None else f"{one.ratio - 1:+.1%}{'*' * one.beyond_noise}"
         starred |= one.beyond_noise
@@ -193,9 +194,13 @@ def changes(accepted: Iterable[Change]) -> list[str]:
     if len(rows) == 1:
         return []
     legend = "resolution: the smallest slowdown that the gate can detect now, the larger of tolerance and noise floor"
+    large = [label(one.case) for one in taken if one.ratio is not None and one.ratio * (1 + LARGE) < 1]
+    asked = f"faster by more than {LARGE:.0%}: {', '.join(large[:MENTIONED])}" if large else ""
+    more = f" and {len(large) - MENTIONED} more" if len(large) > MENTIONED else ""
     return [
         *_aligned(rows),
         legend + "; *: beyond the noise of the old baseline" * starred,
+        *([f"{asked}{more}: is something not measured any more?"] if large else []),
         *(f"{doubt}: these figures would hide a slowdown once it is itself again; record then" for doubt in doubts),
     ]
 
