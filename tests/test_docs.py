@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from inner import Suite
 
+from benchmarks.gate import summary
 from pytest_llmperf.models import Model
 from pytest_llmperf.settings import OPTIONS, _flag
 
@@ -29,6 +30,10 @@ def test_every_option_is_in_the_reference_as_its_help_says() -> None:
         flag = option.flag + value * (option.parse is not _flag)
         rows.append(f"| `{flag}` | `{option.ini}` | {option.help.replace('%%', '%')} |")
     assert [row for row in rows if row not in table] == []
+
+
+def test_what_is_said_of_the_gate_is_what_its_data_say() -> None:
+    assert summary.README.read_text() == summary.page()
 
 
 @pytest.mark.parametrize(("page", "tests"), [("README.md", 10), ("docs/how-to/write-a-suite.md", 12)])

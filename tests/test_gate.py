@@ -154,9 +154,10 @@ def test_an_accelerator_that_is_not_in_the_table_is_said_not_to_be_measured(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = "the CPU was measured: NVIDIA GeForce RTX 4090 is no device that is known by name"
-    assert said not in suite.decode().outlines
+    nothing_stated = "-ollm_device="
+    assert said not in suite.decode(nothing_stated).outlines
     monkeypatch.setattr(detect, "found", lambda: ("NVIDIA GeForce RTX 4090",))
-    assert said in suite.decode().outlines
+    assert said in suite.decode(nothing_stated).outlines
     assert said not in suite.decode("--llm-device=cpu").outlines
 
 

@@ -13,12 +13,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf import verdict as gate
+from pytest_llmperf.gate import CONFIRMATIONS
+from pytest_llmperf.settings import OPTIONS
 from pytest_llmperf.verdict import Outcome, Verdict
 
 Arm = list[list[float]]
 
 TOLERANCE = 0.10
 FLOOR = 1e-4
+#: Processes of a baseline.
+INVOCATIONS: int = next(option.default for option in OPTIONS if option.name == "invocations")
 
 seconds = st.floats(0.5, 2.0)
 samples = st.lists(seconds, min_size=1, max_size=7)
@@ -37,7 +41,7 @@ def steady(*processes: float) -> Arm:
     return [[value] * 6 for value in processes]
 
 
-# Simulation: three kinds of noise, each a generator of one process
+# Simulation: kinds of noise, each a generator of one process
 
 
 def lognormal(rng: random.Random, at: float) -> list[float]:
@@ -57,15 +61,53 @@ def drifting(rng: random.Random, at: float) -> list[float]:
     return [at * (1 + start + end * i / 7) * rng.lognormvariate(0, 0.01) for i in range(8)]
 
 
+def stepping(rng: random.Random, at: float) -> list[float]:
+    """The machine changes its speed now and then, by up to a quarter."""
+    speed, samples = rng.choice([1.0, 1.1, 1.25]), []
+    for _ in range(8):
+        speed = rng.choice([1.0, 1.1, 1.25]) if rng.random() < 0.1 else speed
+        samples.append(at * speed * rng.lognormvariate(0, 0.015))
+    return samples
+
+
+def autocorrelated(rng: random.Random, at: float) -> list[float]:
+    """An AR(1) process whose spread is 4.6 %."""
+    log, samples = rng.gauss(0, 0.046), []
+    for _ in range(8):
+        log = 0.9 * log + rng.gauss(0, 0.02)
+        samples.append(at * math.exp(log))
+    return samples
+
+
+def heavy_tailed(rng: random.Random, at: float) -> list[float]:
+    """Every sample is late by a Pareto variate without a variance."""
+    return [at * (1 + 0.02 * (rng.paretovariate(1.5) - 1)) * rng.lognormvariate(0, 0.015) for _ in range(8)]
+
+
+def two_states(rng: random.Random, at: float) -> list[float]:
+    """A process is fast or slow for life."""
+    return lognormal(rng, at * rng.choice([1.0, 1.1]))
+
+
+def apart(rng: random.Random, at: float) -> list[float]:
+    """Processes differ by 2 %."""
+    return lognormal(rng, at * rng.lognormvariate(0, 0.02))
+
+
+def far_apart(rng: random.Random, at: float) -> list[float]:
+    """Processes differ by 7 %, as on the worst machine seen."""
+    return lognormal(rng, at * rng.lognormvariate(0, 0.07))
+
+
 Noise = Callable[[random.Random, float], list[float]]
 
 
 def gated(rng: random.Random, noise: Noise, slowdown: float, tolerance: float) -> Verdict:
-    """What becomes of one case: screened, and confirmed in three fresh processes if flagged."""
-    baseline = [noise(rng, 1.0) for _ in range(3)]
+    """What becomes of one case by the defaults: screened, and confirmed in fresh processes if flagged."""
+    baseline = [noise(rng, 1.0) for _ in range(INVOCATIONS)]
     verdict = gate.screen(baseline, [noise(rng, 1 + slowdown)], tolerance, FLOOR)
     if verdict.flagged:
-        verdict = gate.confirm(baseline, [noise(rng, 1 + slowdown) for _ in range(3)], tolerance, FLOOR)
+        verdict = gate.confirm(baseline, [noise(rng, 1 + slowdown) for _ in range(CONFIRMATIONS)], tolerance, FLOOR)
     return verdict
 
 

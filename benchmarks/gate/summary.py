@@ -1,4 +1,4 @@
-"""What the data say: the table in README.md.
+"""Writes what the data say into the table in README.md.
 
 python -m benchmarks.gate.summary
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 DATA = Path(__file__).parent / "data"
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- table -->", "<!-- end -->"
 #: What a slowdown of the decode steps shows in, and what it does not.
 METRICS = {"TPOT, latency": ("tpot", "latency"), "TTFT": ("ttft",)}
 HEAD = (
@@ -19,15 +20,10 @@ HEAD = (
 )
 
 
-def workloads(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The workloads of a run; in the first data a run had one."""
-    return [run] if "verdicts" in run else list(run.values())
-
-
 def rows(path: Path) -> list[str]:
     """A row for each group of metrics."""
     held = json.loads(path.read_text())
-    made = [one for run in held["runs"] for one in workloads(run)]
+    made = [one for run in held["runs"] for one in run.values()]
     found = []
     for title, metrics in METRICS.items():
         verdicts = [one["verdicts"][metric] for one in made for metric in metrics]
@@ -46,11 +42,15 @@ def rows(path: Path) -> list[str]:
 
 def table() -> str:
     """Markdown."""
-    lines = [
-        row for path in sorted(DATA.glob("*.json")) if "runs" in json.loads(path.read_text()) for row in rows(path)
-    ]
-    return "\n".join([HEAD, "| --- " * (HEAD.count("|") - 1) + "|", *lines])
+    files = [path for path in sorted(DATA.glob("*.json")) if "runs" in json.loads(path.read_text())]
+    return "\n".join([HEAD, "| --- " * (HEAD.count("|") - 1) + "|", *(row for path in files for row in rows(path))])
+
+
+def page() -> str:
+    """README.md with the table as the data have it."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    print(table())
+    README.write_text(page())
