@@ -246,8 +246,9 @@ NOISE = [
 @pytest.mark.parametrize("taken", [in_turns, in_step])
 @pytest.mark.parametrize(("machine", "process"), NOISE)
 def test_unchanged_code_fails_less_than_once_in_a_hundred(machine: Machine, process: Process, taken: Taken) -> None:
-    found = Counter(decided(seed, machine, process, 0.0, taken) for seed in range(600))
-    assert found[Outcome.REGRESSION] < 6
+    trials = 3000 if process is two_states else 600  # which comes close
+    found = Counter(decided(seed, machine, process, 0.0, taken) for seed in range(trials))
+    assert found[Outcome.REGRESSION] < trials / 100
     if process is alike:
         assert found[Outcome.OK] > 590
 
