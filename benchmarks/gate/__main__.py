@@ -32,7 +32,7 @@ from statistics import NormalDist, fmean, median, stdev
 from typing import Any
 
 from benchmarks import script
-from benchmarks.gate.repository import KINDS, by_workload, measure, repository, slowed, tpots_of
+from benchmarks.gate.repository import KINDS, by_workload, measure, repository, shown, slowed, tpots_of
 from pytest_llmperf.cases import GATED
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.trace import Trace
@@ -177,8 +177,7 @@ def main() -> int:
             runs.append(run)
             for workload, one in runs[-1].items():
                 said = (
-                    f"{metric} {found['outcome']} {found['ratio'] - 1:+.1%}"
-                    for metric, found in one["verdicts"].items()
+                    f"{metric} {found['outcome']} {shown(found['ratio'])}" for metric, found in one["verdicts"].items()
                 )
                 print(workload, ", ".join(said), f"({len(one['samples'])} {counted})", flush=True)
             made = [one for run in runs for one in run.values()]

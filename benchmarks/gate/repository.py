@@ -101,3 +101,8 @@ def tpots_of(raw: dict[str, Any]) -> dict[tuple[int, int], float]:
     """Seconds, by batch size and prompt length."""
     medians = {Workload.parse(name): float(one["tpot"]["spread"]["median"]) for name, one in by_workload(raw).items()}
     return {(workload.batch_size, workload.prompt_length): tpot for workload, tpot in medians.items()}
+
+
+def shown(ratio: float | None) -> str:
+    """A change; there is none where every turn was disturbed."""
+    return "-" if ratio is None else f"{ratio - 1:+.1%}"

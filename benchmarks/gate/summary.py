@@ -9,6 +9,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from benchmarks.gate.repository import shown
+
 DATA = Path(__file__).parent / "data"
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- table -->", "<!-- end -->"
@@ -31,12 +33,13 @@ def rows(path: Path) -> list[str]:
         failed = Counter(
             rule for one in made for metric in metrics for rule, fails in one["others"][metric].items() if fails
         )
-        furthest = max((one["ratio"] - 1 for one in verdicts if one["ratio"] is not None), key=abs)
+        ratios = [one["ratio"] for one in verdicts if one["ratio"] is not None]
+        furthest = max(ratios, key=lambda ratio: abs(ratio - 1), default=None)
         counts = [outcomes[name] for name in ("regression", "ok", "faster", "inconclusive")]
         others = [failed[rule] for rule in ("pytest-benchmark", "asv", "nvbench")]
         command = f"[`{held['command'].removeprefix('python -m benchmarks.')}`](data/{path.name})"
         cells = [command, held["machine"]["cpu"].split("(")[0].strip(), title, len(verdicts), *counts]
-        found.append(f"| {' | '.join(map(str, [*cells, f'{furthest:+.1%}', *others]))} |")
+        found.append(f"| {' | '.join(map(str, [*cells, shown(furthest), *others]))} |")
     return found
 
 
