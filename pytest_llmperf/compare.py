@@ -74,8 +74,8 @@ class Comparison:
         workload: what is generated.
         prompts: token ids, one row per request.
         start: starts a process of either arm, loaded, gone afterwards: how to ask each, by its name.
-        budget: seconds, start of processes included, after which no further pair is begun. A start that serves others
-            too is charged to the one that asked for it.
+        budget: seconds, start of processes included, after which no further pair is begun; twice as many where too few
+            pairs were undisturbed. A start that serves others too is charged to the one that asked for it.
         progress: told what is being done.
         others: of the same processes, in order: what is compared too, so that a start may serve them.
     """
@@ -122,7 +122,7 @@ class Comparison:
         undisturbed = blocks(self.pairs, metric)
         if len(undisturbed) > 1:
             return paired.compare(undisturbed, tolerance, floor)
-        return nothing(Outcome.INCONCLUSIVE, self.disturbance()), False
+        return replace(nothing(Outcome.INCONCLUSIVE, self.disturbance()), basis="base"), False
 
     def disturbance(self) -> str:
         """How many pairs had too few undisturbed turns, and what disturbed most turns."""
@@ -147,7 +147,10 @@ class Comparison:
 
     @property
     def _exhausted(self) -> bool:
-        enough = len(self.pairs) >= paired.FEWEST_TO_FAIL and self._spent >= self._budget
+        # Disturbed pairs are replaced, for as long again.
+        wanted, counted = paired.FEWEST_TO_FAIL, sum(pair.counts for pair in self.pairs)
+        spent = self._spent / self._budget
+        enough = len(self.pairs) >= wanted and (spent >= 2 or (spent >= 1 and counted >= wanted))
         return enough or len(self.pairs) >= MOST_PAIRS
 
     @property

@@ -38,7 +38,7 @@ def hopeless(error: Exception) -> bool:
 def no_room_for_both(error: Exception) -> BaseLostError | None:
     """What it means that one of two processes side by side has no memory: nothing of either's code."""
     if isinstance(error, WorkerFailedError) and error.kind in OUT_OF_MEMORY:
-        return BaseLostError(f"no memory for base and head at once: {error}")
+        return BaseLostError(f"no memory for two processes at once: {error}")
     return None
 
 
@@ -259,7 +259,9 @@ class Engines:
             try:
                 loaded.append(hosts[1].answer("load", self._timeout))
             except WorkerError as error:
-                raise no_room_for_both(error) or error from error
+                if lost := no_room_for_both(error):
+                    raise lost from error
+                raise
             # A base of before this was possible does not say.
             pausable = [one.get("pausable", False) for one in loaded]
             yield {

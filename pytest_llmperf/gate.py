@@ -27,7 +27,7 @@ SAME_STATE = 0.85
 PROBES = 3
 #: Seconds for which that is believed, so that not every case of a slow minute pays for probes.
 BELIEVED = 60.0
-#: What of a machine is looked at, and how it is called.
+#: What of a machine is looked at, by the first word of its name, and how it is called.
 PEAKS = {"flops": "GEMM rate", "bandwidth": "memory bandwidth", "interpreter": "interpreter"}
 
 
@@ -38,9 +38,10 @@ def shown(path: Path) -> Path:
 
 def weaker(now: Mapping[str, float], recorded: Mapping[str, float]) -> str | None:
     """What of a machine is below `SAME_STATE` of what was recorded with a baseline, by how much; None if nothing is."""
-    for name, title in PEAKS.items():
-        if now.get(name, math.inf) < SAME_STATE * recorded.get(name, 0.0):
-            return f"this machine's {title} is {1 - now[name] / recorded[name]:.0%} below what it was with the baseline"
+    for name, before in recorded.items():
+        if now.get(name, math.inf) < SAME_STATE * before:
+            title = PEAKS.get(name.split()[0], name)
+            return f"this machine's {title} is {1 - now[name] / before:.0%} below what it was with the baseline"
     return None
 
 
@@ -53,7 +54,7 @@ class Gate:
         stored: its content, or None where there is none.
         machine: this machine's fingerprint.
         reference: the backend that speedups refer to.
-        measure_peaks: measures this machine's roofs now, or None where they come from a data sheet.
+        measure_peaks: measures this machine's rates now, or None where its roofs come from a data sheet.
         changes: what the figures that were accepted change, by case.
     """
 
@@ -66,7 +67,7 @@ class Gate:
     _accepted: dict[Case, store.Entry] = field(default_factory=dict)
     _environments: dict[str, store.Environment] = field(default_factory=dict)
     #: When this machine was found to be weaker than it was in an environment, and in what.
-    _weak: dict[str, tuple[float, str | None]] = field(default_factory=dict)
+    _weak: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def judge(
         self,
@@ -95,15 +96,15 @@ class Gate:
         found = self._screen(case, first, tolerance)
         if not found.flagged or fresh is None:
             return self._cleared(found, first)
-        if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._machine(case, entry, reference, found)):
-            # It would not be called a regression whatever fresh processes say, so none is started.
+        if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._weaker(entry)):
+            # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
         confirmations = fresh(CONFIRMATIONS)
         figures = [one.figures(case.metric) for one in confirmations]
         found = verdict.confirm(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR, earlier)
         doubt = self._disturbed(confirmations)
         if found.outcome is Outcome.REGRESSION:
-            doubt = doubt or self._machine(case, entry, reference, found)
+            doubt = doubt or self._shared(case, reference, found) or self._weaker(entry)
         return verdict.contaminated(found, doubt) if doubt else found
 
     def judge_beside(
@@ -133,7 +134,7 @@ class Gate:
         if not (always or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
             return self._cleared(screened, first)
         beside = beside_base()
-        if not beside.compared:  # a base that broke is no reason to let a slowdown pass
+        if beside.basis != "base":  # a base that broke is no reason to let a slowdown pass
             found = by_baseline()
             return replace(found, reason="; ".join(filter(None, [found.reason, beside.reason])))
         if beside.outcome is Outcome.OK and screened.flagged and screened.ratio > 1:
@@ -233,26 +234,24 @@ class Gate:
         of = f"{len(disturbed)} of {len(measured)} processes" if len(measured) > 1 else "the process"
         return f"too few samples of {of} were undisturbed: {disturbed[0].culprit}"
 
-    def _machine(self, case: Case, entry: store.Entry, reference: Measurement | None, found: Verdict) -> str | None:
-        """Whether a slowdown may be the machine's: what tells that at no cost first."""
-        return self._shared(case, reference, found) or self._weaker(entry)
-
     def _weaker(self, entry: store.Entry) -> str | None:
         """Whether the machine itself is slower now than when the baseline was recorded."""
         if self.measure_peaks is None:
             return None
         assert self.stored is not None
-        found, known = self._weak.get(entry.environment, (-math.inf, None))
+        found, known = self._weak.get(entry.environment, (-math.inf, ""))
         if time.monotonic() - found < BELIEVED:
             return known
         recorded = self.stored.environments[entry.environment].peaks
         now: dict[str, float] = {}
+        below = None
         for _ in range(PROBES):  # one may itself be disturbed: the best of a few says what the machine can do now
             now = {name: max(rate, now.get(name, 0.0)) for name, rate in self.measure_peaks().items()}
             below = weaker(now, recorded)
             if below is None:
                 return None
-        self._weak[entry.environment] = time.monotonic(), below
+        if below is not None:
+            self._weak[entry.environment] = time.monotonic(), below
         return below
 
     def _shared(self, case: Case, reference: Measurement | None, found: Verdict) -> str | None:

@@ -426,7 +426,8 @@ class Run:
         quiet = self.quiet(backend, workload) if update and not slower else []
         if quiet:
             cold_start = replace(case, metric="cold-start")
-            for accepted, allowed in ((case, tolerance), (cold_start, None)):
+            gated_at, _ = self.scope.tolerance(case, stated_tolerance)  # from now on, by what is accepted
+            for accepted, allowed in ((case, gated_at), (cold_start, None)):
                 if self.updates(accepted):
                     rows = [one.figures(accepted.metric) for one in quiet]
                     self.gate.accept(accepted, self.environment(backend), rows, allowed)

@@ -37,7 +37,7 @@ from simulated import Simulated
 from pytest_llmperf import Backend, Engagement
 
 HERE = Path(__file__).parent
-PEAKS = {{"flops": 1e15, "bandwidth": 1e15, "interpreter": 1e7}}
+PEAKS = {{"flops": 1e15, "bandwidth": 1e15, "interpreter cpython-311": 1e7}}
 
 
 def started(name):
@@ -67,6 +67,17 @@ def load_sim(spec):
 
 def pytest_llmperf_backends():
     return {backends}
+"""
+
+#: For the conftest.py: an engine beside which others use the machine all the time.
+BUSY = """
+class Busy(Simulated):
+    def __init__(self, tpot):
+        super().__init__(tpot=tpot)
+        from itertools import count
+        from pytest_llmperf.devices import health
+        wall = count(1)
+        health.snapshot = lambda _processes: health.Snapshot(now := float(next(wall)), 4 * now, 0.0, 0.0)
 """
 
 #: For the conftest.py: an engine that keeps a record of what each process was asked for, for `Suite.served`. ``fail``
@@ -185,7 +196,9 @@ class Suite:
             fingerprint: what was different about the machine that it was recorded on.
         """
         machine = take().as_dict() | fingerprint
-        environment = store.Environment(machine, versions(), {"flops": 1e15, "bandwidth": 1e15, "interpreter": 1e7})
+        environment = store.Environment(
+            machine, versions(), {"flops": 1e15, "bandwidth": 1e15, "interpreter cpython-311": 1e7}
+        )
         entries = {}
         for name, seconds in figures.items():
             backend, _, metric = name.partition("/")

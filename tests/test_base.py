@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from inner import BACKENDS, SERVING, TESTS, Suite, usage_error
+from inner import BACKENDS, BUSY, SERVING, TESTS, Suite, usage_error
 
 from pytest_llmperf.base import BaseError, resolve
 from pytest_llmperf.host import Checkout
@@ -458,6 +458,17 @@ def test_where_base_cannot_its_baseline_decides(
     result.stdout.fnmatch_lines(f"{outcome}base, HEAD (*), {said}*")
 
 
+def test_where_all_turns_were_disturbed_the_baseline_s_tolerance_is_no_excuse(repository: Suite) -> None:
+    repository.backends(sim="Busy(0.005)", extra=BUSY)
+    commit(repository)
+    repository.backends(sim=SLOW)
+    repository.record({"sim/tpot": TPOT})
+    result = repository.decode("--llm-base=HEAD", "--llm-strict")
+    assert result.ret == 1
+    said = "pairs had too few undisturbed turns: others used 4.0 cores*"
+    result.stdout.fnmatch_lines(f"inconclusive: * of * {said}")
+
+
 def test_a_base_that_dies_has_compared_nothing(repository: Suite) -> None:
     repository.backends(sim=DIES)
     commit(repository)
@@ -481,7 +492,7 @@ def test_where_there_is_no_memory_for_both_its_baseline_decides(repository: Suit
     repository.record({"sim/tpot": TPOT})
     result = repository.decode("--llm-base=HEAD")
     assert result.ret == 0
-    result.stdout.fnmatch_lines("ok: base, HEAD (*), was lost: no memory for base and head at once: *")
+    result.stdout.fnmatch_lines("ok: base, HEAD (*), was lost: no memory for two processes at once: *")
 
 
 def test_what_is_slower_than_its_baseline_but_not_than_base_says_so(repository: Suite) -> None:

@@ -188,6 +188,19 @@ def test_what_disturbed_too_many_pairs_is_named_where_the_others_do_not_decide(m
     assert found.reason.endswith("; 1 of 4 pairs had too few undisturbed turns: others used 1.0 cores")
 
 
+@pytest.mark.parametrize(("disturbed", "pairs"), [(0, 4), (1, 5), (12, 7)])
+def test_disturbed_pairs_are_replaced_for_as_long_again(
+    monkeypatch: pytest.MonkeyPatch, disturbed: int, pairs: int
+) -> None:
+    machine = Machine(monkeypatch, 10.0, 1.0)
+    monkeypatch.setattr(
+        "pytest_llmperf.turns.fitness.culprits", lambda records: ["others"] if machine.started <= disturbed else [None]
+    )
+    (one,) = machine.comparisons(budget=100.0)
+    one.spend()
+    assert len(one.pairs) == pairs
+
+
 def test_a_pair_counts_if_each_arm_has_enough_undisturbed_turns() -> None:
     def turn(arm: str, culprit: str | None = None) -> Turn:
         sample = Sample(Trace(((1, 2),), ((0.1, 0.2),)), Fitness(), 0)

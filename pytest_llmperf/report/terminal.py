@@ -193,8 +193,8 @@ def changes(accepted: Iterable[Change]) -> list[str]:
         )
     if len(rows) == 1:
         return []
-    legend = "resolution: the smallest slowdown that the gate can detect now, the larger of tolerance and noise floor"
-    large = [label(one.case) for one in taken if one.ratio is not None and one.ratio * (1 + LARGE) < 1]
+    legend = "resolution: the smallest slowdown that is detected now, the largest of tolerance, noise floor and 50 us"
+    large = [label(one.case) for one in taken if one.resolution and one.ratio and one.ratio * (1 + LARGE) < 1]
     asked = f"faster by more than {LARGE:.0%}: {', '.join(large[:MENTIONED])}" if large else ""
     more = f" and {len(large) - MENTIONED} more" if len(large) > MENTIONED else ""
     return [
@@ -333,8 +333,9 @@ def _standing(parity: Parity) -> str:
 
 def counts(results: Iterable[Result], skipped: int) -> str:
     """How many cases were gated, how they ended, and how many were skipped."""
-    found = Counter(str(result.verdict.outcome) for result in results)
-    gated = sum(found[str(outcome)] for outcome in Outcome if outcome.compared)
+    verdicts = [result.verdict for result in results]
+    found = Counter(str(one.outcome) for one in verdicts)
+    gated = sum(one.compared for one in verdicts)
     parts = [f"{found[str(outcome)]} {outcome}" for outcome in Outcome if found[str(outcome)]]
     parts += [f"{skipped} skipped"] if skipped else []
     return f"{gated} cases gated: " + (", ".join(parts) if parts else "nothing was measured")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from statistics import median
@@ -21,7 +22,7 @@ def measure(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.3) ->
     the model's weights, since a decode step reads those: where they fit a last-level cache, that is the honest roof.
     The interpreter's rate, of the canary's loop, is no roof: it is there to tell whether the machine is in the state
     that it was in. A neighbour on a core's other hardware thread, whom the hypervisor hides, leaves gaps in which the
-    best rates are as ever, so the median counts.
+    best rates are as ever, so the median counts. It is named after the interpreter, since another one has another rate.
 
     Args:
         device: torch's device string.
@@ -63,4 +64,5 @@ def measure(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.3) ->
         best(matrix.sum, size),
         best(lambda: half @ half_vector, float(half.numel() * half.element_size())),
     )
-    return {"flops": flops, "bandwidth": bandwidth, "interpreter": ROUNDS / median(timed(loop))}
+    interpreter = f"interpreter {sys.implementation.cache_tag}"
+    return {"flops": flops, "bandwidth": bandwidth, interpreter: ROUNDS / median(timed(loop))}
