@@ -188,7 +188,7 @@ def test_what_disturbed_too_many_pairs_is_named_where_the_others_do_not_decide(m
     assert found.reason.endswith("; 1 of 4 pairs had too few undisturbed turns: others used 1.0 cores")
 
 
-@pytest.mark.parametrize(("disturbed", "pairs"), [(0, 4), (1, 5), (12, 7)])
+@pytest.mark.parametrize(("disturbed", "pairs"), [(0, 4), (1, 5), (12, 6)])
 def test_disturbed_pairs_are_replaced_for_as_long_again(
     monkeypatch: pytest.MonkeyPatch, disturbed: int, pairs: int
 ) -> None:
