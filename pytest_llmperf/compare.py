@@ -112,17 +112,17 @@ class Comparison:
         while True:
             found, final = self._verdict(metric, tolerance, floor)
             if final or self._exhausted:
-                break
+                return found
             self._add_pair()
-        if not final and not all(pair.counts for pair in self.pairs) and len(blocks(self.pairs, metric)) > 1:
-            return replace(found, reason=f"{found.reason}; {self.disturbance()}")
-        return found
 
     def _verdict(self, metric: str, tolerance: float, floor: float) -> tuple[Verdict, bool]:
         undisturbed = blocks(self.pairs, metric)
-        if len(undisturbed) > 1:
-            return paired.compare(undisturbed, tolerance, floor)
-        return replace(nothing(Outcome.INCONCLUSIVE, self.disturbance()), basis="base"), False
+        if len(undisturbed) < 2:
+            return replace(nothing(Outcome.INCONCLUSIVE, self.disturbance()), basis="base"), False
+        found, final = paired.compare(undisturbed, tolerance, floor)
+        if not final and len(undisturbed) < len(self.pairs):
+            found = replace(found, reason=f"{found.reason}; {self.disturbance()}")
+        return found, final
 
     def disturbance(self) -> str:
         """How many pairs had too few undisturbed turns, and what disturbed most turns."""

@@ -167,9 +167,10 @@ class Engines:
         environment = {**self._environment, **backend.environment, **self._devices(backend)}
         host = Host(arm, environment) if backend.ranks == 1 else Ranks(backend.ranks, arm, environment)
         try:
-            parts = [arm.checkout.reference(part) if arm.checkout else part for part in backend.reference()]
+            own = backend.reference()
+            parts = [arm.checkout.reference(part) for part in own] if arm.checkout else own
             cache = self._spec.cache
-            if arm.checkout and parts != backend.reference():  # code of the repository: what head built is not base's
+            if arm.checkout and parts != own:  # code of the repository: what head built is not base's
                 cache = str(arm.checkout.folder.parent / "cache")
             spec = asdict(replace(self._spec, tp=backend.tp, cache=cache)) | self._attached(backend)
             host.ask("load", backend=parts, spec=spec, ranks=host.pids)

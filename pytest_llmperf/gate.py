@@ -92,7 +92,7 @@ class Gate:
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
         if not own:
             return self._elsewhere(case, recorded, first, reference, tolerance)
-        entry, earlier = own[0], [one.invocations for one in own[1:]]
+        entry, (newest, *earlier) = own[0], self._sets(case)
         found = self._screen(case, first, tolerance)
         if not found.flagged or fresh is None:
             return self._cleared(found, first)
@@ -101,7 +101,7 @@ class Gate:
             return replace(found, reason=f"{found.reason}, but {doubt}")
         confirmations = fresh(CONFIRMATIONS)
         figures = [one.figures(case.metric) for one in confirmations]
-        found = verdict.confirm(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR, earlier)
+        found = verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
         doubt = self._disturbed(confirmations)
         if found.outcome is Outcome.REGRESSION:
             doubt = doubt or self._shared(case, reference, found) or self._weaker(entry)
@@ -128,9 +128,9 @@ class Gate:
             by_baseline: judges it as `judge` does.
             always: whether even what is cleared is compared.
         """
-        screened = None if self.is_new(case) else self._screen(case, first, tolerance)
-        if screened is None:
+        if self.is_new(case):
             return beside_base()
+        screened = self._screen(case, first, tolerance)
         if not (always or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
             return self._cleared(screened, first)
         beside = beside_base()
@@ -144,9 +144,8 @@ class Gate:
 
     def _screen(self, case: Case, first: Measurement, tolerance: float) -> Verdict:
         """What one process says of a case that this machine has a baseline of."""
-        entry, *earlier = self._own(case)
-        sets = [one.invocations for one in earlier]
-        return verdict.screen(entry.invocations, [first.figures(case.metric)], tolerance, ABSOLUTE_FLOOR, earlier=sets)
+        newest, *earlier = self._sets(case)
+        return verdict.screen(newest, [first.figures(case.metric)], tolerance, ABSOLUTE_FLOOR, earlier=earlier)
 
     def _cleared(self, found: Verdict, first: Measurement) -> Verdict:
         """What was not flagged, unless the process was disturbed."""
@@ -160,6 +159,10 @@ class Gate:
     def _own(self, case: Case) -> list[store.Entry]:
         """What this machine recorded of a case, newest first."""
         return [entry for entry in self._recorded(case) if not self._differs(entry)]
+
+    def _sets(self, case: Case) -> list[verdict.Invocations]:
+        """The invocations of each of those."""
+        return [entry.invocations for entry in self._own(case)]
 
     def last_recorded(self, case: Case) -> float | None:
         """What this machine recorded last of a case, in the metric's unit: the median over processes; else None."""
@@ -244,15 +247,14 @@ class Gate:
             return known
         recorded = self.stored.environments[entry.environment].peaks
         now: dict[str, float] = {}
-        below = None
         for _ in range(PROBES):  # one may itself be disturbed: the best of a few says what the machine can do now
             now = {name: max(rate, now.get(name, 0.0)) for name, rate in self.measure_peaks().items()}
             below = weaker(now, recorded)
             if below is None:
                 return None
-        if below is not None:
-            self._weak[entry.environment] = time.monotonic(), below
-        return below
+            known = below
+        self._weak[entry.environment] = time.monotonic(), known
+        return known
 
     def _shared(self, case: Case, reference: Measurement | None, found: Verdict) -> str | None:
         """Whether the reference is slower than its own baseline by so much that too little is left for this case.
@@ -285,8 +287,7 @@ class Gate:
             unit=METRICS[case.metric][1],
             invocations=rows,
         )
-        own = self._own(case)
-        before = [entry.invocations for entry in own]
+        own, before = self._own(case), self._sets(case)
         doubt = None
         if own and self.stored is not None and self.measure_peaks is not None:
             doubt = weaker(environment.peaks, self.stored.environments[own[0].environment].peaks)

@@ -397,7 +397,10 @@ class Run:
         update = self.updates(case)
         first = self.first(backend, workload)
         reference = self._first.get((self.settings.reference, workload))
-        tolerance, source = self.scope.tolerance(case, stated_tolerance, beside_base=self.scope.base is not None)
+        without_base = self.scope.tolerance(case, stated_tolerance)
+        tolerance, source = (
+            without_base if self.scope.base is None else self.scope.tolerance(case, stated_tolerance, beside_base=True)
+        )
         invocations = [first]
 
         def fresh(count: int) -> list[Measurement]:
@@ -413,7 +416,7 @@ class Run:
 
         def by_baseline() -> Verdict:
             nonlocal tolerance, source
-            tolerance, source = self.scope.tolerance(case, stated_tolerance)
+            tolerance, source = without_base
             return self.gate.judge(case, first, reference, tolerance, None if update else fresh)
 
         if self.scope.base is None:
@@ -426,8 +429,7 @@ class Run:
         quiet = self.quiet(backend, workload) if update and not slower else []
         if quiet:
             cold_start = replace(case, metric="cold-start")
-            gated_at, _ = self.scope.tolerance(case, stated_tolerance)  # from now on, by what is accepted
-            for accepted, allowed in ((case, gated_at), (cold_start, None)):
+            for accepted, allowed in ((case, without_base[0]), (cold_start, None)):
                 if self.updates(accepted):
                     rows = [one.figures(accepted.metric) for one in quiet]
                     self.gate.accept(accepted, self.environment(backend), rows, allowed)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_llmperf.cases import Case
-from pytest_llmperf.verdict import Invocations, centre, noise_floor
+from pytest_llmperf.verdict import LARGE, Invocations, centre, noise_floor
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Change:
     def ratio(self) -> float | None:
         """New over old: 1.07 is 7 % slower."""
         return None if self.old is None else self.new / self.old
+
+    @property
+    def questionable(self) -> bool:
+        """Whether a gated case became faster by more than can be taken on trust, as `Verdict.questionable`."""
+        return self.resolution is not None and self.ratio is not None and self.ratio * (1 + LARGE) < 1
 
     @property
     def beyond_noise(self) -> bool:

@@ -175,7 +175,7 @@ def main() -> int:
         for _ in range(options.runs):
             run = with_stored(folder, *allowed) if options.stored else beside(folder, options.budget, *allowed)
             runs.append(run)
-            for workload, one in runs[-1].items():
+            for workload, one in run.items():
                 said = (
                     f"{metric} {found['outcome']} {shown(found['ratio'])}" for metric, found in one["verdicts"].items()
                 )

@@ -171,6 +171,12 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def _mentioned(cases: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(cases) - MENTIONED} more" if len(cases) > MENTIONED else ""
+    return ", ".join(cases[:MENTIONED]) + more
+
+
 def changes(accepted: Iterable[Change]) -> list[str]:
     """What an update did, a line per case: old, new, change, and what the gate can detect from now on."""
     taken = list(accepted)
@@ -194,13 +200,11 @@ def changes(accepted: Iterable[Change]) -> list[str]:
     if len(rows) == 1:
         return []
     legend = "resolution: the smallest slowdown that is detected now, the largest of tolerance, noise floor and 50 us"
-    large = [label(one.case) for one in taken if one.resolution and one.ratio and one.ratio * (1 + LARGE) < 1]
-    asked = f"faster by more than {LARGE:.0%}: {', '.join(large[:MENTIONED])}" if large else ""
-    more = f" and {len(large) - MENTIONED} more" if len(large) > MENTIONED else ""
+    large = _mentioned([label(one.case) for one in taken if one.questionable])
     return [
         *_aligned(rows),
         legend + "; *: beyond the noise of the old baseline" * starred,
-        *([f"{asked}{more}: is something not measured any more?"] if large else []),
+        *([f"faster by more than {LARGE:.0%}: {large}: is something not measured any more?"] if large else []),
         *(f"{doubt}: these figures would hide a slowdown once it is itself again; record then" for doubt in doubts),
     ]
 
@@ -269,9 +273,8 @@ def blind(results: Iterable[Result]) -> str:
         (result for result in results if result.verdict.resolution > FAR * result.tolerance),
         key=lambda result: -result.verdict.resolution,
     )
-    cases = [f"{result.verdict.resolution:.0%} ({label(result.case)})" for result in unseen[:MENTIONED]]
-    more = f" and {len(unseen) - MENTIONED} more" if len(unseen) > MENTIONED else ""
-    return f"this run could have missed slowdowns of up to {', '.join(cases)}{more}" if cases else ""
+    cases = _mentioned([f"{result.verdict.resolution:.0%} ({label(result.case)})" for result in unseen])
+    return f"this run could have missed slowdowns of up to {cases}" if cases else ""
 
 
 def disturbed(results: Iterable[Result]) -> list[str]:
