@@ -42,3 +42,22 @@ def test_waiting_between_steps_is_no_time_of_the_generation(waits: list[float], 
     for row, undisturbed in zip(generation(waits, requests, share), expected, strict=True):
         assert row == pytest.approx(undisturbed)
     assert len(expected[0]) == 4
+
+
+@pytest.mark.parametrize("requests", [1, 4])
+def test_a_known_share_slower_though_every_sleep_lasts_longer_than_asked(requests: int) -> None:
+    time, step, over, steps = Time(), 0.003, 60e-6, 100
+
+    def sleep(seconds: float) -> None:
+        assert seconds > 0
+        time.passes(seconds + over)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "clock", lambda: time.now)
+        patch.setattr(recorder, "sleep", sleep)
+        made = SlowedRecorder(requests, 0.05)
+        for _ in range(steps):
+            time.passes(step)
+            for request in range(requests):
+                made(request, 7)
+    assert made.times[0][-1] == pytest.approx(1.05 * step * steps, abs=2 * over)
