@@ -38,7 +38,7 @@ SUITES = ("suites/test_prefill.py", "suites/test_decode.py", "suites/test_latenc
 BACKENDS = "eager,sdpa,sdpa-flash,xformers,compile,compile-static"
 LLAMA = ("--llm-model=llama-2-7b", "--llm-random-weights", "--llm-dtype=bfloat16")
 #: Layers of the model that the gate is tried with: a step of few milliseconds is harder to judge than a long one.
-FEW_LAYERS = 4
+FEW_LAYERS = 8
 #: Its kernel writes where nothing is, at the third token.
 FAULTY = """\
 import torch
