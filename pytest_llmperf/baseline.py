@@ -172,7 +172,7 @@ def merge(old: Baseline | None, new: Baseline) -> Baseline:
     held = Baseline(new.device, new.model, {**old.environments, **new.environments}, {})
     entries = dict(old.entries)
     for key, newer in new.entries.items():
-        row = dict.fromkeys([*newer, *entries.get(key, ())])
+        row = dict.fromkeys([*map(_rounded, newer), *entries.get(key, ())])
         entries[key] = tuple(chain.from_iterable(sets[:HISTORY] for sets in _by_machine(held, row)))
     return _holding(held, entries)
 
@@ -299,9 +299,14 @@ def _need(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
+def _rounded(entry: Entry) -> Entry:
+    """With samples as the file has them, so that what was accepted twice is known to be the same."""
+    return replace(entry, invocations=tuple(map(tuple, _canonical(entry.invocations))))
+
+
 def _stored(entry: Entry) -> dict[str, Any]:
     """An entry as in the file; the median is that of the samples as they are stored, so it survives a round trip."""
-    stored = replace(entry, invocations=tuple(map(tuple, _canonical(entry.invocations))))
+    stored = _rounded(entry)
     return {"median": _canonical(stored.median), **vars(stored)}
 
 

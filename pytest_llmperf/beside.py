@@ -9,7 +9,7 @@ from functools import cached_property, partial
 
 from pytest_llmperf import selftest, verdict
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.compare import Comparison, blocks
+from pytest_llmperf.compare import MOST_PAIRS, Comparison, blocks
 from pytest_llmperf.engines import Engines, Side
 from pytest_llmperf.gate import ABSOLUTE_FLOOR
 from pytest_llmperf.host import Arm, BaseLostError, BaseUnableError
@@ -71,7 +71,7 @@ class Beside:
         if self._scope.attached(self._scope.registry[case.backend]):
             return verdict.nothing(Outcome.NEW, f"base, {self._scope.base}, would ask the same server as head")
         try:
-            comparison = self._comparison(case.backend, case.workload, self._base_and_head)
+            comparison = self._comparison(case.backend, case.workload, self._base_and_head, FEWEST_TO_FAIL)
             return comparison.judge(case.metric, tolerance, ABSOLUTE_FLOOR)
         except BaseLostError as error:
             return verdict.nothing(Outcome.INCONCLUSIVE, f"base, {self._scope.base}, was lost: {error}")
@@ -88,7 +88,7 @@ class Beside:
             WorkerError, TraceError: it could not be measured.
             DisturbedError: the machine was never left alone.
         """
-        comparison = self._comparison(case.backend, case.workload, self._head_and_head)
+        comparison = self._comparison(case.backend, case.workload, self._head_and_head, MOST_PAIRS)
         comparison.spend()
         processes = comparison.processes(case.metric)
         same, slowed = (blocks(comparison.pairs, case.metric, "base", arm) for arm in ("head", "slow"))
@@ -101,7 +101,7 @@ class Beside:
         """Remove the base's checkout, if there is one."""
         self._finally.close()
 
-    def _comparison(self, backend: str, workload: Workload, start: Callable[[str], Arms]) -> Comparison:
+    def _comparison(self, backend: str, workload: Workload, start: Callable[[str], Arms], shared: int) -> Comparison:
         key = (backend, workload)
         if key not in self._comparisons:
             self._comparisons[key] = Comparison(
@@ -110,7 +110,10 @@ class Beside:
                 partial(start, backend),
                 self._scope.settings.budget,
                 lambda text: self._progress(f"{backend} {text}"),
-                lambda: [self._comparison(backend, one, start) for one in self._compared(backend) if one != workload],
+                lambda: [
+                    self._comparison(backend, one, start, shared) for one in self._compared(backend) if one != workload
+                ],
+                shared,
             )
         return self._comparisons[key]
 

@@ -1,4 +1,4 @@
-"""``pytest-llmperf report`` and ``pytest-llmperf compare``: what was measured earlier, from its files."""
+"""``pytest-llmperf report``, ``compare`` and ``accept``: what was measured earlier, from its files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from pytest_llmperf import accept
+from pytest_llmperf import baseline as store
+from pytest_llmperf.devices.fingerprint import Fingerprint
+from pytest_llmperf.gate import Gate
 from pytest_llmperf.report import markdown, terminal, trend, write
 from pytest_llmperf.report.document import Document, ReportError, of
 
@@ -18,6 +23,11 @@ def read(path: Path) -> Document:
     Raises:
         ReportError: it cannot be read, or is neither.
     """
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Document]:
+    """A file, and its document. Raises as `read`."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -25,7 +35,7 @@ def read(path: Path) -> Document:
     if not isinstance(data, dict):
         raise ReportError(f"{path}: it is no results file of pytest-llmperf")
     try:
-        return of(data)
+        return data, of(data)
     except ReportError as error:
         raise ReportError(f"{path}: {error}") from None
 
@@ -57,6 +67,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("a", type=Path, metavar="A")
     compare.add_argument("b", type=Path, metavar="B")
+    accepted = commands.add_parser(
+        "accept",
+        help="the figures of a run elsewhere, or of one that was stopped, as baselines",
+        epilog="Example: pytest-llmperf accept results.json, which a job on a GPU left behind. A case takes "
+        f"{accept.FEWEST} processes or more, which --llm-update-baselines measures.",
+    )
+    accepted.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="a file of --llm-results")
+    accepted.add_argument(
+        "--baseline-dir",
+        type=Path,
+        default=Path("baselines"),
+        metavar="DIR",
+        help="folder of the baselines. Default: baselines",
+    )
     return parser
 
 
@@ -84,15 +108,44 @@ def _compare(a: Document, b: Document) -> None:
         print(line)
 
 
+def _accept(path: Path, folder: Path) -> bool:
+    """Whether anything of a file was written."""
+    results, _ = _read(path)
+    if results.get("kind") == "report":
+        raise ReportError(f"{path}: a report has no samples; give the file of --llm-results")
+    device, model, environment = results["device"], results["model"], results["environment"]
+    file = store.path_for(folder, device, model)
+    stored = store.load(file, device, model)
+    machine, peaks = Fingerprint.from_dict(environment["fingerprint"]), environment["peaks"]
+    measured = (lambda: peaks) if device == "cpu" and peaks else None
+    gate = Gate(file, stored, lambda: machine, results["reference"], measured)
+    left = accept.queue(results, gate)
+    store.check_writable(file.parent)
+    written = gate.write(device, model, ())
+    for line in terminal.changes([gate.changes[case] for case in written]):
+        print(line)
+    for key, why in left.items():
+        print(f"left out: {key}: {why}")
+    print(f"{len(written)} entries of {path} written to {file}")
+    return bool(written)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script. Returns 0, or 2 with one line if a file cannot be read or written."""
+    """The console script.
+
+    Returns:
+        0; 1 if there was nothing to accept; 2 with one line if a file cannot be read or written.
+    """
     asked = _parser().parse_args(arguments)
     try:
         if asked.command == "report":
             _report(asked.results, asked.output)
-        else:
+        elif asked.command == "compare":
             _compare(read(asked.a), read(asked.b))
-    except (ReportError, OSError) as error:
+        else:
+            wrote = [_accept(path, asked.baseline_dir) for path in asked.results]
+            return int(not all(wrote))
+    except (ReportError, store.BaselineError, OSError) as error:
         print(f"pytest-llmperf: {error}", file=sys.stderr)
         return 2
     return 0

@@ -78,6 +78,7 @@ class Comparison:
             pairs were undisturbed. A start that serves others too is charged to the one that asked for it.
         progress: told what is being done.
         others: of the same processes, in order: what is compared too, so that a start may serve them.
+        shared: how many pairs it takes of what the others start; by default it will hardly do with fewer.
     """
 
     def __init__(
@@ -88,7 +89,9 @@ class Comparison:
         budget: float,
         progress: Callable[[str], None],
         others: Callable[[], Iterable[Comparison]] = tuple,
+        shared: int = paired.FEWEST_TO_FAIL,
     ) -> None:
+        self._shared = shared
         self._workload = workload
         self._prompts = prompts
         self._start = start
@@ -155,8 +158,8 @@ class Comparison:
 
     @property
     def _joins(self) -> bool:
-        """Whether it is to have a pair of what another one starts: it will hardly do with fewer than these."""
-        return not self._failed and len(self.pairs) < paired.FEWEST_TO_FAIL
+        """Whether it is to have a pair of what another one starts."""
+        return not self._failed and not self._exhausted and len(self.pairs) < self._shared
 
     def _add_pair(self) -> None:
         if self._unable is not None:

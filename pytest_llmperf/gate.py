@@ -99,6 +99,9 @@ class Gate:
         if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._weaker(entry)):
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
+        figures = [one.figures(case.metric) for one in fresh(1)]
+        if cleared := verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier):
+            return cleared
         confirmations = fresh(CONFIRMATIONS)
         figures = [one.figures(case.metric) for one in confirmations]
         found = verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
@@ -277,13 +280,22 @@ class Gate:
         environment: store.Environment,
         figures: Iterable[Sequence[float]],
         tolerance: float | None,
+        recorded: datetime.date | None = None,
     ) -> None:
-        """Queue a case's figures, a row per process, as its new baseline; the tolerance is that of `update.change`."""
+        """Queue a case's figures, a row per process, as its new baseline.
+
+        Args:
+            case: which.
+            environment: what they were measured on.
+            figures: in the metric's unit.
+            tolerance: that of `update.change`.
+            recorded: the day; None for today.
+        """
         self._environments[environment.id] = environment
         rows = tuple(tuple(row) for row in figures)
         self._accepted[case] = store.Entry(
             environment=environment.id,
-            recorded=datetime.date.today().isoformat(),
+            recorded=(recorded or datetime.date.today()).isoformat(),
             unit=METRICS[case.metric][1],
             invocations=rows,
         )

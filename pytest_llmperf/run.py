@@ -404,7 +404,7 @@ class Run:
         invocations = [first]
 
         def fresh(count: int) -> list[Measurement]:
-            invocations.extend(self.fresh(backend, workload, count))
+            invocations[1:] = self.fresh(backend, workload, count)
             return invocations[1:]
 
         figures = first.figures(metric)

@@ -283,6 +283,29 @@ def screen(
     return verdict
 
 
+def clear(
+    baseline: Invocations,
+    head_fresh: Invocations,
+    tolerance: float,
+    floor: float,
+    earlier: Sequence[Invocations] = (),
+) -> Verdict | None:
+    """Judge a flagged case by its first fresh invocation, if that one is as fast as the baseline; else None.
+
+    What `confirm` asks of every invocation is then out of reach, whatever further ones would say: the case would be
+    neither a regression nor faster.
+
+    Raises:
+        ValueError: as `screen`, which explains the arguments.
+    """
+    if len(head_fresh) != 1:
+        raise ValueError(f"a case is cleared by 1 fresh invocation of head, not {len(head_fresh)}")
+    verdict = _compare(baseline, head_fresh, tolerance, floor, "latency", earlier)
+    if max(verdict.ratio, 1 / verdict.ratio) > 1 + verdict.threshold * CONSISTENT:
+        return None
+    return _calm(verdict, "not confirmed in a fresh process", tolerance, floor)
+
+
 def confirm(
     baseline: Invocations,
     head_fresh: Invocations,
@@ -307,8 +330,7 @@ def confirm(
     if verdict.ratio < 1 / (1 + verdict.threshold) and max(verdict.high, most) < 1 / (1 + needed):
         return questioned(replace(verdict, outcome=Outcome.FASTER, reason=reason))
     if verdict.ratio <= 1 + verdict.threshold:
-        calm = replace(verdict, reason=f"not confirmed in {len(head_fresh)} fresh processes")
-        return calm if verdict.ratio <= 1 + tolerance else _unresolved(calm, tolerance, floor)
+        return _calm(verdict, f"not confirmed in {len(head_fresh)} fresh processes", tolerance, floor)
     least = min(_statistics(head_fresh)) / verdict.baseline
     doubts = []
     if verdict.low <= 1 + needed:
@@ -329,6 +351,12 @@ def questioned(verdict: Verdict) -> Verdict:
     return replace(
         verdict, reason=f"{verdict.reason}: is something not measured any more, or what it is held against stale?"
     )
+
+
+def _calm(verdict: Verdict, reason: str, tolerance: float, floor: float) -> Verdict:
+    """A flagged case that is not confirmed."""
+    calm = replace(verdict, reason=reason)
+    return calm if verdict.ratio <= 1 + tolerance else _unresolved(calm, tolerance, floor)
 
 
 def _unresolved(verdict: Verdict, tolerance: float, floor: float) -> Verdict:

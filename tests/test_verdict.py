@@ -107,7 +107,9 @@ def gated(rng: random.Random, noise: Noise, slowdown: float, tolerance: float) -
     baseline = [noise(rng, 1.0) for _ in range(INVOCATIONS)]
     verdict = gate.screen(baseline, [noise(rng, 1 + slowdown)], tolerance, FLOOR)
     if verdict.flagged:
-        verdict = gate.confirm(baseline, [noise(rng, 1 + slowdown) for _ in range(CONFIRMATIONS)], tolerance, FLOOR)
+        fresh = [noise(rng, 1 + slowdown) for _ in range(CONFIRMATIONS)]
+        cleared = gate.clear(baseline, fresh[:1], tolerance, FLOOR)
+        verdict = cleared or gate.confirm(baseline, fresh, tolerance, FLOOR)
     return verdict
 
 
@@ -335,6 +337,41 @@ def test_faster_needs_an_interval_below_one() -> None:
 
 
 # Confirming
+
+
+@given(arms, arms, st.floats(0.01, 0.5))
+def test_what_one_process_clears_no_further_one_could_have_confirmed(
+    baseline: Arm, head: Arm, tolerance: float
+) -> None:
+    cleared = gate.clear(baseline, head[:1], tolerance, FLOOR)
+    if cleared is None:
+        return
+    assert cleared.outcome in (Outcome.OK, Outcome.INCONCLUSIVE)
+    confirmed = gate.confirm(baseline, [*head[:1], *(head[1:] or head)], tolerance, FLOOR)
+    assert confirmed.outcome not in (Outcome.REGRESSION, Outcome.FASTER)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "at", "outcome"),
+    [
+        (steady(1, 1, 1), 1.03, Outcome.OK),
+        (steady(1, 1, 1), 0.97, Outcome.OK),
+        (steady(1, 1, 1), 1.05, None),
+        (steady(1, 1, 1), 0.95, None),
+        (steady(0.9, 1, 1.6), 1.15, Outcome.INCONCLUSIVE),  # its own processes differ by 60 %, more than is allowed
+    ],
+)
+def test_a_process_as_fast_as_the_baseline_clears_a_case(baseline: Arm, at: float, outcome: Outcome | None) -> None:
+    found = gate.clear(baseline, steady(at), TOLERANCE, FLOOR)
+    assert (found and found.outcome) == outcome
+    if outcome is Outcome.OK:
+        assert found
+        assert found.reason == "not confirmed in a fresh process"
+
+
+def test_one_process_is_what_clears() -> None:
+    with pytest.raises(ValueError, match="1 fresh invocation of head, not 2"):
+        gate.clear(steady(1, 1), steady(1, 1), TOLERANCE, FLOOR)
 
 
 @pytest.mark.parametrize(

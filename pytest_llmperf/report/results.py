@@ -52,6 +52,11 @@ def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> d
             "environment": {
                 "fingerprint": fingerprint.take().as_dict(),
                 "versions": fingerprint.versions(),
+                "interpreters": {
+                    name: fingerprint.versions(interpreter)
+                    for name in dict.fromkeys(one.backend for one in run.measurements)
+                    if not (interpreter := run.scope.interpreter(run.scope.registry[name])).own
+                },
                 "peaks": run.known_peaks,
             },
             "findings": [asdict(one) for one in run.findings if one.level != "ok"],
