@@ -35,6 +35,19 @@ def taken(data: Data, step: str, what: str) -> list[dict[str, Any]]:
     return [one for name, found in data.items() if name.partition("-")[0] == step for one in found[what]]
 
 
+def whole(data: Data) -> dict[str, Any]:
+    """The sweep, taken in parts perhaps: of what two sittings measured, that of the file without a number counts."""
+    found: dict[str, dict[Any, Any]] = {"results": {}, "measurements": {}}
+    for name, part in data.items():
+        if name.partition("-")[0] == "sweep":
+            for one in part["results"]:
+                found["results"].setdefault(one["case"], one)
+            for one in part["measurements"]:
+                key = (one["backend"], *one["workload"].values())
+                found["measurements"].setdefault(key, one | {"sitting": name})
+    return data["sweep"] | {what: list(ones.values()) for what, ones in found.items()}
+
+
 def parts(case: str) -> tuple[str, int, str]:
     """Backend, batch size and metric of ``bfloat16/sdpa/b8-p2048-n16/ttft``."""
     _, backend, workload, metric = case.split("/")
@@ -53,15 +66,16 @@ def grid(results: Sequence[dict[str, Any]], metric: str, cell: Callable[[dict[st
 def slow_core(data: Data) -> set[tuple[str, int]]:
     """Backend and batch size of what was measured while the host's core was slow, by the canaries beside it."""
     measured = data["sweep"]["measurements"]
-    fastest: dict[str, float] = {}
+    fastest: dict[tuple[str, str], float] = {}
     for one in measured:
+        process = (one["sitting"], one["backend"])
         canaries = [seconds for sample in one["samples"] for seconds in sample["fitness"]["canaries"]]
-        fastest[one["backend"]] = min([*canaries, fastest.get(one["backend"], float("inf"))])
+        fastest[process] = min([*canaries, fastest.get(process, float("inf"))])
     return {
         (one["backend"], one["workload"]["batch_size"])
         for one in measured
         if median(min(sample["fitness"]["canaries"]) for sample in one["samples"])
-        > CANARY_SLOWER * fastest[one["backend"]]
+        > CANARY_SLOWER * fastest[one["sitting"], one["backend"]]
     }
 
 
@@ -196,12 +210,13 @@ def gate(data: Data) -> str:
 
 def baseline(data: Data) -> str:
     """How far processes differ."""
-    rows = []
+    rows, most = [], 0
     for one in data["baseline"]["results"]:
         medians = [median(samples) for samples in one["invocations"]]
+        most = max(most, len(medians))
         apart = max(medians) / min(medians) - 1
         rows.append([f"`{one['case']}`", *(f"{value * MS:.4g}" for value in medians), f"{apart:.1%}"])
-    return table(["case", "process 1, ms", "process 2", "process 3", "apart"], rows)
+    return table(["case, ms", *(f"process {number + 1}" for number in range(most)), "apart"], rows)
 
 
 #: What each table is made of, by its name: the steps, and how.
@@ -227,7 +242,7 @@ def drawn(data: Data, page: Path) -> Iterator[str]:
 
 
 def read(folder: Path) -> Data:
-    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda one: one.stem)}
 
 
 def main() -> int:
@@ -237,6 +252,8 @@ def main() -> int:
         return 2
     data, page = read(Path(sys.argv[1])), Path(sys.argv[2])
     taken_steps = {name.partition("-")[0] for name in data}
+    if "sweep" in data:
+        data["sweep"] = whole(data)
     names = [name for name, (steps, _) in TABLES.items() if steps <= taken_steps]
     begun = "\n\n".join(f"## {name}\n\n<!-- table: {name} -->\n<!-- end -->" for name in (*names, "figures"))
     text = page.read_text() if page.exists() else f"# Results\n\n{begun}\n"
