@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices.fitness import CANARY_SLOWER
 from pytest_llmperf.report import document, figures
 
@@ -36,16 +38,31 @@ def taken(data: Data, step: str, what: str) -> list[dict[str, Any]]:
 
 
 def whole(data: Data) -> dict[str, Any]:
-    """The sweep, taken in parts perhaps: of what two sittings measured, that of the file without a number counts."""
-    found: dict[str, dict[Any, Any]] = {"results": {}, "measurements": {}}
-    for name, part in data.items():
-        if name.partition("-")[0] == "sweep":
-            for one in part["results"]:
-                found["results"].setdefault(one["case"], one)
-            for one in part["measurements"]:
-                key = (one["backend"], *one["workload"].values())
-                found["measurements"].setdefault(key, one | {"sitting": name})
-    return data["sweep"] | {what: list(ones.values()) for what, ones in found.items()}
+    """The sweep, which may have been taken in parts: ``sweep.json``, ``sweep-2.json``.
+
+    What two sittings measured is of the one that judged more of its metrics, or else of the first.
+    """
+    sittings = {name: part for name, part in data.items() if name.partition("-")[0] == "sweep"}
+    judged: dict[tuple[str, str], Counter[str]] = {}
+    for name, part in sittings.items():
+        for one in part["results"]:
+            judged.setdefault(workload_of(one["case"]), Counter())[name] += 1
+    chosen = {key: max(found, key=lambda name: found[name]) for key, found in judged.items()}
+    results, measurements = [], []
+    for name, part in sittings.items():
+        results += [one for one in part["results"] if chosen[workload_of(one["case"])] == name]
+        measurements += [
+            one | {"sitting": name}
+            for one in part["measurements"]
+            if chosen.get((one["backend"], str(Workload(**one["workload"])))) == name
+        ]
+    return next(iter(sittings.values())) | {"results": results, "measurements": measurements}
+
+
+def workload_of(case: str) -> tuple[str, str]:
+    """Backend and workload of ``bfloat16/sdpa/b8-p2048-n16/ttft``."""
+    _, backend, workload, _ = case.split("/")
+    return backend, workload
 
 
 def parts(case: str) -> tuple[str, int, str]:
@@ -252,7 +269,7 @@ def main() -> int:
         return 2
     data, page = read(Path(sys.argv[1])), Path(sys.argv[2])
     taken_steps = {name.partition("-")[0] for name in data}
-    if "sweep" in data:
+    if "sweep" in taken_steps:
         data["sweep"] = whole(data)
     names = [name for name, (steps, _) in TABLES.items() if steps <= taken_steps]
     begun = "\n\n".join(f"## {name}\n\n<!-- table: {name} -->\n<!-- end -->" for name in (*names, "figures"))

@@ -54,3 +54,9 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.model}/{self.key}"
+
+    @classmethod
+    def parse(cls, model: str, key: str) -> Case:
+        """The case of a model by its `key`. Raises ValueError or TypeError where it is not one."""
+        dtype, backend, workload, metric = key.split("/")
+        return cls(model, dtype, backend, Workload.parse(workload), metric)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Document]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pytest-llmperf",
-        description="Reports of what was measured earlier, from files of --llm-results or --llm-report=FILE.json.",
+        description="What was measured earlier, from files of --llm-results or --llm-report=FILE.json.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser(
@@ -70,8 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     accepted = commands.add_parser(
         "accept",
         help="the figures of a run elsewhere, or of one that was stopped, as baselines",
-        epilog="Example: pytest-llmperf accept results.json, which a job on a GPU left behind. A case takes "
-        f"{accept.FEWEST} processes or more, which --llm-update-baselines measures.",
+        epilog="Example: pytest-llmperf accept results.json, which a job with --llm-update-baselines left behind",
     )
     accepted.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="a file of --llm-results")
     accepted.add_argument(
@@ -108,24 +107,38 @@ def _compare(a: Document, b: Document) -> None:
         print(line)
 
 
-def _accept(path: Path, folder: Path) -> bool:
-    """Whether anything of a file was written."""
-    results, _ = _read(path)
-    if results.get("kind") == "report":
-        raise ReportError(f"{path}: a report has no samples; give the file of --llm-results")
-    device, model, environment = results["device"], results["model"], results["environment"]
-    file = store.path_for(folder, device, model)
-    stored = store.load(file, device, model)
-    machine, peaks = Fingerprint.from_dict(environment["fingerprint"]), environment["peaks"]
-    measured = (lambda: peaks) if device == "cpu" and peaks else None
-    gate = Gate(file, stored, lambda: machine, results["reference"], measured)
-    left = accept.queue(results, gate)
-    store.check_writable(file.parent)
+def _accept(paths: Sequence[Path], folder: Path) -> bool:
+    """Whether anything was written. Every file is read before."""
+    read_all = [(path, _read(path)[0]) for path in paths]
+    for path, results in read_all:
+        if results.get("update") is None:
+            what = "a report has no samples" if results.get("kind") == "report" else "it has no figures to accept"
+            raise ReportError(f"{path}: {what}; give a file of --llm-results of a run with --llm-update-baselines")
+    wrote = [_accept_one(*one, folder) for one in sorted(read_all, key=lambda one: one[1]["when"])]
+    return any(wrote)
+
+
+def _accept_one(path: Path, results: Mapping[str, Any], folder: Path) -> bool:
+    try:
+        device, model = results["device"], results["model"]
+        file = store.path_for(folder, device, model)
+        machine, peaks = Fingerprint.from_dict(results["environment"]["fingerprint"]), results["environment"]["peaks"]
+        measured = (lambda: peaks) if device == "cpu" else None
+        gate = Gate(file, store.load(file, device, model), lambda: machine, results["reference"], measured)
+        left = accept.queue(results, gate)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, store.BaselineError):
+            raise
+        raise ReportError(f"{path}: it is no results file of pytest-llmperf ({error!r})") from None
+    if gate.changes:
+        store.check_writable(file.parent)
     written = gate.write(device, model, ())
     for line in terminal.changes([gate.changes[case] for case in written]):
         print(line)
     for key, why in left.items():
         print(f"left out: {key}: {why}")
+    if missing := len(results["unmeasured"]):
+        print(f"left out: {missing} tests of that run, which have no figure")
     print(f"{len(written)} entries of {path} written to {file}")
     return bool(written)
 
@@ -143,8 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif asked.command == "compare":
             _compare(read(asked.a), read(asked.b))
         else:
-            wrote = [_accept(path, asked.baseline_dir) for path in asked.results]
-            return int(not all(wrote))
+            return int(not _accept(asked.results, asked.baseline_dir))
     except (ReportError, store.BaselineError, OSError) as error:
         print(f"pytest-llmperf: {error}", file=sys.stderr)
         return 2

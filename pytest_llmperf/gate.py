@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pytest_llmperf import baseline as store
 from pytest_llmperf import update, verdict
@@ -65,6 +67,7 @@ class Gate:
     measure_peaks: Callable[[], Mapping[str, float]] | None
     changes: dict[Case, Change] = field(default_factory=dict)
     _accepted: dict[Case, store.Entry] = field(default_factory=dict)
+    _tolerances: dict[Case, float | None] = field(default_factory=dict)
     _environments: dict[str, store.Environment] = field(default_factory=dict)
     #: When this machine was found to be weaker than it was in an environment, and in what.
     _weak: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -86,7 +89,7 @@ class Gate:
             tolerance: the slowdown allowed, as a fraction.
             fresh: makes that many measurements in fresh processes; None to screen only.
         """
-        recorded, own = self._recorded(case), self._own(case)
+        recorded, own = self._recorded(case), self.own(case)
         if not recorded:
             why = "this case is new to it" if self.stored else f"{shown(self.path)} does not exist"
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
@@ -99,8 +102,10 @@ class Gate:
         if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._weaker(entry)):
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
-        figures = [one.figures(case.metric) for one in fresh(1)]
-        if cleared := verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier):
+        confirmations = fresh(1)
+        figures = [one.figures(case.metric) for one in confirmations]
+        cleared = verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
+        if cleared is not None and not self._disturbed(confirmations):
             return cleared
         confirmations = fresh(CONFIRMATIONS)
         figures = [one.figures(case.metric) for one in confirmations]
@@ -159,22 +164,22 @@ class Gate:
         """The case's entries, of each machine the newest first."""
         return self.stored.entries.get(case.key, ()) if self.stored else ()
 
-    def _own(self, case: Case) -> list[store.Entry]:
+    def own(self, case: Case) -> list[store.Entry]:
         """What this machine recorded of a case, newest first."""
         return [entry for entry in self._recorded(case) if not self._differs(entry)]
 
     def _sets(self, case: Case) -> list[verdict.Invocations]:
         """The invocations of each of those."""
-        return [entry.invocations for entry in self._own(case)]
+        return [entry.invocations for entry in self.own(case)]
 
     def last_recorded(self, case: Case) -> float | None:
         """What this machine recorded last of a case, in the metric's unit: the median over processes; else None."""
-        own = self._own(case)
+        own = self.own(case)
         return verdict.centre(own[0].invocations) if own else None
 
     def is_new(self, case: Case) -> bool:
         """Whether this machine has no record of a case."""
-        return not self._own(case)
+        return not self.own(case)
 
     def _differs(self, entry: store.Entry) -> str | None:
         """What is different about the machine of an entry, or None: absolute latencies may be compared."""
@@ -293,13 +298,14 @@ class Gate:
         """
         self._environments[environment.id] = environment
         rows = tuple(tuple(row) for row in figures)
+        self._tolerances[case] = tolerance
         self._accepted[case] = store.Entry(
             environment=environment.id,
             recorded=(recorded or datetime.date.today()).isoformat(),
             unit=METRICS[case.metric][1],
             invocations=rows,
         )
-        own, before = self._own(case), self._sets(case)
+        own, before = self.own(case), self._sets(case)
         doubt = None
         if own and self.stored is not None and self.measure_peaks is not None:
             doubt = weaker(environment.peaks, self.stored.environments[own[0].environment].peaks)
@@ -315,10 +321,23 @@ class Gate:
         """
         accepted = {case: entry for case, entry in self._accepted.items() if case not in refused}
         if accepted:
-            entries = {case.key: (entry,) for case, entry in accepted.items()}
-            new = store.Baseline(device, model, self._environments, entries)
+            new = self._queued(device, model, accepted)
             store.write(self.path, store.merge(store.load(self.path, device, model), new))
         return accepted
+
+    def _queued(self, device: str, model: str, accepted: Mapping[Case, store.Entry]) -> store.Baseline:
+        entries = {case.key: (entry,) for case, entry in accepted.items()}
+        return store.Baseline(device, model, self._environments, entries)
+
+    def queued(self, device: str, model: str, refused: Collection[Case]) -> dict[str, Any] | None:
+        """What `write` would write now, as JSON values, so that `accept.queue` can do so elsewhere; None if nothing."""
+        accepted = {case: entry for case, entry in self._accepted.items() if case not in refused}
+        if not accepted:
+            return None
+        return {
+            "baseline": json.loads(store.dumps(self._queued(device, model, accepted))),
+            "tolerances": {case.key: self._tolerances[case] for case in accepted},
+        }
 
     def prune(self, device: str, model: str, stale: Callable[[str], bool]) -> list[str]:
         """Remove this machine's entries of the cases whose key is stale. Returns their keys, in the file's order.

@@ -557,9 +557,16 @@ class Run:
         Raises:
             BaselineError: the file cannot be written; the old one is untouched.
         """
+        return self.gate.write(self.device.name, self.model.name, self._refused)
+
+    def queued_baselines(self) -> dict[str, Any] | None:
+        """What `write_baselines` would write now, as JSON values."""
+        return self.gate.queued(self.device.name, self.model.name, self._refused)
+
+    @property
+    def _refused(self) -> set[Case]:
         wrong = {backend for backend, _ in self._unproven}
-        refused = {case for case in self.gate.changes if case.backend in wrong}
-        return self.gate.write(self.device.name, self.model.name, refused | {change.case for change in self.slower()})
+        return {case for case in self.gate.changes if case.backend in wrong} | {one.case for one in self.slower()}
 
     def slower(self) -> list[Change]:
         """Slowdowns beyond what the gate allows, which nobody who looks on accepts in CI unless that was asked for."""

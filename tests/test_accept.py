@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from inner import BUSY, Suite
@@ -11,89 +12,175 @@ from inner import BUSY, Suite
 from pytest_llmperf.cli import main
 
 UPDATE = ("--llm-update-baselines", "--llm-invocations=3", "--llm-results=raw.json")
-#: A test that accepts a metric of ``sim`` before what is formatted in.
-GATED = "def test_it(llm_perf):\n    llm_perf.gate('tpot')\n    {}\n"
+TPOT = "bfloat16/sim/b1-p16-n8/tpot"
 
 
-def accept(suite: Suite, folder: str = "mine") -> int:
-    return main(["accept", str(suite.path / "raw.json"), f"--baseline-dir={suite.path / folder}"])
+def accept(suite: Suite, *files: str, folder: str = "baselines") -> int:
+    paths = [str(suite.path / file) for file in files or ("raw.json",)]
+    return main(["accept", *paths, f"--baseline-dir={suite.path / folder}"])
 
 
-def written(suite: Suite, folder: str = "mine") -> dict[str, object]:
-    entries = json.loads((suite.path / folder / "cpu" / "tiny.json").read_text())["entries"]
-    assert isinstance(entries, dict)
-    return entries
+def edit(suite: Suite, change: Callable[[dict[str, Any]], object], file: str = "raw.json") -> None:
+    """Another results file, of the one that a run has left."""
+    data = json.loads((suite.path / "raw.json").read_text())
+    change(data)
+    (suite.path / file).write_text(json.dumps(data))
 
 
-def test_what_an_update_wrote_follows_from_its_results_byte_for_byte(
-    suite: Suite, capsys: pytest.CaptureFixture[str]
-) -> None:
+def aged(day: str) -> Callable[[dict[str, Any]], None]:
+    """Of another day, with another figure."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["when"] = f"{day}T00:00:00+00:00"
+        for row in data["update"]["baseline"]["entries"].values():
+            row[0]["recorded"] = day
+            row[0]["invocations"][0].append(row[0]["median"] * int(day.replace("-", "")) / 1e7)
+
+    return change
+
+
+@pytest.fixture
+def updated(suite: Suite, capsys: pytest.CaptureFixture[str]) -> Suite:
+    """A suite whose run with an update left results, and a baseline."""
     suite.decode(*UPDATE, backends="ref,sim").assert_outcomes(passed=2)
     capsys.readouterr()
-    assert accept(suite) == 0
-    assert (suite.path / "mine" / "cpu" / "tiny.json").read_bytes() == suite.baseline.read_bytes()
-    said = capsys.readouterr().out
-    assert "tpot b1-p16-n8 sim" in said
-    assert "4 entries of" in said  # two of them cold starts
-    before = suite.baseline.read_bytes()
-    assert accept(suite, "baselines") == 0
-    assert suite.baseline.read_bytes() == before, "the same set twice is one set"
+    return suite
+
+
+def test_it_writes_what_the_update_wrote_byte_for_byte(updated: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    assert accept(updated, folder="mine") == 0
+    assert (updated.path / "mine" / "cpu" / "tiny.json").read_bytes() == updated.baseline.read_bytes()
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("tpot b1-p16-n8 sim") and line.endswith("new     10.0%") for line in lines)
+    assert lines[-1].startswith("4 entries of ")  # two of them cold starts
 
 
 def test_a_run_that_was_stopped_is_accepted_as_far_as_it_came(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
-    suite.test(GATED.format("raise KeyboardInterrupt"))
+    suite.test(
+        "def test_one(llm_perf):\n    llm_perf.gate('tpot')\n    raise KeyboardInterrupt\n"
+        "def test_two(llm_perf):\n    llm_perf.gate('ttft')\n"
+    )
     suite.run("test_it.py", "--llm-backends=sim", *UPDATE, no_reraise_ctrlc=True)
     assert not suite.baseline.exists()
+    capsys.readouterr()
     assert accept(suite) == 0
-    assert set(written(suite)) == {"bfloat16/sim/b1-p16-n8/tpot", "bfloat16/sim/b1-p16-n8/cold-start"}
+    assert set(suite.stored()["entries"]) == {TPOT, "bfloat16/sim/b1-p16-n8/cold-start"}
+    assert "left out: 1 tests of that run, which have no figure" in capsys.readouterr().out
+
+
+def test_accepted_twice_is_accepted_once(updated: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    before = updated.baseline.read_bytes()
+    assert accept(updated) == 1
+    assert updated.baseline.read_bytes() == before
+    assert f"left out: {TPOT}: it is accepted already" in capsys.readouterr().out.splitlines()
+
+
+def test_files_are_taken_by_their_age_and_what_is_older_is_left_out(
+    updated: Suite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(updated, aged("2031-01-02"), "a.json")
+    edit(updated, aged("2031-01-01"), "b.json")
+    assert accept(updated, "a.json", "b.json") == 0
+    assert [one["recorded"] for one in updated.stored()["entries"][TPOT]][:2] == ["2031-01-02", "2031-01-01"]
+    edit(updated, aged("2030-01-01"), "c.json")
+    capsys.readouterr()
+    assert accept(updated, "c.json") == 1
+    why = "this machine has figures of 2031-01-02, and these are of 2030-01-01"
+    assert f"left out: {TPOT}: {why}" in capsys.readouterr().out.splitlines()
+
+
+def test_another_machine_s_figures_are_that_machine_s(updated: Suite) -> None:
+    def elsewhere(data: dict[str, Any]) -> None:
+        data["environment"]["fingerprint"]["cpus"] += 1
+
+    edit(updated, elsewhere, "other.json")
+    assert accept(updated, "other.json") == 0, "what its file says is new to it"
+
+
+def test_what_the_run_gated_is_left_out(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two fresh processes were started since the first was slow: they are a sample of nothing."""
+    suite.record({"sim/tpot": 0.005})
+    before = suite.stored()["entries"][TPOT]
+    suite.backends(sim="Simulated(tpot=0.007)")
+    suite.run("suites/test_decode.py", "suites/test_prefill.py", "--llm-update-baselines=new", *UPDATE[1:], "-k", "sim")
+    suite.baseline.write_text(suite.baseline.read_text())
+    entries = suite.stored()["entries"]
+    assert entries[TPOT] == before
+    capsys.readouterr()
+    assert accept(suite, folder="mine") == 0
+    written = json.loads((suite.path / "mine" / "cpu" / "tiny.json").read_text())["entries"]
+    assert set(written) == {"bfloat16/sim/b1-p16-n8/ttft", "bfloat16/sim/b1-p16-n8/cold-start"}
+    assert f"left out: {TPOT}: it was not accepted there" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
-    ("sim", "options", "why"),
+    ("sim", "options"),
     [
-        ("Simulated(tpot=0.005)", (), "1 undisturbed process, and 3 are needed: *"),
-        ("Simulated(tpot=0.007)", (), "a regression: *"),
-        ("Simulated(tpot=0.003)", (), "further processes were started because the first one was slow or fast"),
-        ("Simulated(tpot=0.007 if process == 1 else 0.005)", (), "2 undisturbed processes, and 3 are needed*"),
-        ("Simulated(tpot=0.007 if process < 3 else 0.0048)", (), "further processes were started*"),
-        ("Busy(0.005)", UPDATE, "0 undisturbed processes, and 3 are needed*"),
-        ("Simulated(tpot=0.005, wrong_from=3)", UPDATE, "not in parity"),
+        ("Simulated(tpot=0.007)", ("--llm-results=raw.json",)),
+        ("Busy(0.005)", UPDATE),
+        ("Simulated(tpot=0.005, wrong_from=3)", UPDATE),
+        ("Simulated(tpot=0.005)", ("--llm-self-test", "--llm-budget=0.001", "--llm-results=raw.json")),
     ],
-    ids=["one process", "slower", "faster", "cleared", "flagged", "disturbed", "wrong"],
+    ids=["gated", "disturbed", "wrong", "self-test"],
 )
-def test_what_no_baseline_is_made_of_is_left_out(
-    suite: Suite, capsys: pytest.CaptureFixture[str], sim: str, options: tuple[str, ...], why: str
+def test_a_run_that_accepted_nothing_is_refused(
+    suite: Suite, capsys: pytest.CaptureFixture[str], sim: str, options: tuple[str, ...]
 ) -> None:
     suite.record({"sim/tpot": 0.005})
     before = suite.baseline.read_bytes()
     suite.backends(sim=sim, extra=BUSY)
     suites = ("suites/test_decode.py", "suites/test_greedy_parity.py")
-    suite.run(*suites, "--llm-backends=ref,sim", "-k", "sim", "--llm-results=raw.json", *options)
+    suite.run(*suites, "--llm-backends=ref,sim", "-k", "sim", *options)
     capsys.readouterr()
-    assert accept(suite, "baselines") == 1
+    assert accept(suite) == 2
+    assert capsys.readouterr().err.endswith(
+        "it has no figures to accept; give a file of --llm-results of a run with --llm-update-baselines\n"
+    )
     assert suite.baseline.read_bytes() == before
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
-    pytest.LineMatcher(lines).fnmatch_lines([f"left out: bfloat16/sim/b1-p16-n8/tpot: {why}"])
 
 
 def test_a_change_is_told_as_an_update_tells_it(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
     suite.record({"sim/tpot": 0.004})
     suite.decode(*UPDATE, "--llm-baseline-dir=elsewhere")
     capsys.readouterr()
-    assert accept(suite, "baselines") == 0
+    assert accept(suite) == 0
     assert "+25.0%*" in capsys.readouterr().out
-    assert len(suite.stored()["entries"]["bfloat16/sim/b1-p16-n8/tpot"]) == 2, "the old set is history"
+    assert len(suite.stored()["entries"][TPOT]) == 2, "the old set is history"
 
 
-def test_what_cannot_be_accepted_is_one_line(suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    suite.decode(*UPDATE, "--llm-report=report.json")
-    capsys.readouterr()
-    assert main(["accept", str(suite.path / "report.json")]) == 2
-    assert capsys.readouterr().err.endswith("a report has no samples; give the file of --llm-results\n")
-    suite.baseline.write_text("{")
-    assert accept(suite, "baselines") == 2
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data.update(kind="report"), "its schema is 2"),
+        (lambda data: data.update(schema=99), "its schema is 99"),
+        (lambda data: data.update(update=None), "it has no figures to accept"),
+        (
+            lambda data: data["update"].pop("tolerances"),
+            "it is no results file of pytest-llmperf (KeyError('tolerances'))",
+        ),
+        (lambda data: data["environment"].pop("fingerprint"), "(KeyError('fingerprint'))"),
+        (lambda data: data["update"]["baseline"]["entries"][TPOT][0].update(median=1.0), "was edited: its median is"),
+        (lambda data: data["update"]["baseline"].update(entries={"sim": []}), "is not a list of records"),
+    ],
+)
+def test_what_is_no_such_file_is_one_line_and_writes_nothing(
+    updated: Suite, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    edit(updated, change, "bad.json")
+    assert accept(updated, "bad.json", folder="mine") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (updated.path / "mine").exists()
+
+
+def test_a_baseline_file_or_folder_that_cannot_be_used_is_one_line(
+    updated: Suite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    updated.baseline.write_text("{")
+    assert accept(updated) == 2
     assert "is not JSON" in capsys.readouterr().err
-    assert suite.baseline.read_text() == "{"
-    (tmp_path / "taken").write_text("")
-    assert accept(suite, str(tmp_path / "taken")) == 2
-    assert "cannot be" in capsys.readouterr().err
+    assert updated.baseline.read_text() == "{"
+    (updated.path / "taken").write_text("")
+    assert accept(updated, folder="taken") == 2
+    assert capsys.readouterr().err.count("\n") == 1

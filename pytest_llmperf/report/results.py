@@ -52,11 +52,6 @@ def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> d
             "environment": {
                 "fingerprint": fingerprint.take().as_dict(),
                 "versions": fingerprint.versions(),
-                "interpreters": {
-                    name: fingerprint.versions(interpreter)
-                    for name in dict.fromkeys(one.backend for one in run.measurements)
-                    if not (interpreter := run.scope.interpreter(run.scope.registry[name])).own
-                },
                 "peaks": run.known_peaks,
             },
             "findings": [asdict(one) for one in run.findings if one.level != "ok"],
@@ -72,6 +67,7 @@ def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> d
                 result.as_dict() | {"said": verdict_line(result), "accepted": case in accepted}
                 for case, result in run.results.items()
             ],
+            "update": run.queued_baselines(),
             "parity": [found.as_dict() for found in run.parities],
             "load": [asdict(one) for one in run.loads],
         }
