@@ -71,7 +71,7 @@ class Beside:
         if self._scope.attached(self._scope.registry[case.backend]):
             return verdict.nothing(Outcome.NEW, f"base, {self._scope.base}, would ask the same server as head")
         try:
-            comparison = self._comparison(case.backend, case.workload, self._base_and_head, FEWEST_TO_FAIL)
+            comparison = self._comparison(case.backend, case.workload, self._base_and_head)
             return comparison.judge(case.metric, tolerance, ABSOLUTE_FLOOR)
         except BaseLostError as error:
             return verdict.nothing(Outcome.INCONCLUSIVE, f"base, {self._scope.base}, was lost: {error}")
@@ -88,7 +88,7 @@ class Beside:
             WorkerError, TraceError: it could not be measured.
             DisturbedError: the machine was never left alone.
         """
-        comparison = self._comparison(case.backend, case.workload, self._head_and_head, MOST_PAIRS)
+        comparison = self._comparison(case.backend, case.workload, self._head_and_head)
         comparison.spend()
         processes = comparison.processes(case.metric)
         same, slowed = (blocks(comparison.pairs, case.metric, "base", arm) for arm in ("head", "slow"))
@@ -101,7 +101,7 @@ class Beside:
         """Remove the base's checkout, if there is one."""
         self._finally.close()
 
-    def _comparison(self, backend: str, workload: Workload, start: Callable[[str], Arms], shared: int) -> Comparison:
+    def _comparison(self, backend: str, workload: Workload, start: Callable[[str], Arms]) -> Comparison:
         key = (backend, workload)
         if key not in self._comparisons:
             self._comparisons[key] = Comparison(
@@ -110,10 +110,9 @@ class Beside:
                 partial(start, backend),
                 self._scope.settings.budget,
                 lambda text: self._progress(f"{backend} {text}"),
-                lambda: [
-                    self._comparison(backend, one, start, shared) for one in self._compared(backend) if one != workload
-                ],
-                shared,
+                lambda: [self._comparison(backend, one, start) for one in self._compared(backend) if one != workload],
+                # A test of the gate takes what its budget allows, a verdict what it needs.
+                MOST_PAIRS if self._scope.settings.self_test else FEWEST_TO_FAIL,
             )
         return self._comparisons[key]
 

@@ -76,13 +76,13 @@ class Machine:
         self.clock.now += self._start
         yield {name: Side() for name in ("base", "head")}
 
-    def comparisons(self, count: int = 1, budget: float = 1.0) -> list[Comparison]:
+    def comparisons(self, count: int = 1, budget: float = 1.0, shared: int = FEWEST_TO_FAIL) -> list[Comparison]:
         """As many, each of which has all the others join the pairs that it starts."""
         made: list[Comparison] = []
         for number in range(count):
             workload = Workload(1 + number, 2, 2)
             others = partial(lambda number: [one for one in made if one is not made[number]], number)
-            made.append(Comparison(workload, [[1, 2]], self._arms, budget, lambda text: None, others))
+            made.append(Comparison(workload, [[1, 2]], self._arms, budget, lambda text: None, others, shared))
         return made
 
 
@@ -140,6 +140,18 @@ def test_pairs_that_serve_several_are_no_more_than_any_has_to_have(monkeypatch: 
     asking.spend()
     assert [len(asking.pairs), len(other.pairs)] == [MOST_PAIRS, FEWEST_TO_FAIL]
     assert machine.asked[0] == Workload(1, 2, 2), "whoever asks is first"
+
+
+def test_pairs_are_shared_for_as_long_as_their_budgets_last_where_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(monkeypatch, 60.0, 1.0)
+    asking, other = machine.comparisons(2, budget=450.0, shared=MOST_PAIRS)
+    asking.spend()  # 60 + 36 seconds for each pair, of which the other one pays its own 36
+    assert [len(asking.pairs), len(other.pairs)] == [5, 5]
+    other.spend()
+    assert [len(asking.pairs), len(other.pairs)] == [5, 8], "the asking one had spent its own"
+    assert machine.started == 8
 
 
 def test_who_fails_joins_no_further_pair_and_is_told_when_asking(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,14 @@ def test_its_pairs_serve_every_workload(suite: Suite) -> None:
     assert [one["pairs"] for one in raw["self_test"]] == [4, 4, 4]
 
 
+def test_with_time_left_they_serve_them_all_the_same(suite: Suite) -> None:
+    options = ("--llm-self-test", "--llm-batch-sizes=1,2,4", "--llm-results=raw.json", "--llm-budget=1000")
+    suite.decode(*options).assert_outcomes(passed=3)
+    assert suite.loads["sim"] == 2 * 12
+    raw = json.loads((suite.path / "raw.json").read_text())
+    assert [one["pairs"] for one in raw["self_test"]] == [12, 12, 12]
+
+
 def test_a_backend_that_fails_fails_its_test(suite: Suite) -> None:
     suite.backends(sim="Simulated(tpot=lambda number: 1 / 0)")
     result = suite.decode("--llm-self-test")
