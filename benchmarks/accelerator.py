@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 SUITES = ("suites/test_prefill.py", "suites/test_decode.py", "suites/test_latency.py")
 BACKENDS = "eager,sdpa,sdpa-flash,xformers,compile,compile-static"
 LLAMA = ("--llm-model=llama-2-7b", "--llm-random-weights", "--llm-dtype=bfloat16")
-#: Layers of the model that the gate is tried with: a step of few milliseconds is harder to judge than a long one.
+#: Layers of the model that the gate is tried with: twenty workloads in several processes are to take minutes.
 FEW_LAYERS = 8
 #: Its kernel writes where nothing is, at the third token.
 FAULTY = """\
@@ -177,7 +177,7 @@ class Steps:
             "--llm-batch-sizes=2,3,4,6",
             "--llm-prompt-lengths=1024,1280,1536,1792,2048",
             "--llm-max-new-tokens=2",
-            "--llm-budget=14",  # of a workload: some six pairs, since a start serves all
+            "--llm-budget=14",  # of a workload: four to seven pairs, since a start serves all
         )
         tried = json.loads((self._output / "gate.json").read_text())["self_test"] if not code else []
         return int(not tried or any(one["false_alarms"] > 0 or one["power"] < 1 for one in tried))

@@ -21,6 +21,7 @@ from typing import Any
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices.fitness import CANARY_SLOWER
 from pytest_llmperf.report import document, figures
+from pytest_llmperf.verdict import noise_floor
 
 Data = dict[str, dict[str, Any]]
 MS, GIB = 1e3, 2**30
@@ -123,6 +124,7 @@ def machine(data: Data) -> str:
     found = data["machine"]
     stated = data["sweep"]["environment"]["peaks"]
     rows = [[name, str(value)] for name, value in found["versions"].items() if name != "pytest-llmperf"]
+    rows += [["GPU", ", ".join(found["machine"]["accelerators"])]]
     rows += [["CPU", f"{found['machine']['cpu']}, {found['machine']['cpus']} of them"]]
     rows += [
         [f"roof of {what}", f"{stated[roof] / 1e12:.4g} {unit} stated, {found['peaks'][roof] / 1e12:.4g} measured"]
@@ -190,7 +192,8 @@ def parity(data: Data) -> str:
         ]
         for one in taken(data, "parity", "parity")
     ]
-    header = ["backend", "workload", "", "exact", "largest regret, explained by rounding", "logit error", "informative"]
+    header = ["backend", "workload", "", "exact", "largest regret of what rounding explains, logits"]
+    header += ["logit error, times the reference's", "informative tokens"]
     return table(header, rows)
 
 
@@ -210,18 +213,20 @@ def gate(data: Data) -> str:
     tried = data["gate"]["self_test"]
     rows = [
         [
-            f"{metric} b{batch}",
+            f"{metric} {workload_of(one['case'])[1]}",
             str(one["pairs"]),
             f"{one['false_alarms']:.0%}",
             f"{one['undecided']:.0%}",
             f"{one['power']:.0%}",
             "-" if one["resolution"] is None else f"{one['resolution']:.1%}",
             "-" if one["recommended"] is None else f"{one['recommended']:.1%}",
+            f"{one['noise']:.1%}",
         ]
         for one in tried
-        for _, batch, metric in [parts(one["case"])]
+        for *_, metric in [parts(one["case"])]
     ]
     header = ["case", "pairs", "false alarms", "undecided", "+5 % caught", "resolution", "least tolerance that serves"]
+    header.append("a stored baseline has to allow")
     return table(header, rows)
 
 
@@ -232,8 +237,9 @@ def baseline(data: Data) -> str:
         medians = [median(samples) for samples in one["invocations"]]
         most = max(most, len(medians))
         apart = max(medians) / min(medians) - 1
-        rows.append([f"`{one['case']}`", *(f"{value * MS:.4g}" for value in medians), f"{apart:.1%}"])
-    return table(["case, ms", *(f"process {number + 1}" for number in range(most)), "apart"], rows)
+        row = [f"`{one['case']}`", *(f"{value * MS:.4g}" for value in medians), f"{apart:.1%}"]
+        rows.append([*row, f"{noise_floor(one['invocations']):.1%}"])
+    return table(["case, ms", *(f"process {number + 1}" for number in range(most)), "apart", "noise floor"], rows)
 
 
 #: What each table is made of, by its name: the steps, and how.
@@ -271,12 +277,15 @@ def main() -> int:
     taken_steps = {name.partition("-")[0] for name in data}
     if "sweep" in taken_steps:
         data["sweep"] = whole(data)
-    names = [name for name, (steps, _) in TABLES.items() if steps <= taken_steps]
-    begun = "\n\n".join(f"## {name}\n\n<!-- table: {name} -->\n<!-- end -->" for name in (*names, "figures"))
+    made_of = {name: steps for name, (steps, _) in TABLES.items()} | {"figures": {"sweep"}}
+    names = [name for name, steps in made_of.items() if steps <= taken_steps]
+    begun = "\n\n".join(f"## {name}\n\n<!-- table: {name} -->\n<!-- end -->" for name in names)
     text = page.read_text() if page.exists() else f"# Results\n\n{begun}\n"
 
     def written(block: re.Match[str]) -> str:
         name = block[2]
+        if name not in names:  # what was not taken this time is as it was
+            return block[0]
         body = "\n\n".join(drawn(data, page)) if name == "figures" else TABLES[name][1](data)
         return f"{block[1]}\n{body}\n\n{block[3]}"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import date
+from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
 
 from pytest_llmperf import baseline as store
@@ -12,35 +13,76 @@ from pytest_llmperf.cases import Case
 from pytest_llmperf.gate import Gate
 
 
-def queue(results: Mapping[str, Any], gate: Gate) -> dict[str, str]:
-    """Queue in the gate what an update had measured by the time its results file was written.
+@dataclass(frozen=True)
+class Update:
+    """What a run with ``--llm-update-baselines`` would have written when its results file was.
 
-    Args:
-        results: the file, as read.
-        gate: of the results' device and model, and of the machine that they are of.
+    Attributes:
+        when: that moment, in ISO 8601.
+        reference: the backend that speedups refer to.
+        baseline: what it accepted, one set of each case.
+        tolerances: the slowdown allowed, a fraction, by `Case.key`; None for what is never gated.
+        refused: why the other cases were not accepted, likewise.
+        unmeasured: how many tests have no figure.
+    """
 
-    Returns:
-        Why the others of its cases are left out, by `Case.key`.
+    when: str
+    reference: str
+    baseline: store.Baseline
+    tolerances: Mapping[str, float | None]
+    refused: Mapping[str, str]
+    unmeasured: int
+
+
+def parse(results: Mapping[str, Any]) -> Update | None:
+    """The update of a results file; None if it is of a run without.
 
     Raises:
-        BaselineError: what it would have written is no baseline.
-        KeyError, TypeError, ValueError: it is no results file.
+        KeyError, TypeError, ValueError: it is no results file; the message says of what.
     """
-    update = results.get("update")
-    left = {one["case"]: "it was not accepted there" for one in results["results"]}
-    if update is None:
-        return left
-    found = store.loads(json.dumps(update["baseline"]), "its update")
-    for key, row in found.entries.items():
-        case = Case.parse(found.model, key)
-        left.pop(key, None)
-        for entry in row:
-            own = gate.own(case)
-            if any(entry.invocations == one.invocations for one in own):
-                left[key] = "it is accepted already"
-            elif own and own[0].recorded > entry.recorded:
-                left[key] = f"this machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
-            else:
-                environment, day = found.environments[entry.environment], date.fromisoformat(entry.recorded)
-                gate.accept(case, environment, entry.invocations, update["tolerances"][key], day)
+    if results["update"] is None:
+        return None
+    found = Update(
+        when=datetime.fromisoformat(results["when"]).isoformat(),
+        reference=results["reference"],
+        baseline=_baseline(results["update"]["baseline"]),
+        tolerances=dict(results["update"]["tolerances"]),
+        refused=dict(results["update"]["refused"]),
+        unmeasured=len(results["unmeasured"]),
+    )
+    if found.tolerances.keys() != found.baseline.entries.keys():
+        raise ValueError("its tolerances are of other cases than its figures")
+    for key in found.baseline.entries:
+        Case.parse(found.baseline.model, key)
+    return found
+
+
+def _baseline(data: Any) -> store.Baseline:
+    try:
+        return store.loads(json.dumps(data))
+    except store.BaselineError as error:  # whose remedy is for the file
+        raise ValueError(str(error).partition(";")[0]) from None
+
+
+def queue(update: Update, gate: Gate) -> dict[str, str]:
+    """Have the gate accept it, all but what it has already, or has of a later day.
+
+    Args:
+        update: what is to be accepted.
+        gate: of its device and model, and of the machine that it is of.
+
+    Returns:
+        Why cases are left out, by `Case.key`.
+    """
+    left = dict(update.refused)
+    for key, (entry, *_) in update.baseline.entries.items():
+        case = Case.parse(update.baseline.model, key)
+        own = gate.own(case)
+        if any(entry.invocations == one.invocations for one in own):
+            left[key] = "it is accepted already"
+        elif own and own[0].recorded > entry.recorded:
+            left[key] = f"that machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
+        else:
+            environment, day = update.baseline.environments[entry.environment], date.fromisoformat(entry.recorded)
+            gate.accept(case, environment, entry.invocations, update.tolerances[key], day)
     return left

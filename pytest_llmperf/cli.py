@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf import accept
 from pytest_llmperf import baseline as store
-from pytest_llmperf.devices.fingerprint import Fingerprint
 from pytest_llmperf.gate import Gate
 from pytest_llmperf.report import markdown, terminal, trend, write
 from pytest_llmperf.report.document import Document, ReportError, of
@@ -108,37 +108,45 @@ def _compare(a: Document, b: Document) -> None:
 
 
 def _accept(paths: Sequence[Path], folder: Path) -> bool:
-    """Whether anything was written. Every file is read before."""
-    read_all = [(path, _read(path)[0]) for path in paths]
-    for path, results in read_all:
-        if results.get("update") is None:
-            what = "a report has no samples" if results.get("kind") == "report" else "it has no figures to accept"
-            raise ReportError(f"{path}: {what}; give a file of --llm-results of a run with --llm-update-baselines")
-    wrote = [_accept_one(*one, folder) for one in sorted(read_all, key=lambda one: one[1]["when"])]
+    """Whether anything was written. Every file is understood before anything is."""
+    updates = [(path, _update(path)) for path in paths]
+    wrote = [_accept_one(*one, folder) for one in sorted(updates, key=lambda one: one[1].when)]
     return any(wrote)
 
 
-def _accept_one(path: Path, results: Mapping[str, Any], folder: Path) -> bool:
+def _update(path: Path) -> accept.Update:
+    """What a results file has to accept.
+
+    Raises:
+        ReportError: it is none, or of a run without ``--llm-update-baselines``.
+    """
+    results, _ = _read(path)
     try:
-        device, model = results["device"], results["model"]
-        file = store.path_for(folder, device, model)
-        machine, peaks = Fingerprint.from_dict(results["environment"]["fingerprint"]), results["environment"]["peaks"]
-        measured = (lambda: peaks) if device == "cpu" else None
-        gate = Gate(file, store.load(file, device, model), lambda: machine, results["reference"], measured)
-        left = accept.queue(results, gate)
+        found = accept.parse(results)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, store.BaselineError):
-            raise
-        raise ReportError(f"{path}: it is no results file of pytest-llmperf ({error!r})") from None
-    if gate.changes:
+        raise ReportError(f"{path}: it has no update that can be accepted ({error!r})") from None
+    if found is None:
+        raise ReportError(f"{path}: it is not of a run with --llm-update-baselines, so there is nothing to accept")
+    return found
+
+
+def _accept_one(path: Path, update: accept.Update, folder: Path) -> bool:
+    new = update.baseline
+    file = store.path_for(folder, new.device, new.model)
+    entries = [entry for row in new.entries.values() for entry in row]
+    gate = Gate(file, store.load(file, new.device, new.model), lambda: new.machine(entries[0]), update.reference, None)
+    left = accept.queue(update, gate)
+    refused = [change for change in gate.changes.values() if change.slower and os.environ.get("CI")]
+    left |= {change.case.key: "slower than the gate allows, so not written in CI" for change in refused}
+    if len(gate.changes) > len(refused):
         store.check_writable(file.parent)
-    written = gate.write(device, model, ())
+    written = gate.write(new.device, new.model, {change.case for change in refused})
     for line in terminal.changes([gate.changes[case] for case in written]):
         print(line)
     for key, why in left.items():
         print(f"left out: {key}: {why}")
-    if missing := len(results["unmeasured"]):
-        print(f"left out: {missing} tests of that run, which have no figure")
+    if update.unmeasured:
+        print(f"left out: {update.unmeasured} of that run's tests have no figure")
     print(f"{len(written)} entries of {path} written to {file}")
     return bool(written)
 
@@ -147,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script.
 
     Returns:
-        0; 1 if there was nothing to accept; 2 with one line if a file cannot be read or written.
+        0; 1 if nothing was there to be accepted; 2 with one line if a file cannot be read or written.
     """
     asked = _parser().parse_args(arguments)
     try:

@@ -78,7 +78,7 @@ class Comparison:
             pairs were undisturbed. A start that serves others too is charged to the one that asked for it.
         progress: told what is being done.
         others: of the same processes, in order: what is compared too, so that a start may serve them.
-        shared: how many pairs it takes of what the others start; by default it will hardly do with fewer.
+        shared: how many pairs it takes of what the others start; by default those that a verdict needs.
     """
 
     def __init__(

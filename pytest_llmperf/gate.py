@@ -307,7 +307,7 @@ class Gate:
         )
         own, before = self.own(case), self._sets(case)
         doubt = None
-        if own and self.stored is not None and self.measure_peaks is not None:
+        if own and self.stored is not None:
             doubt = weaker(environment.peaks, self.stored.environments[own[0].environment].peaks)
         self.changes[case] = replace(update.change(case, before, rows, tolerance, ABSOLUTE_FLOOR), doubt=doubt)
 
@@ -319,25 +319,26 @@ class Gate:
         Raises:
             BaselineError: the file cannot be read or written; the old one is untouched.
         """
-        accepted = {case: entry for case, entry in self._accepted.items() if case not in refused}
+        accepted, new = self._new(device, model, refused)
         if accepted:
-            new = self._queued(device, model, accepted)
             store.write(self.path, store.merge(store.load(self.path, device, model), new))
         return accepted
 
-    def _queued(self, device: str, model: str, accepted: Mapping[Case, store.Entry]) -> store.Baseline:
-        entries = {case.key: (entry,) for case, entry in accepted.items()}
-        return store.Baseline(device, model, self._environments, entries)
-
-    def queued(self, device: str, model: str, refused: Collection[Case]) -> dict[str, Any] | None:
-        """What `write` would write now, as JSON values, so that `accept.queue` can do so elsewhere; None if nothing."""
-        accepted = {case: entry for case, entry in self._accepted.items() if case not in refused}
-        if not accepted:
-            return None
+    def as_update(self, device: str, model: str, refused: Collection[Case]) -> dict[str, Any]:
+        """What `write` would add to the file now, as JSON values, so that `accept` can do so elsewhere."""
+        accepted, new = self._new(device, model, refused)
         return {
-            "baseline": json.loads(store.dumps(self._queued(device, model, accepted))),
+            "baseline": json.loads(store.dumps(new)),
             "tolerances": {case.key: self._tolerances[case] for case in accepted},
         }
+
+    def _new(
+        self, device: str, model: str, refused: Collection[Case]
+    ) -> tuple[dict[Case, store.Entry], store.Baseline]:
+        """What was accepted, but not the refused cases, and as a baseline of nothing else."""
+        accepted = {case: entry for case, entry in self._accepted.items() if case not in refused}
+        entries = {case.key: (entry,) for case, entry in accepted.items()}
+        return accepted, store.Baseline(device, model, self._environments, entries)
 
     def prune(self, device: str, model: str, stale: Callable[[str], bool]) -> list[str]:
         """Remove this machine's entries of the cases whose key is stale. Returns their keys, in the file's order.

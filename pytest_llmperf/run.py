@@ -559,9 +559,22 @@ class Run:
         """
         return self.gate.write(self.device.name, self.model.name, self._refused)
 
-    def queued_baselines(self) -> dict[str, Any] | None:
-        """What `write_baselines` would write now, as JSON values."""
-        return self.gate.queued(self.device.name, self.model.name, self._refused)
+    def update(self) -> dict[str, Any] | None:
+        """What `write_baselines` would write now, and why not the rest, as JSON values; None if it is not to."""
+        if self.settings.update_baselines is None:
+            return None
+        slower = {change.case for change in self.slower()}
+
+        def why(case: Case) -> str:
+            if not self.updates(case):
+                return "it was gated, not accepted"
+            if case not in self.gate.changes:
+                return "other processes disturbed it"
+            return "it is slower than the gate allows" if case in slower else "its tokens were not shown to be right"
+
+        refused = self._refused
+        left = {case.key: why(case) for case in self.results if case in refused or case not in self.gate.changes}
+        return self.gate.as_update(self.device.name, self.model.name, refused) | {"refused": left}
 
     @property
     def _refused(self) -> set[Case]:

@@ -72,8 +72,8 @@ class Verdict:
         processes, blocks: how many invocations head has, and how many blocks in all.
         basis: what was compared.
         reason: one readable clause; empty for a plain ok.
-        flagged: the screen saw a slowdown, inconclusive until `confirm` has judged fresh processes, or a large
-            improvement, which they confirm likewise.
+        flagged: the screen saw a slowdown, inconclusive until `clear` or `confirm` has judged fresh processes, or a
+            large improvement, which they judge likewise.
         head, baseline: the two centres, in the samples' unit. NaN without a baseline.
     """
 
@@ -251,9 +251,9 @@ def screen(
     """Judge the one invocation of head that every case gets: ok, faster, or inconclusive.
 
     Flagged is what is slower by more than the threshold, ``max(tolerance, noise_floor(baseline, earlier))``, and by
-    more than the floor. It needs `confirm`: one process is never enough to call a regression. What is slower by more
-    than the tolerance, but not by more than the baseline's own processes differ, is inconclusive: nobody can tell.
-    Flagged as well is an improvement too large to be taken on trust, `LARGE`.
+    more than the floor. It needs `clear` or `confirm`: one process is never enough to call a regression. What is slower
+    by more than the tolerance, but not by more than the baseline's own processes differ, is inconclusive: nobody can
+    tell. Flagged as well is an improvement too large to be taken on trust, `LARGE`.
 
     Args:
         baseline: the stored invocations.

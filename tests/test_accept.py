@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from inner import BUSY, Suite
 
+from pytest_llmperf.baseline import Environment
 from pytest_llmperf.cli import main
 
 UPDATE = ("--llm-update-baselines", "--llm-invocations=3", "--llm-results=raw.json")
@@ -65,7 +66,7 @@ def test_a_run_that_was_stopped_is_accepted_as_far_as_it_came(suite: Suite, caps
     capsys.readouterr()
     assert accept(suite) == 0
     assert set(suite.stored()["entries"]) == {TPOT, "bfloat16/sim/b1-p16-n8/cold-start"}
-    assert "left out: 1 tests of that run, which have no figure" in capsys.readouterr().out
+    assert "left out: 1 of that run's tests have no figure" in capsys.readouterr().out
 
 
 def test_accepted_twice_is_accepted_once(updated: Suite, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,57 +86,88 @@ def test_files_are_taken_by_their_age_and_what_is_older_is_left_out(
     edit(updated, aged("2030-01-01"), "c.json")
     capsys.readouterr()
     assert accept(updated, "c.json") == 1
-    why = "this machine has figures of 2031-01-02, and these are of 2030-01-01"
+    why = "that machine has figures of 2031-01-02, and these are of 2030-01-01"
     assert f"left out: {TPOT}: {why}" in capsys.readouterr().out.splitlines()
 
 
 def test_another_machine_s_figures_are_that_machine_s(updated: Suite) -> None:
     def elsewhere(data: dict[str, Any]) -> None:
-        data["environment"]["fingerprint"]["cpus"] += 1
+        update = data["update"]["baseline"]
+        (environment,) = update["environments"].values()
+        environment["fingerprint"]["cpus"] += 1
+        new = Environment(**environment).id
+        update["environments"] = {new: environment}
+        for row in update["entries"].values():
+            row[0]["environment"] = new
 
     edit(updated, elsewhere, "other.json")
-    assert accept(updated, "other.json") == 0, "what its file says is new to it"
+    assert accept(updated, "other.json") == 0
+    assert len({one["environment"] for one in updated.stored()["entries"][TPOT]}) == 2
 
 
 def test_what_the_run_gated_is_left_out(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
     """Two fresh processes were started since the first was slow: they are a sample of nothing."""
     suite.record({"sim/tpot": 0.005})
-    before = suite.stored()["entries"][TPOT]
     suite.backends(sim="Simulated(tpot=0.007)")
     suite.run("suites/test_decode.py", "suites/test_prefill.py", "--llm-update-baselines=new", *UPDATE[1:], "-k", "sim")
-    suite.baseline.write_text(suite.baseline.read_text())
-    entries = suite.stored()["entries"]
-    assert entries[TPOT] == before
     capsys.readouterr()
     assert accept(suite, folder="mine") == 0
     written = json.loads((suite.path / "mine" / "cpu" / "tiny.json").read_text())["entries"]
     assert set(written) == {"bfloat16/sim/b1-p16-n8/ttft", "bfloat16/sim/b1-p16-n8/cold-start"}
-    assert f"left out: {TPOT}: it was not accepted there" in capsys.readouterr().out.splitlines()
+    assert f"left out: {TPOT}: it was gated, not accepted" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
-    ("sim", "options"),
+    ("sim", "ci", "why"),
     [
-        ("Simulated(tpot=0.007)", ("--llm-results=raw.json",)),
-        ("Busy(0.005)", UPDATE),
-        ("Simulated(tpot=0.005, wrong_from=3)", UPDATE),
-        ("Simulated(tpot=0.005)", ("--llm-self-test", "--llm-budget=0.001", "--llm-results=raw.json")),
+        ("Busy(0.005)", "", "other processes disturbed it"),
+        ("Simulated(tpot=0.005, wrong_from=3)", "", "its tokens were not shown to be right"),
+        ("Simulated(tpot=0.007)", "true", "it is slower than the gate allows"),
     ],
-    ids=["gated", "disturbed", "wrong", "self-test"],
+    ids=["disturbed", "wrong", "slower"],
 )
-def test_a_run_that_accepted_nothing_is_refused(
-    suite: Suite, capsys: pytest.CaptureFixture[str], sim: str, options: tuple[str, ...]
+def test_what_the_run_refused_is_left_out_with_the_reason(
+    suite: Suite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sim: str, ci: str, why: str
 ) -> None:
+    monkeypatch.setenv("CI", ci)
     suite.record({"sim/tpot": 0.005})
     before = suite.baseline.read_bytes()
     suite.backends(sim=sim, extra=BUSY)
     suites = ("suites/test_decode.py", "suites/test_greedy_parity.py")
-    suite.run(*suites, "--llm-backends=ref,sim", "-k", "sim", *options)
+    suite.run(*suites, "--llm-backends=ref,sim", "-k", "sim", *UPDATE)
+    if ci:  # the cold start, which is never gated, is written
+        before = suite.baseline.read_bytes()
+    capsys.readouterr()
+    assert accept(suite) == 1
+    assert f"left out: {TPOT}: {why}" in capsys.readouterr().out.splitlines()
+    assert suite.baseline.read_bytes() == before
+
+
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_in_ci_it_refuses_what_an_update_would(
+    suite: Suite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ci: str
+) -> None:
+    suite.record({"sim/tpot": 0.004})
+    suite.decode(*UPDATE, "--llm-baseline-dir=elsewhere")
+    monkeypatch.setenv("CI", ci)
+    capsys.readouterr()
+    assert accept(suite) == 0, "the cold start is written"
+    refused = f"left out: {TPOT}: slower than the gate allows, so not written in CI"
+    assert (refused in capsys.readouterr().out.splitlines()) == bool(ci)
+    assert len(suite.stored()["entries"][TPOT]) == (1 if ci else 2)
+
+
+@pytest.mark.parametrize("options", [(), ("--llm-self-test", "--llm-budget=0.001")], ids=["gated", "self-test"])
+def test_a_run_that_was_to_accept_nothing_is_refused(
+    suite: Suite, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    suite.record({"sim/tpot": 0.005})
+    before = suite.baseline.read_bytes()
+    suite.decode("--llm-results=raw.json", *options)
     capsys.readouterr()
     assert accept(suite) == 2
-    assert capsys.readouterr().err.endswith(
-        "it has no figures to accept; give a file of --llm-results of a run with --llm-update-baselines\n"
-    )
+    said = "it is not of a run with --llm-update-baselines, so there is nothing to accept\n"
+    assert capsys.readouterr().err == f"pytest-llmperf: {suite.path / 'raw.json'}: {said}"
     assert suite.baseline.read_bytes() == before
 
 
@@ -153,22 +185,21 @@ def test_a_change_is_told_as_an_update_tells_it(suite: Suite, capsys: pytest.Cap
     [
         (lambda data: data.update(kind="report"), "its schema is 2"),
         (lambda data: data.update(schema=99), "its schema is 99"),
-        (lambda data: data.update(update=None), "it has no figures to accept"),
-        (
-            lambda data: data["update"].pop("tolerances"),
-            "it is no results file of pytest-llmperf (KeyError('tolerances'))",
-        ),
-        (lambda data: data["environment"].pop("fingerprint"), "(KeyError('fingerprint'))"),
+        (lambda data: data.update(when=None), "it has no update that can be accepted (TypeError("),
+        (lambda data: data.pop("update"), "(KeyError('update'))"),
+        (lambda data: data["update"].pop("tolerances"), "(KeyError('tolerances'))"),
+        (lambda data: data["update"].update(tolerances={}), "its tolerances are of other cases than its figures"),
         (lambda data: data["update"]["baseline"]["entries"][TPOT][0].update(median=1.0), "was edited: its median is"),
         (lambda data: data["update"]["baseline"].update(entries={"sim": []}), "is not a list of records"),
     ],
 )
-def test_what_is_no_such_file_is_one_line_and_writes_nothing(
+def test_what_is_no_such_file_is_one_line_and_nothing_is_written(
     updated: Suite, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object], said: str
 ) -> None:
     edit(updated, change, "bad.json")
-    assert accept(updated, "bad.json", folder="mine") == 2
+    assert accept(updated, "raw.json", "bad.json", folder="mine") == 2
     error = capsys.readouterr().err
+    assert f"{updated.path / 'bad.json'}: " in error
     assert said in error
     assert error.count("\n") == 1
     assert not (updated.path / "mine").exists()

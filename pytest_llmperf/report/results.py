@@ -67,7 +67,7 @@ def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> d
                 result.as_dict() | {"said": verdict_line(result), "accepted": case in accepted}
                 for case, result in run.results.items()
             ],
-            "update": run.queued_baselines(),
+            "update": run.update(),
             "parity": [found.as_dict() for found in run.parities],
             "load": [asdict(one) for one in run.loads],
         }
