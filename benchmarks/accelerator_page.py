@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pytest_llmperf.cases import Workload
+from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.devices.fitness import CANARY_SLOWER
 from pytest_llmperf.report import document, figures
 from pytest_llmperf.verdict import noise_floor
@@ -44,7 +44,7 @@ def whole(data: Data) -> dict[str, Any]:
     What two sittings measured is of the one that judged more of its metrics, or else of the first.
     """
     sittings = {name: part for name, part in data.items() if name.partition("-")[0] == "sweep"}
-    judged: dict[tuple[str, str], Counter[str]] = {}
+    judged: dict[tuple[str, Workload], Counter[str]] = {}
     for name, part in sittings.items():
         for one in part["results"]:
             judged.setdefault(workload_of(one["case"]), Counter())[name] += 1
@@ -55,21 +55,26 @@ def whole(data: Data) -> dict[str, Any]:
         measurements += [
             one | {"sitting": name}
             for one in part["measurements"]
-            if chosen.get((one["backend"], str(Workload(**one["workload"])))) == name
+            if chosen.get((one["backend"], Workload(**one["workload"]))) == name
         ]
     return next(iter(sittings.values())) | {"results": results, "measurements": measurements}
 
 
-def workload_of(case: str) -> tuple[str, str]:
+def parsed(case: str) -> Case:
+    """Of a file's one model, which needs no name."""
+    return Case.parse("", case)
+
+
+def workload_of(case: str) -> tuple[str, Workload]:
     """Backend and workload of ``bfloat16/sdpa/b8-p2048-n16/ttft``."""
-    _, backend, workload, _ = case.split("/")
-    return backend, workload
+    found = parsed(case)
+    return found.backend, found.workload
 
 
 def parts(case: str) -> tuple[str, int, str]:
     """Backend, batch size and metric of ``bfloat16/sdpa/b8-p2048-n16/ttft``."""
-    _, backend, workload, metric = case.split("/")
-    return backend, int(workload.split("-")[0][1:]), metric
+    found = parsed(case)
+    return found.backend, found.workload.batch_size, found.metric
 
 
 def grid(results: Sequence[dict[str, Any]], metric: str, cell: Callable[[dict[str, Any]], str]) -> str:
@@ -213,7 +218,7 @@ def gate(data: Data) -> str:
     tried = data["gate"]["self_test"]
     rows = [
         [
-            f"{metric} {workload_of(one['case'])[1]}",
+            f"{case.metric} {case.workload}",
             str(one["pairs"]),
             f"{one['false_alarms']:.0%}",
             f"{one['undecided']:.0%}",
@@ -223,7 +228,7 @@ def gate(data: Data) -> str:
             f"{one['noise']:.1%}",
         ]
         for one in tried
-        for *_, metric in [parts(one["case"])]
+        for case in [parsed(one["case"])]
     ]
     header = ["case", "pairs", "false alarms", "undecided", "+5 % caught", "resolution", "least tolerance that serves"]
     header.append("a stored baseline has to allow")
@@ -232,13 +237,14 @@ def gate(data: Data) -> str:
 
 def baseline(data: Data) -> str:
     """How far processes differ."""
-    rows, most = [], 0
-    for one in data["baseline"]["results"]:
+    rows = []
+    results = data["baseline"]["results"]
+    for one in results:
         medians = [median(samples) for samples in one["invocations"]]
-        most = max(most, len(medians))
         apart = max(medians) / min(medians) - 1
         row = [f"`{one['case']}`", *(f"{value * MS:.4g}" for value in medians), f"{apart:.1%}"]
         rows.append([*row, f"{noise_floor(one['invocations']):.1%}"])
+    most = max(len(one["invocations"]) for one in results)
     return table(["case, ms", *(f"process {number + 1}" for number in range(most)), "apart", "noise floor"], rows)
 
 

@@ -18,17 +18,19 @@ class Update:
     """What a run with ``--llm-update-baselines`` would have written when its results file was.
 
     Attributes:
-        when: that moment, in ISO 8601.
+        when: that moment.
         reference: the backend that speedups refer to.
-        baseline: what it accepted, one set of each case.
+        baseline: what it accepted.
+        sets: likewise, the one of each case.
         tolerances: the slowdown allowed, a fraction, by `Case.key`; None for what is never gated.
         refused: why the other cases were not accepted, likewise.
         unmeasured: how many tests have no figure.
     """
 
-    when: str
+    when: datetime
     reference: str
     baseline: store.Baseline
+    sets: Mapping[Case, store.Entry]
     tolerances: Mapping[str, float | None]
     refused: Mapping[str, str]
     unmeasured: int
@@ -42,18 +44,18 @@ def parse(results: Mapping[str, Any]) -> Update | None:
     """
     if results["update"] is None:
         return None
+    baseline = _baseline(results["update"]["baseline"])
     found = Update(
-        when=datetime.fromisoformat(results["when"]).isoformat(),
+        when=datetime.fromisoformat(results["when"]).astimezone(),
         reference=results["reference"],
-        baseline=_baseline(results["update"]["baseline"]),
+        baseline=baseline,
+        sets={Case.parse(baseline.model, key): entry for key, (entry,) in baseline.entries.items()},
         tolerances=dict(results["update"]["tolerances"]),
         refused=dict(results["update"]["refused"]),
         unmeasured=len(results["unmeasured"]),
     )
-    if found.tolerances.keys() != found.baseline.entries.keys():
+    if found.tolerances.keys() != baseline.entries.keys():
         raise ValueError("its tolerances are of other cases than its figures")
-    for key in found.baseline.entries:
-        Case.parse(found.baseline.model, key)
     return found
 
 
@@ -75,14 +77,13 @@ def queue(update: Update, gate: Gate) -> dict[str, str]:
         Why cases are left out, by `Case.key`.
     """
     left = dict(update.refused)
-    for key, (entry, *_) in update.baseline.entries.items():
-        case = Case.parse(update.baseline.model, key)
+    for case, entry in update.sets.items():
         own = gate.own(case)
         if any(entry.invocations == one.invocations for one in own):
-            left[key] = "it is accepted already"
+            left[case.key] = "it is accepted already"
         elif own and own[0].recorded > entry.recorded:
-            left[key] = f"that machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
+            left[case.key] = f"that machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
         else:
             environment, day = update.baseline.environments[entry.environment], date.fromisoformat(entry.recorded)
-            gate.accept(case, environment, entry.invocations, update.tolerances[key], day)
+            gate.accept(case, environment, entry.invocations, update.tolerances[case.key], day)
     return left

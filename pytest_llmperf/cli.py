@@ -133,8 +133,8 @@ def _update(path: Path) -> accept.Update:
 def _accept_one(path: Path, update: accept.Update, folder: Path) -> bool:
     new = update.baseline
     file = store.path_for(folder, new.device, new.model)
-    entries = [entry for row in new.entries.values() for entry in row]
-    gate = Gate(file, store.load(file, new.device, new.model), lambda: new.machine(entries[0]), update.reference, None)
+    stored = store.load(file, new.device, new.model)
+    gate = Gate(file, stored, lambda: new.machine(next(iter(update.sets.values()))), update.reference, None)
     left = accept.queue(update, gate)
     refused = [change for change in gate.changes.values() if change.slower and os.environ.get("CI")]
     left |= {change.case.key: "slower than the gate allows, so not written in CI" for change in refused}

@@ -91,13 +91,13 @@ class Comparison:
         others: Callable[[], Iterable[Comparison]] = tuple,
         shared: int = paired.FEWEST_TO_FAIL,
     ) -> None:
-        self._shared = shared
         self._workload = workload
         self._prompts = prompts
         self._start = start
         self._budget = budget
         self._progress = progress
         self._others = others
+        self._shared = shared
         self._spent = 0.0
         self._unable: BaseUnableError | None = None
         self._failed = False

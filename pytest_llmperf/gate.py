@@ -67,7 +67,6 @@ class Gate:
     measure_peaks: Callable[[], Mapping[str, float]] | None
     changes: dict[Case, Change] = field(default_factory=dict)
     _accepted: dict[Case, store.Entry] = field(default_factory=dict)
-    _tolerances: dict[Case, float | None] = field(default_factory=dict)
     _environments: dict[str, store.Environment] = field(default_factory=dict)
     #: When this machine was found to be weaker than it was in an environment, and in what.
     _weak: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -298,7 +297,6 @@ class Gate:
         """
         self._environments[environment.id] = environment
         rows = tuple(tuple(row) for row in figures)
-        self._tolerances[case] = tolerance
         self._accepted[case] = store.Entry(
             environment=environment.id,
             recorded=(recorded or datetime.date.today()).isoformat(),
@@ -329,7 +327,7 @@ class Gate:
         accepted, new = self._new(device, model, refused)
         return {
             "baseline": json.loads(store.dumps(new)),
-            "tolerances": {case.key: self._tolerances[case] for case in accepted},
+            "tolerances": {case.key: self.changes[case].tolerance for case in accepted},
         }
 
     def _new(

@@ -557,29 +557,29 @@ class Run:
         Raises:
             BaselineError: the file cannot be written; the old one is untouched.
         """
-        return self.gate.write(self.device.name, self.model.name, self._refused)
+        return self.gate.write(self.device.name, self.model.name, self._refused())
 
     def update(self) -> dict[str, Any] | None:
         """What `write_baselines` would write now, and why not the rest, as JSON values; None if it is not to."""
         if self.settings.update_baselines is None:
             return None
-        slower = {change.case for change in self.slower()}
-
-        def why(case: Case) -> str:
-            if not self.updates(case):
-                return "it was gated, not accepted"
-            if case not in self.gate.changes:
-                return "other processes disturbed it"
-            return "it is slower than the gate allows" if case in slower else "its tokens were not shown to be right"
-
-        refused = self._refused
-        left = {case.key: why(case) for case in self.results if case in refused or case not in self.gate.changes}
+        refused = self._refused()
+        left = {
+            case.key: refused.get(
+                case, "other processes disturbed it" if self.updates(case) else "it was gated, not accepted"
+            )
+            for case in self.results
+            if case in refused or case not in self.gate.changes
+        }
         return self.gate.as_update(self.device.name, self.model.name, refused) | {"refused": left}
 
-    @property
-    def _refused(self) -> set[Case]:
+    def _refused(self) -> dict[Case, str]:
+        """Why figures that were accepted are not to be written."""
         wrong = {backend for backend, _ in self._unproven}
-        return {case for case in self.gate.changes if case.backend in wrong} | {one.case for one in self.slower()}
+        unproven = {
+            case: "its tokens were not shown to be right" for case in self.gate.changes if case.backend in wrong
+        }
+        return unproven | {one.case: "it is slower than the gate allows" for one in self.slower()}
 
     def slower(self) -> list[Change]:
         """Slowdowns beyond what the gate allows, which nobody who looks on accepts in CI unless that was asked for."""

@@ -20,6 +20,7 @@ class Change:
         noise: the noise floor of the sets before, a fraction; 0 without any.
         resolution: the smallest slowdown, a fraction, that the gate can detect against the new entry: the largest of
             the case's tolerance, its noise floor and what never counts; None for a metric that is never gated.
+        tolerance: the slowdown allowed, a fraction; None for a metric that is never gated.
         slower: whether the newest set is slower than the gate would have allowed.
         doubt: why the machine may be slower than it was for the set before, so that figures of it hide slowdowns.
     """
@@ -29,6 +30,7 @@ class Change:
     new: float
     noise: float
     resolution: float | None
+    tolerance: float | None
     slower: bool
     doubt: str | None = None
 
@@ -64,6 +66,7 @@ def change(
     old = centre(before[0]) if before else None
     noise = noise_floor(before[0], before[1:]) if before else 0.0
     if tolerance is None:
-        return Change(case, old, new, noise, None, slower=False)
+        return Change(case, old, new, noise, None, None, slower=False)
     slower = old is not None and new > old * (1 + max(tolerance, noise)) and new - old > floor
-    return Change(case, old, new, noise, max(tolerance, noise_floor(newest, before), floor / new), slower)
+    resolution = max(tolerance, noise_floor(newest, before), floor / new)
+    return Change(case, old, new, noise, resolution, tolerance, slower)
