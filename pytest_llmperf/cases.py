@@ -58,5 +58,6 @@ class Case:
     @classmethod
     def parse(cls, model: str, key: str) -> Case:
         """The case of a model by its `key`. Raises ValueError or TypeError where it is not one."""
-        dtype, backend, workload, metric = key.split("/")
+        dtype, rest = key.split("/", 1)
+        backend, workload, metric = rest.rsplit("/", 2)  # nothing keeps a slash from a backend's name
         return cls(model, dtype, backend, Workload.parse(workload), metric)

@@ -10,6 +10,7 @@ import pytest
 from inner import BUSY, Suite
 
 from pytest_llmperf.baseline import Environment
+from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.cli import main
 
 UPDATE = ("--llm-update-baselines", "--llm-invocations=3", "--llm-results=raw.json")
@@ -54,6 +55,12 @@ def test_it_writes_what_the_update_wrote_byte_for_byte(updated: Suite, capsys: p
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("tpot b1-p16-n8 sim") and line.endswith("new     10.0%") for line in lines)
     assert lines[-1].startswith("4 entries of ")  # two of them cold starts
+
+
+@pytest.mark.parametrize("backend", ["sim", "sdpa+tp2", "team/kernel"])
+def test_a_case_is_known_by_its_key(backend: str) -> None:
+    case = Case("tiny", "bfloat16", backend, Workload(1, 16, 8), "tpot")
+    assert Case.parse("tiny", case.key) == case
 
 
 def test_a_run_that_was_stopped_is_accepted_as_far_as_it_came(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:

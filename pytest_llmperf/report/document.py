@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from pytest_llmperf.backends.base import CLIENT, IN_PROCESS, TIME_IN_COLLECTIVES
-from pytest_llmperf.cases import METRICS, Workload, place
+from pytest_llmperf.cases import METRICS, Case, Workload, place
 from pytest_llmperf.devices.doctor import Finding
 from pytest_llmperf.load import attained
 from pytest_llmperf.report.text import boundaries
@@ -331,7 +331,8 @@ def _row(
     parity: Mapping[tuple[str, str], str],
     measured: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> Row:
-    backend, workload, metric = result["case"].removeprefix(f"{results['dtype']}/").rsplit("/", 2)
+    case = Case.parse(result["model"], result["case"])
+    backend, workload, metric = case.backend, str(case.workload), case.metric
     roof = result["utilization"] or {}
     spread, found = result["spread"], result["verdict"]
     measurement = measured.get((backend, workload), {"samples": ()})
@@ -343,7 +344,7 @@ def _row(
         model=result["model"],
         dtype=results["dtype"],
         backend=backend,
-        **asdict(Workload.parse(workload)),
+        **asdict(case.workload),
         metric=metric,
         unit=result["unit"],
         **{name: spread[name] for name in ("median", "q1", "q3", "minimum", "maximum")},
