@@ -110,7 +110,7 @@ class Steps:
 
     def _pytest(self, step: str, *arguments: str, folder: Path = ROOT) -> int:
         results = self._output / f"{step}.json"
-        common = (f"--llm-device={self._device}", f"--llm-results={results}", "-p", "no:cacheprovider", "-q")
+        common = (f"--llm-device={self._device}", f"--llm-results={results}", "-p", "no:cacheprovider")
         return self._run(step, "-m", "pytest", *arguments, *common, folder=folder)
 
     def machine(self) -> int:

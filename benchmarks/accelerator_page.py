@@ -238,13 +238,13 @@ def gate(data: Data) -> str:
 def baseline(data: Data) -> str:
     """How far processes differ."""
     rows = []
-    results = data["baseline"]["results"]
+    results = taken(data, "baseline", "results")
+    most = max(len(one["invocations"]) for one in results)
     for one in results:
         medians = [median(samples) for samples in one["invocations"]]
         apart = max(medians) / min(medians) - 1
-        row = [f"`{one['case']}`", *(f"{value * MS:.4g}" for value in medians), f"{apart:.1%}"]
-        rows.append([*row, f"{noise_floor(one['invocations']):.1%}"])
-    most = max(len(one["invocations"]) for one in results)
+        cells = [*(f"{value * MS:.4g}" for value in medians), *["-"] * (most - len(medians))]
+        rows.append([f"`{one['case']}`", *cells, f"{apart:.1%}", f"{noise_floor(one['invocations']):.1%}"])
     return table(["case, ms", *(f"process {number + 1}" for number in range(most)), "apart", "noise floor"], rows)
 
 

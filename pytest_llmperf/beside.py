@@ -54,6 +54,7 @@ class Beside:
         self._progress = progress
         self._finally = ExitStack()
         self._comparisons: dict[tuple[str, Workload], Comparison] = {}
+        self._asked: dict[str, set[str]] = {}
         self.assessments: dict[Case, Assessment] = {}
 
     @property
@@ -89,7 +90,7 @@ class Beside:
             DisturbedError: the machine was never left alone.
         """
         comparison = self._comparison(case.backend, case.workload, self._head_and_head)
-        comparison.spend()
+        comparison.spend(case.metric)
         processes = comparison.processes(case.metric)
         same, slowed = (blocks(comparison.pairs, case.metric, "base", arm) for arm in ("head", "slow"))
         if len(same) < FEWEST_TO_FAIL:
@@ -110,6 +111,7 @@ class Beside:
                 partial(start, backend),
                 self._scope.settings.budget,
                 lambda text: self._progress(f"{backend} {text}"),
+                self._asked.setdefault(backend, set()),
                 lambda: [self._comparison(backend, one, start) for one in self._compared(backend) if one != workload],
                 # A test of the gate takes what its budget allows, a verdict what it needs.
                 MOST_PAIRS if self._scope.settings.self_test else FEWEST_TO_FAIL,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import count, product
 
 from pytest_llmperf import paired
-from pytest_llmperf.cases import GATED, Workload
+from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices import fitness
 from pytest_llmperf.engines import Side
 from pytest_llmperf.host import BaseUnableError, WorkerError
@@ -49,13 +49,12 @@ class Pair:
         kept = Counter(name for turn in self.kept for name in turn.samples)
         return all(kept[name] >= FEWEST_BLOCKS for turn in self.turns for name in turn.samples)
 
-    @property
-    def precise(self) -> bool:
-        """Whether more turns would tell nothing, of no metric and of no arm beside base."""
+    def precise(self, metrics: Iterable[str]) -> bool:
+        """Whether more turns would tell nothing, of none of these metrics and of no arm beside base."""
         arms = {name for turn in self.turns for name in turn.samples} - {"base"}
         return all(
             paired.precise(pair)
-            for metric, arm in product(GATED, arms)
+            for metric, arm in product(metrics, arms)
             for pair in blocks([self], metric, head=arm) or [[]]
         )
 
@@ -77,6 +76,8 @@ class Comparison:
         budget: seconds, start of processes included, after which no further pair is begun; twice as many where too few
             pairs were undisturbed. A start that serves others too is charged to the one that asked for it.
         progress: told what is being done.
+        asked: the metrics that were asked for so far, of this or of others: a pair is measured until it tells enough of
+            them. What is asked for first later may take further pairs.
         others: of the same processes, in order: what is compared too, so that a start may serve them.
         shared: how many pairs it takes of what the others start; by default those that a verdict needs.
     """
@@ -88,6 +89,7 @@ class Comparison:
         start: Callable[[], AbstractContextManager[Mapping[str, Side]]],
         budget: float,
         progress: Callable[[str], None],
+        asked: set[str],
         others: Callable[[], Iterable[Comparison]] = tuple,
         shared: int = paired.FEWEST_TO_FAIL,
     ) -> None:
@@ -96,6 +98,7 @@ class Comparison:
         self._start = start
         self._budget = budget
         self._progress = progress
+        self._asked = asked
         self._others = others
         self._shared = shared
         self._spent = 0.0
@@ -112,6 +115,7 @@ class Comparison:
             BaseUnableError: base cannot run it.
             WorkerError, TraceError: head cannot.
         """
+        self._asked.add(metric)
         while True:
             found, final = self._verdict(metric, tolerance, floor)
             if final or self._exhausted:
@@ -134,8 +138,9 @@ class Comparison:
         said = f"{few} of {len(self.pairs)} pairs had too few undisturbed turns"
         return f"{said}: {culprit}" if culprit else said
 
-    def spend(self) -> None:
+    def spend(self, metric: str) -> None:
         """Measure pairs for as long as the budget lasts, and no fewer than a verdict takes. Raises as `judge` does."""
+        self._asked.add(metric)
         while not self._exhausted:
             self._add_pair()
 
@@ -213,7 +218,7 @@ class Comparison:
             # Whoever goes first alternates, so that a drift favours nobody.
             pair = Pair((*pair.turns, *both.take(base_first=bool(round_ % 2))))
             kept, kinds = len(pair.kept), both.kinds
-            enough = pair.counts and (time.monotonic() >= until or pair.precise)
+            enough = pair.counts and (time.monotonic() >= until or pair.precise(self._asked))
             if enough or kept >= MOST_BLOCKS * kinds or len(pair.turns) - kept > SPARE_TURNS * kinds:
                 break
         both.prove()

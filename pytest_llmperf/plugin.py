@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -320,6 +322,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     run = state.started
     if run is None or state.unusable is not None:
         return
+    _heed_sigterm(session.config)
     for item in session.items:
         if "llm_perf" not in getattr(item, "fixturenames", ()) or item.nodeid in state.skips or _skips(item):
             continue
@@ -328,6 +331,23 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         chosen = item.callspec.params  # type: ignore[attr-defined]
         state.coming[item.nodeid] = chosen["llm_backend"], chosen["llm_workload"]
         run.expect(*state.coming[item.nodeid])
+
+
+def _heed_sigterm(config: pytest.Config) -> None:
+    """Have SIGTERM, by which ``timeout`` and CI stop a job, end the run as Ctrl-C does: what was measured is kept."""
+    mine = threading.current_thread() is threading.main_thread()
+    if mine and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a handler of somebody else's is left in place
+        signal.signal(signal.SIGTERM, _interrupt)
+        config.add_cleanup(_let_sigterm_kill)
+
+
+def _interrupt(*_: object) -> None:
+    _let_sigterm_kill()  # a second one does
+    raise KeyboardInterrupt("stopped by SIGTERM")
+
+
+def _let_sigterm_kill() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _skips(item: pytest.Item) -> bool:

@@ -47,7 +47,8 @@ class Machine:
 
     Attributes:
         asked: the workload of each generation, in order.
-        noise: what the figures of each generation are multiplied by.
+        noise: what the time per token of each generation is multiplied by.
+        noise_of_first: what its first token's is, if that is another.
         failure: how.
     """
 
@@ -56,7 +57,8 @@ class Machine:
         self.started = 0
         self.asked: list[Workload] = []
         self.unable: set[Workload] = set()
-        self.noise = cycle((1.0, 1.1, 0.9, 1.0, 0.9, 1.1))
+        self.noise: Iterator[float] = cycle((1.0, 1.1, 0.9, 1.0, 0.9, 1.1))
+        self.noise_of_first: Iterator[float] | None = None
         self.failure: Exception = WorkerError("out of its depth")
         self._start, self._generation = start, generation
         monkeypatch.setattr(compare, "time", self.clock)
@@ -68,7 +70,8 @@ class Machine:
         if workload in self.unable:
             raise self.failure
         noise = next(self.noise)
-        return Sample(Trace(((1, 2),), ((0.1 * noise, 0.2 * noise),)), Fitness(), 0)
+        first = 0.1 * (noise if self.noise_of_first is None else next(self.noise_of_first))
+        return Sample(Trace(((1, 2),), ((first, first + 0.1 * noise),)), Fitness(), 0)
 
     @contextmanager
     def _arms(self) -> Iterator[dict[str, Any]]:
@@ -79,11 +82,16 @@ class Machine:
     def comparisons(self, count: int = 1, budget: float = 1.0, shared: int = FEWEST_TO_FAIL) -> list[Comparison]:
         """As many, each of which has all the others join the pairs that it starts."""
         made: list[Comparison] = []
+        asked: set[str] = set()
         for number in range(count):
             workload = Workload(1 + number, 2, 2)
             others = partial(lambda number: [one for one in made if one is not made[number]], number)
-            made.append(Comparison(workload, [[1, 2]], self._arms, budget, lambda text: None, others, shared))
+            made.append(Comparison(workload, [[1, 2]], self._arms, budget, _unheard, asked, others, shared))
         return made
+
+
+def _unheard(progress: str) -> None:
+    pass
 
 
 def turns(comparison: Comparison) -> list[int]:
@@ -105,7 +113,7 @@ def test_turns_take_as_long_as_starting_did(
     monkeypatch: pytest.MonkeyPatch, start: float, generation: float, expected: float
 ) -> None:
     (one,) = Machine(monkeypatch, start, generation).comparisons()
-    one.spend()
+    one.spend("tpot")
     assert set(turns(one)) == {int(expected)}
 
 
@@ -113,13 +121,26 @@ def test_turns_end_when_more_of_them_would_tell_nothing(monkeypatch: pytest.Monk
     machine = Machine(monkeypatch, 300.0, 1.0)
     machine.noise = repeat(1.0)
     (one,) = machine.comparisons()
-    one.spend()
+    one.spend("tpot")
     assert set(turns(one)) == {FEWEST_PRECISE}
+
+
+def test_but_only_of_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 300.0, 1.0)
+    machine.noise_of_first = repeat(1.0)
+    (one,) = machine.comparisons()
+    one.spend("ttft")
+    assert set(turns(one)) == {FEWEST_PRECISE}
+    (other,) = machine.comparisons()
+    other.judge("ttft", 0.03, 0.0)
+    assert set(turns(other)) == {FEWEST_PRECISE}
+    other.spend("tpot")
+    assert turns(other)[-1] == MOST_BLOCKS
 
 
 def test_of_a_start_that_serves_several_each_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     several = Machine(monkeypatch, 60.0, 1.0).comparisons(3)
-    several[0].spend()
+    several[0].spend("tpot")
     # A turn takes 4 seconds, and whoever is alone would have 60 + 4 seconds of them.
     assert [turns(one) for one in several] == [[(60 / 3 + 2 * WARM_UP) // 4] * FEWEST_TO_FAIL] * 3
 
@@ -128,16 +149,16 @@ def test_the_budget_is_charged_with_ones_own_time_and_with_what_one_started(monk
     machine = Machine(monkeypatch, 60.0, 1.0)
     asking, other = machine.comparisons(2, budget=450.0)
     # Four pairs together: 40 seconds of each one's own, and the 60 of the start. Then alone, in 60 + 68.
-    asking.spend()
+    asking.spend("tpot")
     assert [len(asking.pairs), len(other.pairs)] == [FEWEST_TO_FAIL + 1, FEWEST_TO_FAIL]
-    other.spend()
+    other.spend("tpot")
     assert [len(asking.pairs), len(other.pairs)] == [FEWEST_TO_FAIL + 1, FEWEST_TO_FAIL + 3]
 
 
 def test_pairs_that_serve_several_are_no_more_than_any_has_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, 1.0, 1.0)
     asking, other = machine.comparisons(2, budget=1e9)
-    asking.spend()
+    asking.spend("tpot")
     assert [len(asking.pairs), len(other.pairs)] == [MOST_PAIRS, FEWEST_TO_FAIL]
     assert machine.asked[0] == Workload(1, 2, 2), "whoever asks is first"
 
@@ -147,9 +168,9 @@ def test_pairs_are_shared_for_as_long_as_their_budgets_last_where_that_is_wanted
 ) -> None:
     machine = Machine(monkeypatch, 60.0, 1.0)
     asking, other = machine.comparisons(2, budget=450.0, shared=MOST_PAIRS)
-    asking.spend()  # 60 + 36 seconds for each pair, of which the other one pays its own 36
+    asking.spend("tpot")  # 60 + 36 seconds for each pair, of which the other one pays its own 36
     assert [len(asking.pairs), len(other.pairs)] == [5, 5]
-    other.spend()
+    other.spend("tpot")
     assert [len(asking.pairs), len(other.pairs)] == [5, 8], "the asking one had spent its own"
     assert machine.started == 8
 
@@ -158,13 +179,13 @@ def test_who_fails_joins_no_further_pair_and_is_told_when_asking(monkeypatch: py
     machine = Machine(monkeypatch, 1.0, 1.0)
     asking, failing, last = machine.comparisons(3)
     machine.unable = {Workload(2, 2, 2)}
-    asking.spend()
+    asking.spend("tpot")
     assert machine.asked.count(Workload(2, 2, 2)) == 1
     # The first pair's processes may be in the middle of something, so the last had no turn in it.
     assert [len(one.pairs) for one in (asking, failing, last)] == [FEWEST_TO_FAIL, 0, FEWEST_TO_FAIL - 1]
     with pytest.raises(WorkerError, match="out of its depth"):
-        failing.spend()
-    last.spend()
+        failing.spend("tpot")
+    last.spend("tpot")
     assert len(last.pairs) == FEWEST_TO_FAIL
 
 
@@ -174,10 +195,10 @@ def test_a_base_that_cannot_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> No
     machine.unable, machine.failure = {Workload(1, 2, 2)}, BaseUnableError("the same code")
     for _ in range(2):
         with pytest.raises(BaseUnableError, match="the same code"):
-            asking.spend()
+            asking.spend("tpot")
     assert machine.started == 1, "it is remembered"
     assert [asking.pairs, other.pairs] == [[], []]
-    other.spend()
+    other.spend("tpot")
     assert [len(asking.pairs), len(other.pairs)] == [0, FEWEST_TO_FAIL]
 
 
@@ -186,13 +207,13 @@ def test_one_that_nobody_served_is_not_begun(monkeypatch: pytest.MonkeyPatch) ->
     machine.unable = {Workload(1, 2, 2)}
     asking, other = machine.comparisons(2)
     with pytest.raises(WorkerError):
-        asking.spend()
+        asking.spend("tpot")
     assert [asking.begun, other.begun] == [True, False]
 
 
 def test_what_disturbed_too_many_pairs_is_named_where_the_others_do_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     (one,) = Machine(monkeypatch, 1.0, 1.0).comparisons()
-    one.spend()
+    one.spend("tpot")
     disturbed = Pair(tuple(replace(turn, culprit="others used 1.0 cores") for turn in one.pairs[0].turns))
     one.pairs[0] = disturbed
     found = one.judge("tpot", 0.0001, 0.0)
@@ -209,7 +230,7 @@ def test_disturbed_pairs_are_replaced_for_as_long_again(
         "pytest_llmperf.turns.fitness.culprits", lambda records: ["others"] if machine.started <= disturbed else [None]
     )
     (one,) = machine.comparisons(budget=100.0)
-    one.spend()
+    one.spend("tpot")
     assert len(one.pairs) == pairs
 
 

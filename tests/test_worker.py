@@ -238,9 +238,10 @@ def test_no_process_outlives_a_pytest_that_is_stopped(families: Suite, name: str
         process.wait(30)
     assert eventually(lambda: all_gone(families))
     assert not families.baseline.exists()
-    if name == "SIGINT":
+    if name != "SIGKILL":
         assert process.returncode == pytest.ExitCode.INTERRUPTED
         assert "KeyboardInterrupt" in output
+        assert ("stopped by SIGTERM" in output) == (name == "SIGTERM")
 
 
 def test_ctrl_c_at_the_terminal_reaches_pytest_alone(families: Suite) -> None:
