@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 SUITES = ("suites/test_prefill.py", "suites/test_decode.py", "suites/test_latency.py")
 BACKENDS = "eager,sdpa,sdpa-flash,xformers,compile,compile-static"
 LLAMA = ("--llm-model=llama-2-7b", "--llm-random-weights", "--llm-dtype=bfloat16")
-#: Layers of the model that the gate is tried with: twenty workloads in several processes are to take minutes.
+#: Layers of the model that the gate is tried with: ten workloads in several processes are to take minutes.
 FEW_LAYERS = 8
 #: Its kernel writes where nothing is, at the third token.
 FAULTY = """\
@@ -93,20 +94,26 @@ class Steps:
         self._select: tuple[str, ...] = ("-k", options.select) if options.select else ()
 
     def _run(self, step: str, *arguments: str, folder: Path = ROOT) -> int:
-        """One Python command, its output added to the step's log."""
+        """One Python command, its output added to the step's log. SIGTERM ends it, and then this script."""
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
         with (self._output / f"{step}.log").open("a") as log:
             print("$ python", *arguments, file=log, flush=True)
-            done = subprocess.run(
-                [sys.executable, *arguments],
-                cwd=folder,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
+            process = subprocess.Popen(
+                [sys.executable, *arguments], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
             )
-        return done.returncode
+            signals: list[int] = []
+
+            def pass_on(number: int, _: object) -> None:
+                signals.append(number)
+                process.send_signal(number)
+
+            before = signal.signal(signal.SIGTERM, pass_on)
+            code = process.wait()  # what it has measured it writes before it ends
+            signal.signal(signal.SIGTERM, before)
+        if signals:
+            sys.exit(f"{step}: stopped")
+        return code
 
     def _pytest(self, step: str, *arguments: str, folder: Path = ROOT) -> int:
         results = self._output / f"{step}.json"
@@ -158,7 +165,7 @@ class Steps:
         )
 
     def gate(self) -> int:
-        """Twenty decisions of either kind, on prefills, which the device bounds.
+        """Twenty decisions of either kind, on prefills, and on prefills and a token more, which the device bounds.
 
         What the host bounds, as decode of few requests, differs from process to process by what the host's cores do;
         a gate of 3 % takes more pairs there than this step has time for.
@@ -169,15 +176,16 @@ class Steps:
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         code = self._pytest(
             "gate",
-            "suites/test_prefill.py",
+            "suites/test_prefill.py",  # first: a pair ends when it tells enough of TTFT
+            "suites/test_latency.py",
             f"--llm-model={folder}",
             *LLAMA[1:],
             "--llm-self-test",
             "--llm-backends=sdpa",
-            "--llm-batch-sizes=2,3,4,6",
+            "--llm-batch-sizes=4,8",
             "--llm-prompt-lengths=1024,1280,1536,1792,2048",
             "--llm-max-new-tokens=2",
-            "--llm-budget=14",  # of a workload: four to seven pairs, since a start serves all
+            "--llm-budget=20",  # of a workload: four to six pairs, since a start serves all
         )
         tried = json.loads((self._output / "gate.json").read_text())["self_test"] if not code else []
         return int(not tried or any(one["false_alarms"] > 0 or one["power"] < 1 for one in tried))

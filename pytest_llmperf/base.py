@@ -58,8 +58,8 @@ class Base:
                 yield lambda python: Arm("base", self.python or python, environment, checkout)
             finally:
                 # Where it fails, git was interrupted or has forgotten the folder already; what was measured stands.
-                with suppress(BaseError):
-                    _git(self.root, "worktree", "remove", "--force", str(folder))
+                with suppress(BaseError):  # the second --force: one that was killed while adding it left it locked
+                    _git(self.root, "worktree", "remove", "--force", "--force", str(folder))
 
 
 def resolve(revision: str | None, python: str | None, folder: Path) -> Base | None:

@@ -335,19 +335,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def _heed_sigterm(config: pytest.Config) -> None:
     """Have SIGTERM, by which ``timeout`` and CI stop a job, end the run as Ctrl-C does: what was measured is kept."""
-    mine = threading.current_thread() is threading.main_thread()
-    if mine and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a handler of somebody else's is left in place
-        signal.signal(signal.SIGTERM, _interrupt)
-        config.add_cleanup(_let_sigterm_kill)
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return  # a handler of somebody else's is left in place
 
+    def stopping(*_: object) -> None:
+        """``timeout`` sends it twice. Whoever cannot wait has SIGKILL, and Ctrl-C."""
 
-def _interrupt(*_: object) -> None:
-    _let_sigterm_kill()  # a second one does
-    raise KeyboardInterrupt("stopped by SIGTERM")
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, stopping)
+        raise KeyboardInterrupt("stopped by SIGTERM")
 
+    def restore() -> None:
+        if signal.getsignal(signal.SIGTERM) in (stop, stopping):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-def _let_sigterm_kill() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, stop)
+    config.add_cleanup(restore)
 
 
 def _skips(item: pytest.Item) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from inner import Suite
 
+from benchmarks import accelerator_page
 from benchmarks.gate import summary
 from pytest_llmperf.models import Model
 from pytest_llmperf.settings import OPTIONS, _flag
@@ -34,6 +37,16 @@ def test_every_option_is_in_the_reference_as_its_help_says() -> None:
 
 def test_what_is_said_of_the_gate_is_what_its_data_say() -> None:
     assert summary.README.read_text() == summary.page()
+
+
+def test_what_is_said_of_a_gpu_is_what_its_data_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(shutil.copy(ROOT / "docs/results-h200.md", tmp_path))
+    monkeypatch.setattr(sys, "argv", ["accelerator_page", str(ROOT / "benchmarks/data/h200"), str(page)])
+    assert accelerator_page.main() == 0
+    assert page.read_text() == (ROOT / "docs/results-h200.md").read_text()
+    drawn = {file.name: file.read_text() for file in (tmp_path / "images").iterdir()}
+    kept = {file.name: file.read_text() for file in (ROOT / "docs/images").glob("results-h200-*.svg")}
+    assert drawn == kept
 
 
 @pytest.mark.parametrize(("page", "tests"), [("README.md", 10), ("docs/how-to/write-a-suite.md", 12)])
