@@ -78,8 +78,12 @@ class Gate:
         reference: Measurement | None,
         tolerance: float,
         fresh: Callable[[int], Sequence[Measurement]] | None,
+        witness: Callable[[], Measurement | None] = lambda: None,
     ) -> Verdict:
         """Screen a case by its baseline, and confirm it in fresh processes if it was flagged.
+
+        A slow spell of a shared machine may outlast the processes that confirm a slowdown. What would be a regression
+        is one only if the reference, measured right after them, is as fast as ever and a further process slow again.
 
         Args:
             case: which.
@@ -87,6 +91,7 @@ class Gate:
             reference: what the reference measured of the same workload in this run, or None.
             tolerance: the slowdown allowed, as a fraction.
             fresh: makes that many measurements in fresh processes; None to screen only.
+            witness: measures the reference in a fresh process now, or says None if that cannot be.
         """
         recorded, own = self._recorded(case), self.own(case)
         if not recorded:
@@ -106,12 +111,20 @@ class Gate:
         cleared = verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
         if cleared is not None and not self._disturbed(confirmations):
             return cleared
-        confirmations = fresh(CONFIRMATIONS)
-        figures = [one.figures(case.metric) for one in confirmations]
-        found = verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-        doubt = self._disturbed(confirmations)
-        if found.outcome is Outcome.REGRESSION:
-            doubt = doubt or self._shared(case, reference, found) or self._weaker(entry)
+        for count in (CONFIRMATIONS, CONFIRMATIONS + 1):
+            confirmations = fresh(count)
+            figures = [one.figures(case.metric) for one in confirmations]
+            found = verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
+            doubt = self._disturbed(confirmations)
+            if doubt or found.outcome is not Outcome.REGRESSION:
+                break
+            if count > CONFIRMATIONS:
+                return found
+            doubt = self._shared(case, reference, found) or self._weaker(entry)
+            if doubt or not self._has_witness(case):
+                break
+            if doubt := self._shared(case, witness(), found):
+                break
         return verdict.contaminated(found, doubt) if doubt else found
 
     def judge_beside(
@@ -262,6 +275,10 @@ class Gate:
             known = below
         self._weak[entry.environment] = time.monotonic(), known
         return known
+
+    def _has_witness(self, case: Case) -> bool:
+        """Whether this machine has a baseline of the reference to tell the machine's state by."""
+        return case.backend != self.reference and self.last_recorded(replace(case, backend=self.reference)) is not None
 
     def _shared(self, case: Case, reference: Measurement | None, found: Verdict) -> str | None:
         """Whether the reference is slower than its own baseline by so much that too little is left for this case.

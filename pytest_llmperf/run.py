@@ -87,6 +87,7 @@ class Run:
         #: Whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
         self._fresh: dict[tuple[str, Workload], list[Measurement]] = {}
+        self._witnesses: dict[tuple[str, Workload], Measurement | None] = {}
         self.beside = Beside(
             scope, lambda: self.engines, lambda workload: self.prompts.batch(workload), self._compared, progress
         )
@@ -307,6 +308,19 @@ class Run:
                     if spoiled(error):
                         return
 
+    def _witness(self, backend: str, workload: Workload) -> Measurement | None:
+        """The reference in a fresh process, measured when first asked for beside this backend; None if it fails."""
+        key = (backend, workload)
+        if key not in self._witnesses:
+            name = self.settings.reference
+            self.progress(f"{backend} {workload}: fresh process of {name}, to tell what the machine does")
+            try:
+                with self.engines.fresh(self.scope.registry[name]) as (ask, load):
+                    self._witnesses[key] = self._measure(ask, name, workload, load)
+            except (WorkerError, TraceError):
+                self._witnesses[key] = None
+        return self._witnesses[key]
+
     def quiet(self, backend: str, workload: Workload) -> list[Measurement]:
         """As many undisturbed measurements as a baseline is made of, each by another process; else none.
 
@@ -417,7 +431,8 @@ class Run:
         def by_baseline() -> Verdict:
             nonlocal tolerance, source
             tolerance, source = without_base
-            return self.gate.judge(case, first, reference, tolerance, None if update else fresh)
+            witness = partial(self._witness, backend, workload)
+            return self.gate.judge(case, first, reference, tolerance, None if update else fresh, witness)
 
         if self.scope.base is None:
             found = by_baseline()

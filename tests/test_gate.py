@@ -180,7 +180,7 @@ def test_a_regression_fails_that_test_alone_in_one_readable_line(suite: Suite) -
     assert "5.750 ms" in said[0], "now"
     assert "baseline 5.000 ms" in said[0]
     assert re.search(r"\+15\.0% \[\+15\.0%, \+15\.0%\] at 99 %", said[0]), "change and interval"
-    assert "2 fresh processes" in said[0]
+    assert "3 fresh processes" in said[0], "the third after the reference was seen to be as fast as ever"
     assert "allowed 10% (default of cpu)" in said[0]
     assert "--llm-update-baselines" in said[0]
     assert "Traceback" not in result.stdout.str()
@@ -409,6 +409,35 @@ def pytest_sessionstart():
     said = "15.0% slower in 2 fresh processes, but this machine's GEMM rate is 50% below what it was with the baseline"
     recorded.decode().stdout.fnmatch_lines(f"inconclusive: {said} (tpot b1-p16-n8 sim)")
     assert recorded.loads["sim"] == 3
+
+
+@pytest.mark.parametrize(
+    ("sim", "ref", "said"),
+    [
+        ("0.005 if process == 4 else 0.006", "0.010", "inconclusive: 20.0% slower in 3 fresh processes, but *"),
+        ("0.006", "0.010 if process == 1 else 0.012", "inconclusive: 20.0% slower in 2 fresh processes, but ref is *"),
+        ("0.006", "0.010 if process == 1 else 1 / 0", "regression: 20.0% slower in 3 fresh processes"),
+        ("0.006", "0.010", "regression: 20.0% slower in 3 fresh processes"),
+    ],
+)
+def test_a_slow_spell_that_outlasts_the_confirmation_is_no_regression(
+    suite: Suite, sim: str, ref: str, said: str
+) -> None:
+    """The reference ran before the spell, and is measured again beside the processes that confirm."""
+    suite.record({"sim/tpot": 0.005, "ref/tpot": 0.010, "sim/latency": 0.135, "ref/latency": 0.170})
+    suite.backends(sim=f"Simulated(tpot=lambda number: {sim})", ref=f"Simulated(tpot=lambda number: {ref})")
+    result = suite.decode(backends="ref,sim")
+    result.stdout.fnmatch_lines(f"{said} (tpot b1-p16-n8 sim*")
+    assert suite.loads == {"ref": 2, "sim": 3 if "2 fresh" in said else 4}
+    assert result.ret == ("regression" in said)
+
+
+def test_the_reference_is_measured_again_once_for_all_metrics(suite: Suite) -> None:
+    suite.record({"sim/tpot": 0.005, "ref/tpot": 0.010, "sim/latency": 0.135, "ref/latency": 0.170})
+    suite.backends(sim="Simulated(tpot=0.050)")
+    result = suite.run("suites/test_decode.py", "suites/test_latency.py")
+    result.stdout.fnmatch_lines("4 cases gated: 2 regression, 2 ok")
+    assert suite.loads == {"ref": 2, "sim": 4}
 
 
 @pytest.mark.parametrize(
