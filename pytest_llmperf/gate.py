@@ -111,20 +111,20 @@ class Gate:
         cleared = verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
         if cleared is not None and not self._disturbed(confirmations):
             return cleared
-        for count in (CONFIRMATIONS, CONFIRMATIONS + 1):
+
+        def confirmed(count: int) -> tuple[Verdict, str | None]:
             confirmations = fresh(count)
             figures = [one.figures(case.metric) for one in confirmations]
             found = verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-            doubt = self._disturbed(confirmations)
-            if doubt or found.outcome is not Outcome.REGRESSION:
-                break
-            if count > CONFIRMATIONS:
-                return found
+            return found, self._disturbed(confirmations)
+
+        found, doubt = confirmed(CONFIRMATIONS)
+        if found.outcome is Outcome.REGRESSION and not doubt:
             doubt = self._shared(case, reference, found) or self._weaker(entry)
-            if doubt or not self._has_witness(case):
-                break
-            if doubt := self._shared(case, witness(), found):
-                break
+            if not doubt and self._usual(case) is not None:
+                doubt = self._shared(case, witness(), found)
+                if not doubt:
+                    found, doubt = confirmed(CONFIRMATIONS + 1)
         return verdict.contaminated(found, doubt) if doubt else found
 
     def judge_beside(
@@ -276,9 +276,9 @@ class Gate:
         self._weak[entry.environment] = time.monotonic(), known
         return known
 
-    def _has_witness(self, case: Case) -> bool:
-        """Whether this machine has a baseline of the reference to tell the machine's state by."""
-        return case.backend != self.reference and self.last_recorded(replace(case, backend=self.reference)) is not None
+    def _usual(self, case: Case) -> float | None:
+        """What this machine recorded last of the reference in place of a case's backend; None for its own cases."""
+        return None if case.backend == self.reference else self.last_recorded(replace(case, backend=self.reference))
 
     def _shared(self, case: Case, reference: Measurement | None, found: Verdict) -> str | None:
         """Whether the reference is slower than its own baseline by so much that too little is left for this case.
@@ -287,8 +287,8 @@ class Gate:
         still fails by the reference's own case, if it is more than that one is allowed. A reference that is a little
         slow, as one process in two is by chance, casts no doubt.
         """
-        usual = self.last_recorded(replace(case, backend=self.reference))
-        if reference is None or case.backend == self.reference or usual is None:
+        usual = self._usual(case)
+        if reference is None or usual is None:
             return None
         drift = verdict.centre([reference.figures(case.metric)]) / usual
         if drift <= 1 + found.threshold * verdict.CONSISTENT or found.ratio / drift > 1 + found.threshold:

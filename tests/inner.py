@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def die():
 
 def exhaust():
     raise MemoryError("no room")
+"""
+
+#: For the conftest.py: an engine that hangs, and says so by a file.
+HANGING = """\
+def hang():
+    (HERE / "hangs").touch()
+    time.sleep(3600)
 """
 
 BACKENDS = 'Backend("ref", load_ref), Backend("sim", load_sim)'
@@ -269,11 +277,12 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     return True
 
 
-def pytest_process(*arguments: str, cwd: Path) -> Any:
-    """Pytest in a process of its own, to send signals to."""
+@contextmanager
+def pytest_process(*arguments: str, cwd: Path) -> Iterator[Any]:
+    """Pytest in a process of its own, to send signals to; killed at the end if it is still there."""
     import subprocess
 
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "pytest", *PLUGINS, *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -282,3 +291,8 @@ def pytest_process(*arguments: str, cwd: Path) -> Any:
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)

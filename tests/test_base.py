@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from inner import BACKENDS, BUSY, SERVING, TESTS, Suite, eventually, pytest_process, usage_error
+from inner import BACKENDS, BUSY, HANGING, SERVING, TESTS, Suite, eventually, pytest_process, usage_error
 
 from pytest_llmperf.base import BaseError, resolve
 from pytest_llmperf.host import Checkout
@@ -540,20 +540,13 @@ def test_nor_after_a_failure(repository: Suite) -> None:
 
 
 def test_nor_by_a_run_that_is_stopped(repository: Suite) -> None:
-    repository.backends(
-        sim="Simulated(tpot=lambda number: 0.005 if process <= 2 else hang())",
-        extra="def hang():\n    (HERE / 'hangs').touch()\n    time.sleep(3600)\n",
-    )
+    repository.backends(sim="Simulated(tpot=lambda number: 0.005 if process <= 2 else hang())", extra=HANGING)
     options = ("suites/test_decode.py", "--llm-backends=sim", "--llm-base=base", "--llm-compare=always")
-    process = pytest_process(*options, cwd=repository.path)
-    try:
+    with pytest_process(*options, cwd=repository.path) as process:
         assert eventually((repository.path / "hangs").exists, 30)
         assert worktrees(repository) == 2
         process.terminate()
         process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait(30)
     assert worktrees(repository) == 1
 
 

@@ -8,7 +8,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inner import Suite, eventually, pytest_process, usage_error
+from inner import HANGING, Suite, eventually, pytest_process, usage_error
 
 from pytest_llmperf.paired import Block
 from pytest_llmperf.selftest import GRID, INJECTED, assess
@@ -95,19 +95,12 @@ def test_with_time_left_they_serve_them_all_the_same(suite: Suite) -> None:
 
 
 def test_what_was_measured_survives_a_run_that_is_stopped(suite: Suite) -> None:
-    suite.backends(
-        sim="Simulated(tpot=lambda number: 0.005 if process <= 4 else hang())",
-        extra="def hang():\n    (HERE / 'third').touch()\n    time.sleep(3600)\n",
-    )
+    suite.backends(sim="Simulated(tpot=lambda number: 0.005 if process <= 4 else hang())", extra=HANGING)
     options = ("suites/test_decode.py", "--llm-backends=sim", "--llm-self-test", "--llm-results=raw.json")
-    process = pytest_process(*options, cwd=suite.path)
-    try:
-        assert eventually((suite.path / "third").exists, 30)
+    with pytest_process(*options, cwd=suite.path) as process:
+        assert eventually((suite.path / "hangs").exists, 30)
         process.terminate()
         process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait(30)
     assert process.returncode == pytest.ExitCode.INTERRUPTED
     (comparison,) = json.loads((suite.path / "raw.json").read_text())["comparisons"]
     assert len(comparison["pairs"]) == 2

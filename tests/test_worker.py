@@ -228,16 +228,12 @@ def test_no_process_outlives_the_run(families: Suite, how: tuple[str, ...]) -> N
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_no_process_outlives_a_pytest_that_is_stopped(families: Suite, name: str) -> None:
     (families.path / "slow").touch()
-    process = pytest_process("suites/test_decode.py", "--llm-update-baselines", cwd=families.path)
-    try:
+    with pytest_process("suites/test_decode.py", "--llm-update-baselines", cwd=families.path) as process:
         assert eventually((families.path / "generating").exists, 30)
         for _ in range(2 if name == "SIGTERM" else 1):  # as ``timeout`` does: to the process, and to its group
             process.send_signal(getattr(signal, name))
             time.sleep(0.01)
         output, _ = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait(30)
     assert eventually(lambda: all_gone(families))
     assert not families.baseline.exists()
     if name != "SIGKILL":
@@ -248,16 +244,12 @@ def test_no_process_outlives_a_pytest_that_is_stopped(families: Suite, name: str
 
 def test_ctrl_c_at_the_terminal_reaches_pytest_alone(families: Suite) -> None:
     (families.path / "slow").touch()
-    process = pytest_process("suites/test_decode.py", cwd=families.path)
-    try:
+    with pytest_process("suites/test_decode.py", cwd=families.path) as process:
         assert eventually((families.path / "generating").exists, 30)
         (worker,) = families.pids("ref")
         assert os.getpgid(worker) == worker != os.getpgid(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait(30)
     assert process.returncode == pytest.ExitCode.INTERRUPTED
     assert "Traceback" not in output
     assert eventually(lambda: all_gone(families))
