@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from inner import HANGING, Suite, eventually, pytest_process, usage_error
 
 from pytest_llmperf.paired import Block
+from pytest_llmperf.report import results
 from pytest_llmperf.selftest import GRID, INJECTED, assess
 
 
@@ -104,6 +107,23 @@ def test_what_was_measured_survives_a_run_that_is_stopped(suite: Suite) -> None:
     assert process.returncode == pytest.ExitCode.INTERRUPTED
     (comparison,) = json.loads((suite.path / "raw.json").read_text())["comparisons"]
     assert len(comparison["pairs"]) == 2
+
+
+def test_what_could_not_be_written_when_the_run_was_stopped_is_written_at_its_end(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = results.write, iter(range(100))
+
+    def stopped(path: Path, found: dict[str, Any]) -> None:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        write(path, found)
+
+    monkeypatch.setattr(results, "write", stopped)
+    options = ("--llm-self-test", "--llm-batch-sizes=1,2,4", "--llm-results=raw.json", "--llm-budget=0.001")
+    done = suite.run("suites/test_decode.py", "--llm-backends=sim", *options, no_reraise_ctrlc=True)
+    assert done.ret == pytest.ExitCode.INTERRUPTED
+    assert len(json.loads((suite.path / "raw.json").read_text())["self_test"]) == 2
 
 
 def test_a_backend_that_fails_fails_its_test(suite: Suite) -> None:
