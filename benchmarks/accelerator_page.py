@@ -159,12 +159,19 @@ def decode(data: Data) -> str:
 
 
 def speedup(data: Data) -> str:
-    results = [one for one in data["sweep"]["results"] if one["speedup"] is not None]
+    """Over the eager of the same sitting, or, with a dagger, of another one, which is the eager of these tables."""
+    results = data["sweep"]["results"]
+    eager = {parts(one["case"])[1:]: one for one in results if parts(one["case"])[0] == "eager"}
+
+    def cell(one: dict[str, Any]) -> str:
+        if one["speedup"] is not None:
+            return f"{one['speedup']:.2f}"
+        other = eager.get(parts(one["case"])[1:])
+        return "-" if other is None else f"{other['spread']['median'] / one['spread']['median']:.2f}†"
+
     said = (("Prefill", "ttft"), ("Decode", "tpot"))
-    return "\n\n".join(
-        f"{name}, times eager's speed:\n\n{grid(results, metric, lambda one: format(one['speedup'], '.2f'))}"
-        for name, metric in said
-    )
+    tables = [f"{name}, times eager's speed:\n\n{grid(results, metric, cell)}" for name, metric in said]
+    return "\n\n".join([*tables, "† over the eager of another sitting."] if "†" in "".join(tables) else tables)
 
 
 def memory(data: Data) -> str:
@@ -215,7 +222,7 @@ def stamps(data: Data) -> str:
 
 
 def gate(data: Data) -> str:
-    tried = data["gate"]["self_test"]
+    tried = taken(data, "gate", "self_test")
     rows = [
         [
             f"{case.metric} {case.workload}",
