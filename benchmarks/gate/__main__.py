@@ -1,12 +1,12 @@
 """How often does the gate fail unchanged code, and how often does it catch a slowdown that head alone has?
 
     python -m benchmarks.gate [--kind same] [--stored] [--max-regression 7%] [--runs 10] [--budget 60] [--load]
-                              [--output FILE]
+                              [--metrics tpot,latency] [--output FILE]
 
 A repository of its own: sdpa behind a backend of its conftest.py, which does something more in every step but the
 first. Base does nothing more; head, by ``--kind``, nothing (``same``), sleeps 5 or 10 % of sdpa's TPOT (``sleep-5``,
 ``sleep-10``), or multiplies matrices for as long (``work-5``, ``work-10``). Every run compares prefill, decode and
-end-to-end latency of four workloads, at the default tolerance unless ``--max-regression`` states one (a slowdown of
+end-to-end latency of four workloads, or what ``--metrics`` says, at the default tolerance unless ``--max-regression`` states one (a slowdown of
 just the tolerance is caught half the time, so ``--stored`` needs less than 10 % to catch 10 %): beside base, or, with
 ``--stored``, with what base was recorded with before the first run, as a run without ``--llm-base`` does. ``--load``
 adds a process that uses a core half of the time. An output that exists is continued: its runs count with these, which
@@ -37,6 +37,8 @@ from pytest_llmperf.cases import GATED
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.trace import Trace
 
+#: The test that gates a metric.
+TESTS = {"ttft": "test_prefill", "tpot": "test_decode", "latency": "test_latency"}
 #: Uses a core half of the time, in turns of a second.
 LOAD = "import time\nwhile True:\n    end = time.time() + 1\n    while time.time() < end: pass\n    time.sleep(1)\n"
 
@@ -85,20 +87,20 @@ def kept(results: dict[str, Any], samples: Sequence[dict[str, Any]], **more: Any
     """What is kept of one workload: verdicts, what other rules say of the first samples, and all of them.
 
     Args:
-        results: by metric.
+        results: by metric, of those that were judged.
         samples: of each pair, or of each process that was recorded or measured, by arm and metric.
         more: to keep.
     """
     names = ("outcome", "ratio", "low", "high", "processes", "reason")
     return {
-        "verdicts": {metric: {name: results[metric]["verdict"][name] for name in names} for metric in GATED},
-        "others": {metric: others(*(samples[0][arm][metric] for arm in ("base", "head"))) for metric in GATED},
+        "verdicts": {metric: {name: found["verdict"][name] for name in names} for metric, found in results.items()},
+        "others": {metric: others(*(samples[0][arm][metric] for arm in ("base", "head"))) for metric in results},
         "samples": samples,
         **more,
     }
 
 
-def beside(folder: Path, budget: float, *arguments: str) -> dict[str, Any]:
+def beside(folder: Path, budget: float, metrics: Sequence[str], *arguments: str) -> dict[str, Any]:
     """A run beside base, by workload."""
     raw = measure(folder, "--llm-base=base", "--llm-compare=always", f"--llm-budget={budget:g}", *arguments)
     results = by_workload(raw)
@@ -106,29 +108,30 @@ def beside(folder: Path, budget: float, *arguments: str) -> dict[str, Any]:
         one["workload"]: kept(
             results[one["workload"]],
             [
-                {arm: {metric: short(figures(pair, arm, metric)) for metric in GATED} for arm in ("base", "head")}
+                {arm: {metric: short(figures(pair, arm, metric)) for metric in metrics} for arm in ("base", "head")}
                 for pair in one["pairs"]
             ],
             culprits=[[turn["culprit"] for turn in pair["turns"]] for pair in one["pairs"]],
         )
         for one in raw["comparisons"]
-        if one["pairs"] and len(results.get(one["workload"], ())) == len(GATED)  # what failed has no verdict
+        if one["pairs"] and len(results.get(one["workload"], ())) == len(metrics)  # what failed has no verdict
     }
 
 
-def with_stored(folder: Path, *arguments: str) -> dict[str, Any]:
+def with_stored(folder: Path, metrics: Sequence[str], *arguments: str) -> dict[str, Any]:
     """A run that compares with what is stored, by workload."""
     (file,) = (folder / "baselines").glob("*/*.json")
     stored = json.loads(file.read_text())["entries"]
     found = {}
-    complete = {name: one for name, one in by_workload(measure(folder, *arguments)).items() if len(one) == len(GATED)}
+    measured = by_workload(measure(folder, *arguments))
+    complete = {name: one for name, one in measured.items() if len(one) == len(metrics)}
     for workload, results in complete.items():
         arms = {
-            "base": {metric: stored[results[metric]["case"]][0]["invocations"] for metric in GATED},
-            "head": {metric: results[metric]["invocations"] for metric in GATED},
+            "base": {metric: stored[results[metric]["case"]][0]["invocations"] for metric in metrics},
+            "head": {metric: results[metric]["invocations"] for metric in metrics},
         }
         # A process of either that the other has none beside is empty there.
-        count = max(len(arms["base"]["tpot"]), *(len(arms["head"][metric]) for metric in GATED))
+        count = max(len(rows) for one in arms.values() for rows in one.values())
         samples = [
             {
                 arm: {metric: short(rows[number]) if number < len(rows) else [] for metric, rows in one.items()}
@@ -158,22 +161,32 @@ def main() -> int:
     parser.add_argument("--stored", action="store_true", help="against what was recorded first, not beside base")
     parser.add_argument("--max-regression", metavar="FRACTION", help="the tolerance (default: the plugin's)")
     parser.add_argument("--load", action="store_true", help="beside a process that uses a core half of the time")
+    parser.add_argument("--metrics", default=",".join(GATED), help="what is judged (default: all three)")
     parser.add_argument("--budget", type=float, default=60.0, help="--llm-budget, seconds a workload (default: 60)")
     options = parser.parse_args()
     how = " --stored" if options.stored else f" --budget {options.budget:g}"
     how += f" --max-regression {options.max_regression}" if options.max_regression else ""
     allowed = [f"--llm-max-regression={options.max_regression}"] if options.max_regression else []
+    metrics = options.metrics.split(",")
+    if unknown := set(metrics) - set(GATED):
+        parser.error(f"--metrics: no such metric: {', '.join(sorted(unknown))}; there are {', '.join(GATED)}")
+    if metrics != list(GATED):
+        how += f" --metrics {options.metrics}"
+        allowed += ["-k", " or ".join(TESTS[metric] for metric in metrics)]
     command = f"benchmarks.gate --kind {options.kind}{how}{' --load' if options.load else ''}"
     runs = earlier(options.output, command)
     counted = "processes" if options.stored else "pairs"
-    affected = GATED if options.kind == "same" else ("tpot", "latency")
+    affected = [metric for metric in metrics if options.kind == "same" or metric != "ttft"]
     with tempfile.TemporaryDirectory() as name, competitor(options.load):
         folder = Path(name)
         repository(folder)
         first = measure(folder, *(["--llm-update-baselines"] if options.stored else []))
         (folder / "extra.py").write_text(slowed(options.kind, tpots_of(first)))
         for _ in range(options.runs):
-            run = with_stored(folder, *allowed) if options.stored else beside(folder, options.budget, *allowed)
+            if options.stored:
+                run = with_stored(folder, metrics, *allowed)
+            else:
+                run = beside(folder, options.budget, metrics, *allowed)
             runs.append(run)
             for workload, one in run.items():
                 said = (

@@ -28,10 +28,12 @@ def rows(path: Path) -> list[str]:
     made = [one for run in held["runs"] for one in run.values()]
     found = []
     for title, metrics in METRICS.items():
-        verdicts = [one["verdicts"][metric] for one in made for metric in metrics]
+        verdicts = [one["verdicts"][metric] for one in made for metric in metrics if metric in one["verdicts"]]
+        if not verdicts:
+            continue
         outcomes = Counter(one["outcome"] for one in verdicts)
         failed = Counter(
-            rule for one in made for metric in metrics for rule, fails in one["others"][metric].items() if fails
+            rule for one in made for metric in metrics for rule, fails in one["others"].get(metric, {}).items() if fails
         )
         ratios = [one["ratio"] for one in verdicts if one["ratio"] is not None]
         furthest = max(ratios, key=lambda ratio: abs(ratio - 1), default=None)
