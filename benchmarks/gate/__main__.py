@@ -6,9 +6,10 @@
 A repository of its own: sdpa behind a backend of its conftest.py, which does something more in every step but the
 first. Base does nothing more; head, by ``--kind``, nothing (``same``), sleeps 5 or 10 % of sdpa's TPOT (``sleep-5``,
 ``sleep-10``), or multiplies matrices for as long (``work-5``, ``work-10``). Every run compares prefill, decode and
-end-to-end latency of four workloads, or what ``--metrics`` says, at the default tolerance unless ``--max-regression`` states one (a slowdown of
-just the tolerance is caught half the time, so ``--stored`` needs less than 10 % to catch 10 %): beside base, or, with
-``--stored``, with what base was recorded with before the first run, as a run without ``--llm-base`` does. ``--load``
+end-to-end latency of four workloads, or of those what ``--metrics`` says (a prefill shows no slowdown of the steps, and
+to tell that it is unchanged takes the whole budget), at the default tolerance unless ``--max-regression`` states one (a
+slowdown of just the tolerance is caught half the time, so ``--stored`` needs less than 10 % to catch 10 %): beside
+base, or, with ``--stored``, with what base was recorded with before the first run, as a run without ``--llm-base`` does. ``--load``
 adds a process that uses a core half of the time. An output that exists is continued: its runs count with these, which
 may be of another day. The criterion: of unchanged code no decision is a regression, with a load too; of the decode and
 latency decisions of slowed code 90 % (5 %) or 99 % (10 %; 90 % with ``--stored``) are. Side by side, what other rules,
