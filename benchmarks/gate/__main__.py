@@ -9,12 +9,13 @@ first. Base does nothing more; head, by ``--kind``, nothing (``same``), sleeps 5
 end-to-end latency of four workloads, or of those what ``--metrics`` says (a prefill shows no slowdown of the steps, and
 to tell that it is unchanged takes the whole budget), at the default tolerance unless ``--max-regression`` states one (a
 slowdown of just the tolerance is caught half the time, so ``--stored`` needs less than 10 % to catch 10 %): beside
-base, or, with ``--stored``, with what base was recorded with before the first run, as a run without ``--llm-base`` does. ``--load``
-adds a process that uses a core half of the time. An output that exists is continued: its runs count with these, which
-may be of another day. The criterion: of unchanged code no decision is a regression, with a load too; of the decode and
-latency decisions of slowed code 90 % (5 %) or 99 % (10 %; 90 % with ``--stored``) are. Side by side, what other rules,
-which compare one process with one, say of the samples of each run's first pair, or of the first process recorded and
-that of the run: pytest-benchmark's ``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p <
+base, or, with ``--stored``, with what base was recorded with before the first run, as a run without ``--llm-base``
+does. ``--load`` adds a process that uses a core half of the time. An output that exists is continued: its runs count
+with these, which may be of another day. The criterion: of unchanged code no decision is a regression, with a load too;
+of the decode and latency decisions of slowed code 90 % (5 %) or 99 % (10 %; 90 % with ``--stored``) are. Side by side,
+what other rules, which compare one process with one, say of the samples of each run's first pair, or of the first
+process recorded and that of the run: pytest-benchmark's
+``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p <
 0.002; nvbench's, a difference of means above the smaller of the two relative standard deviations.
 """
 
