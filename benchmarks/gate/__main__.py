@@ -10,13 +10,13 @@ end-to-end latency of four workloads, or of those what ``--metrics`` says (a pre
 to tell that it is unchanged takes the whole budget), at the default tolerance unless ``--max-regression`` states one (a
 slowdown of just the tolerance is caught half the time, so ``--stored`` needs less than 10 % to catch 10 %): beside
 base, or, with ``--stored``, with what base was recorded with before the first run, as a run without ``--llm-base``
-does. ``--load`` adds a process that uses a core half of the time. An output that exists is continued: its runs count
-with these, which may be of another day. The criterion: of unchanged code no decision is a regression, with a load too;
-of the decode and latency decisions of slowed code 90 % (5 %) or 99 % (10 %; 90 % with ``--stored``) are. Side by side,
-what other rules, which compare one process with one, say of the samples of each run's first pair, or of the first
-process recorded and that of the run: pytest-benchmark's
-``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p <
-0.002; nvbench's, a difference of means above the smaller of the two relative standard deviations.
+does, eager in both. ``--load`` adds a process that uses a core half of the time. An output that exists is continued:
+its runs count with these, which may be of another day. The criterion: of unchanged code no decision is a regression,
+with a load too; of the decode and latency decisions of slowed code 90 % (5 %) or 99 % (10 %; 90 % with ``--stored``)
+are. Side by side, what other rules, which compare one process with one, say of the samples of each run's first pair, or
+of the first process recorded and that of the run: pytest-benchmark's ``--benchmark-compare-fail=median:5%``; asv's, 5 %
+and a Mann-Whitney test with p < 0.002; nvbench's, a difference of means above the smaller of the two relative standard
+deviations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from statistics import NormalDist, fmean, median, stdev
 from typing import Any
 
 from benchmarks import script
-from benchmarks.gate.repository import KINDS, by_workload, measure, repository, shown, slowed, tpots_of
+from benchmarks.gate.repository import KINDS, WITNESSED, by_workload, measure, repository, shown, slowed, tpots_of
 from pytest_llmperf.cases import GATED
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.trace import Trace
@@ -125,7 +125,7 @@ def with_stored(folder: Path, metrics: Sequence[str], *arguments: str) -> dict[s
     (file,) = (folder / "baselines").glob("*/*.json")
     stored = json.loads(file.read_text())["entries"]
     found = {}
-    measured = by_workload(measure(folder, *arguments))
+    measured = by_workload(measure(folder, *arguments, backends=WITNESSED))
     complete = {name: one for name, one in measured.items() if len(one) == len(metrics)}
     for workload, results in complete.items():
         arms = {
@@ -182,7 +182,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, competitor(options.load):
         folder = Path(name)
         repository(folder)
-        first = measure(folder, *(["--llm-update-baselines"] if options.stored else []))
+        first = measure(folder, "--llm-update-baselines", backends=WITNESSED) if options.stored else measure(folder)
         (folder / "extra.py").write_text(slowed(options.kind, tpots_of(first)))
         for _ in range(options.runs):
             if options.stored:

@@ -15,6 +15,8 @@ from pytest_llmperf.cases import Workload
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = {"same": 0.0, "sleep-5": 0.05, "sleep-10": 0.10, "work-5": 0.05, "work-10": 0.10}
+#: Of the repository's conftest.py, and with the reference, which tells a slow machine from slow code.
+BACKEND, WITNESSED = "slowed", "eager,slowed"
 #: Batch sizes and prompt lengths; each has 16 new tokens.
 BATCH_SIZES, PROMPT_LENGTHS = (1, 2), (64, 96)
 NOTHING = "def do(batch_size, prompt_length):\n    pass\n"
@@ -60,11 +62,11 @@ def repository(folder: Path) -> None:
     git(folder, "tag", "base")
 
 
-def measure(folder: Path, *arguments: str) -> dict[str, Any]:
+def measure(folder: Path, *arguments: str, backends: str = BACKEND) -> dict[str, Any]:
     """One run of the suites in the folder: its raw results."""
     options = [f"--llm-batch-sizes={','.join(map(str, BATCH_SIZES))}", "--llm-max-new-tokens=16"]
     options += [f"--llm-prompt-lengths={','.join(map(str, PROMPT_LENGTHS))}", "--llm-results=raw.json"]
-    command = [sys.executable, "-m", "pytest", "-q", "suites", "--llm-backends=slowed", *options, *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "suites", f"--llm-backends={backends}", *options, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not (folder / "raw.json").exists():
@@ -92,8 +94,9 @@ def by_workload(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Each workload's results, by metric."""
     found: dict[str, dict[str, Any]] = {}
     for result in raw["results"]:
-        *_, workload, metric = result["case"].split("/")
-        found.setdefault(workload, {})[metric] = result
+        *_, backend, workload, metric = result["case"].split("/")
+        if backend == BACKEND:
+            found.setdefault(workload, {})[metric] = result
     return found
 
 
