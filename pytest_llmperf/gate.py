@@ -29,6 +29,8 @@ SAME_STATE = 0.85
 PROBES = 3
 #: Seconds for which that is believed, so that not every case of a slow minute pays for probes.
 BELIEVED = 60.0
+#: Said of a regression that had no witness, with the reference's name.
+UNWITNESSED = "and without a baseline of {} nothing can tell slow code from a slow machine"
 #: What of a machine is looked at, by the first word of its name, and how it is called.
 PEAKS = {"flops": "GEMM rate", "bandwidth": "memory bandwidth", "interpreter": "interpreter"}
 
@@ -125,6 +127,8 @@ class Gate:
                 doubt = self._shared(case, witness(), found)
                 if not doubt:
                     found, doubt = confirmed(CONFIRMATIONS + 1)
+            elif not doubt and case.backend != self.reference:
+                found = replace(found, reason=f"{found.reason}, {UNWITNESSED.format(self.reference)}")
         return verdict.contaminated(found, doubt) if doubt else found
 
     def judge_beside(

@@ -432,6 +432,18 @@ def test_a_slow_spell_that_outlasts_the_confirmation_is_no_regression(
     assert result.ret == ("regression" in said)
 
 
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [("sim", ", and without a baseline of ref nothing can tell slow code from a slow machine"), ("ref", "")],
+)
+def test_a_regression_that_nothing_could_witness_says_so(suite: Suite, backend: str, said: str) -> None:
+    suite.record({f"{backend}/tpot": 0.005})
+    suite.backends(**{backend: "Simulated(tpot=0.006)"})
+    result = suite.decode(backends=backend)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(f"regression: 20.0% slower in 2 fresh processes{said} (tpot b1-p16-n8 {backend})")
+
+
 def test_the_reference_is_measured_again_once_for_all_metrics(suite: Suite) -> None:
     suite.record({"sim/tpot": 0.005, "ref/tpot": 0.010, "sim/latency": 0.135, "ref/latency": 0.170})
     suite.backends(sim="Simulated(tpot=0.050)")
