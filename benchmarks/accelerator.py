@@ -165,11 +165,10 @@ class Steps:
         )
 
     def gate(self) -> int:
-        """Four prefills, and the same with a token more, unchanged and slowed, in about eight pairs of processes each.
+        """Four prefills, and the same with a token more, unchanged and slowed, in some eight pairs of processes each.
 
         The device bounds them. What the host bounds, as decode of few requests, differs from process to process by what
-        the host's cores do, and prefills of some 50 ms by 2 to 3 ms: there a gate of 3 % takes more pairs than this
-        step has time for, and of those four are too few here.
+        the host's cores do, and prefills of some 50 ms by 2 to 3 ms: four pairs are too few there to see 5 %.
         """
         folder = self._output / f"llama-2-7b-{FEW_LAYERS}-layers"
         folder.mkdir(exist_ok=True)

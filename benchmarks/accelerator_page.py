@@ -159,7 +159,7 @@ def decode(data: Data) -> str:
 
 
 def speedup(data: Data) -> str:
-    """Over the eager of the same sitting, or, with a dagger, of another one, which is the eager of these tables."""
+    """Over the eager of the same run, or, with a dagger, over that of these tables, which another run measured."""
     results = data["sweep"]["results"]
     eager = {parts(one["case"])[1:]: one for one in results if parts(one["case"])[0] == "eager"}
 
@@ -171,7 +171,7 @@ def speedup(data: Data) -> str:
 
     said = (("Prefill", "ttft"), ("Decode", "tpot"))
     tables = [f"{name}, times eager's speed:\n\n{grid(results, metric, cell)}" for name, metric in said]
-    return "\n\n".join([*tables, "† over the eager of another sitting."] if "†" in "".join(tables) else tables)
+    return "\n\n".join([*tables, "† over the eager of another run."] if "†" in "".join(tables) else tables)
 
 
 def memory(data: Data) -> str:

@@ -534,7 +534,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         state.pruned = _prune_baselines(state, run, exitstatus)
     if state.reports:
         _write_reports(state, run)
-    elif run.settings.self_test:
+    elif run.beside.assessments:
         _keep(state, run)  # the last test's figures may have been being written when the run was stopped
     unwritten = any(map(run.updates, run.results)) and (not state.written or isinstance(state.written, str))
     lost = unwritten or state.unreported or isinstance(state.pruned, str)

@@ -87,7 +87,8 @@ class Run:
         #: Whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
         self._fresh: dict[tuple[str, Workload], list[Measurement]] = {}
-        self._witnesses: dict[tuple[str, Workload], Measurement | None] = {}
+        #: The reference, measured right after that backend and workload were confirmed slow; None if it failed.
+        self.witnesses: dict[tuple[str, Workload], Measurement | None] = {}
         self.beside = Beside(
             scope, lambda: self.engines, lambda workload: self.prompts.batch(workload), self._compared, progress
         )
@@ -311,15 +312,15 @@ class Run:
     def _witness(self, backend: str, workload: Workload) -> Measurement | None:
         """The reference in a fresh process, measured when first asked for beside this backend; None if it fails."""
         key = (backend, workload)
-        if key not in self._witnesses:
+        if key not in self.witnesses:
             name = self.settings.reference
             self.progress(f"{backend} {workload}: fresh process of {name}, to tell what the machine does")
             try:
                 with self.engines.fresh(self.scope.registry[name]) as (ask, load):
-                    self._witnesses[key] = self._measure(ask, name, workload, load)
+                    self.witnesses[key] = self._measure(ask, name, workload, load)
             except (WorkerError, TraceError):
-                self._witnesses[key] = None
-        return self._witnesses[key]
+                self.witnesses[key] = None
+        return self.witnesses[key]
 
     def quiet(self, backend: str, workload: Workload) -> list[Measurement]:
         """As many undisturbed measurements as a baseline is made of, each by another process; else none.

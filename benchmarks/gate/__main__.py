@@ -10,13 +10,13 @@ end-to-end latency of four workloads, or of those what ``--metrics`` says (a pre
 to tell that it is unchanged takes the whole budget), at the default tolerance unless ``--max-regression`` states one (a
 slowdown of just the tolerance is caught half the time, so ``--stored`` needs less than 10 % to catch 10 %): beside
 base, or, with ``--stored``, with what base was recorded with before the first run, as a run without ``--llm-base``
-does, eager in both. ``--load`` adds a process that uses a core half of the time. An output that exists is continued:
-its runs count with these, which may be of another day. The criterion: of unchanged code no decision is a regression,
-with a load too; of the decode and latency decisions of slowed code 90 % (5 %) or 99 % (10 %; 90 % with ``--stored``)
-are. Side by side, what other rules, which compare one process with one, say of the samples of each run's first pair, or
-of the first process recorded and that of the run: pytest-benchmark's ``--benchmark-compare-fail=median:5%``; asv's, 5 %
-and a Mann-Whitney test with p < 0.002; nvbench's, a difference of means above the smaller of the two relative standard
-deviations.
+does, where eager is recorded and gated beside it. ``--load`` adds a process that uses a core half of the time. An
+output that exists is continued: its runs count with these, which may be of another day. The criterion: of unchanged
+code no decision is a regression, with a load too; of the decode and latency decisions of slowed code 90 % (5 %) or 99 %
+(10 %; 90 % with ``--stored``) are. Side by side, what other rules, which compare one process with one, say of the
+samples of each run's first pair, or of the first process recorded and that of the run: pytest-benchmark's
+``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p < 0.002; nvbench's, a difference of
+means above the smaller of the two relative standard deviations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,17 @@ from statistics import NormalDist, fmean, median, stdev
 from typing import Any
 
 from benchmarks import script
-from benchmarks.gate.repository import KINDS, WITNESSED, by_workload, measure, repository, shown, slowed, tpots_of
+from benchmarks.gate.repository import (
+    BACKEND,
+    KINDS,
+    WITNESSED,
+    by_workload,
+    measure,
+    repository,
+    shown,
+    slowed,
+    tpots_of,
+)
 from pytest_llmperf.cases import GATED
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.trace import Trace
@@ -145,20 +155,20 @@ def with_stored(folder: Path, metrics: Sequence[str], *arguments: str) -> dict[s
     return found
 
 
-def earlier(output: Path | None, command: str) -> list[dict[str, Any]]:
-    """The runs in an output that exists, which have to be of the same command, CPU and versions."""
+def earlier(output: Path | None, command: str, backends: str) -> list[dict[str, Any]]:
+    """The runs in an output that exists, which have to be of the same command, backends, CPU and versions."""
     if output is None or not output.exists():
         return []
     held = json.loads(output.read_text())
-    here = (f"python -m {command}", fingerprint.take().as_dict()["cpu"], fingerprint.versions())
-    if here != (held["command"], held["machine"]["cpu"], held["versions"]):
+    here = (f"python -m {command}", backends, fingerprint.take().as_dict()["cpu"], fingerprint.versions())
+    if here != (held["command"], held.get("backends", BACKEND), held["machine"]["cpu"], held["versions"]):
         raise SystemExit(f"{output}: it is of {held['command']} on {held['machine']['cpu']}, or of other versions")
     return list(held["runs"])
 
 
 def main() -> int:
     """Measure, print, write the data after every run; 1 if the criterion does not hold."""
-    parser = script.parser(__doc__, "runs", 10, "runs of twelve decisions")
+    parser = script.parser(__doc__, "runs", 10, "runs of four workloads")
     parser.add_argument("--kind", choices=KINDS, default="same", help="what head does more (default: same)")
     parser.add_argument("--stored", action="store_true", help="against what was recorded first, not beside base")
     parser.add_argument("--max-regression", metavar="FRACTION", help="the tolerance (default: the plugin's)")
@@ -169,20 +179,24 @@ def main() -> int:
     how = " --stored" if options.stored else f" --budget {options.budget:g}"
     how += f" --max-regression {options.max_regression}" if options.max_regression else ""
     allowed = [f"--llm-max-regression={options.max_regression}"] if options.max_regression else []
-    metrics = options.metrics.split(",")
-    if unknown := set(metrics) - set(GATED):
+    asked = set(options.metrics.split(","))
+    if unknown := asked - set(GATED):
         parser.error(f"--metrics: no such metric: {', '.join(sorted(unknown))}; there are {', '.join(GATED)}")
-    if metrics != list(GATED):
-        how += f" --metrics {options.metrics}"
+    metrics = [metric for metric in GATED if metric in asked]
+    affected = [metric for metric in metrics if options.kind == "same" or metric != "ttft"]
+    if not affected:
+        parser.error(f"--metrics: {options.kind} does not show in {options.metrics}; measure tpot or latency too")
+    if len(metrics) < len(GATED):
+        how += f" --metrics {','.join(metrics)}"
         allowed += ["-k", " or ".join(TESTS[metric] for metric in metrics)]
     command = f"benchmarks.gate --kind {options.kind}{how}{' --load' if options.load else ''}"
-    runs = earlier(options.output, command)
+    backends = WITNESSED if options.stored else BACKEND
+    runs = earlier(options.output, command, backends)
     counted = "processes" if options.stored else "pairs"
-    affected = [metric for metric in metrics if options.kind == "same" or metric != "ttft"]
     with tempfile.TemporaryDirectory() as name, competitor(options.load):
         folder = Path(name)
         repository(folder)
-        first = measure(folder, "--llm-update-baselines", backends=WITNESSED) if options.stored else measure(folder)
+        first = measure(folder, *(["--llm-update-baselines"] if options.stored else []), backends=backends)
         (folder / "extra.py").write_text(slowed(options.kind, tpots_of(first)))
         for _ in range(options.runs):
             if options.stored:
@@ -200,7 +214,7 @@ def main() -> int:
             rules = Counter(
                 rule for one in made for metric in affected for rule, failed in one["others"][metric].items() if failed
             )
-            script.write(options.output, command, outcomes=found, others=rules, runs=runs)
+            script.write(options.output, command, backends=backends, outcomes=found, others=rules, runs=runs)
     decisions = sum(found.values())
     print(f"{command}: of {decisions} decisions {dict(found)}")
     print(f"failed by other rules: {dict(rules)}")

@@ -91,7 +91,7 @@ def slowed(kind: str, tpots: dict[tuple[int, int], float]) -> str:
 
 
 def by_workload(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each workload's results, by metric."""
+    """Each workload's results of the repository's backend, by metric."""
     found: dict[str, dict[str, Any]] = {}
     for result in raw["results"]:
         *_, backend, workload, metric = result["case"].split("/")

@@ -15,7 +15,8 @@ DATA = Path(__file__).parent / "data"
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- table -->", "<!-- end -->"
 #: What a slowdown of the decode steps shows in, and what it does not.
-METRICS = {"TPOT, latency": ("tpot", "latency"), "TTFT": ("ttft",)}
+METRICS = (("tpot", "latency"), ("ttft",))
+TITLES = {"tpot": "TPOT", "latency": "latency", "ttft": "TTFT"}
 HEAD = (
     "| command | on | metrics | decisions | regression | ok | faster | inconclusive | furthest from 0 "
     "| pytest-benchmark fails | asv | nvbench |"
@@ -27,19 +28,21 @@ def rows(path: Path) -> list[str]:
     held = json.loads(path.read_text())
     made = [one for run in held["runs"] for one in run.values()]
     found = []
-    for title, metrics in METRICS.items():
-        verdicts = [one["verdicts"][metric] for one in made for metric in metrics if metric in one["verdicts"]]
+    for group in METRICS:
+        metrics = [metric for metric in group if any(metric in one["verdicts"] for one in made)]
+        verdicts = [one["verdicts"][metric] for one in made for metric in metrics]
         if not verdicts:
             continue
         outcomes = Counter(one["outcome"] for one in verdicts)
         failed = Counter(
-            rule for one in made for metric in metrics for rule, fails in one["others"].get(metric, {}).items() if fails
+            rule for one in made for metric in metrics for rule, fails in one["others"][metric].items() if fails
         )
         ratios = [one["ratio"] for one in verdicts if one["ratio"] is not None]
         furthest = max(ratios, key=lambda ratio: abs(ratio - 1), default=None)
         counts = [outcomes[name] for name in ("regression", "ok", "faster", "inconclusive")]
         others = [failed[rule] for rule in ("pytest-benchmark", "asv", "nvbench")]
         command = f"[`{held['command'].removeprefix('python -m benchmarks.')}`](data/{path.name})"
+        title = ", ".join(TITLES[metric] for metric in metrics)
         cells = [command, held["machine"]["cpu"].split("(")[0].strip(), title, len(verdicts), *counts]
         found.append(f"| {' | '.join(map(str, [*cells, shown(furthest), *others]))} |")
     return found

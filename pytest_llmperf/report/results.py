@@ -58,6 +58,9 @@ def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> d
             "command_ci": bool(os.environ.get("CI")),
             "unmeasured": list(unmeasured),
             "measurements": [asdict(one) for one in run.measurements],
+            "witnesses": [
+                {"beside": backend} | asdict(one) for (backend, _), one in run.witnesses.items() if one is not None
+            ],
             "comparisons": [
                 {"backend": backend, "workload": str(workload), "pairs": [asdict(pair) for pair in one.pairs]}
                 for (backend, workload), one in run.beside.comparisons.items()
