@@ -37,6 +37,7 @@ from benchmarks import script
 from benchmarks.gate.repository import (
     BACKEND,
     KINDS,
+    TESTS,
     WITNESSED,
     by_workload,
     measure,
@@ -49,8 +50,6 @@ from pytest_llmperf.cases import GATED
 from pytest_llmperf.devices import fingerprint
 from pytest_llmperf.trace import Trace
 
-#: The test that gates a metric.
-TESTS = {"ttft": "test_prefill", "tpot": "test_decode", "latency": "test_latency"}
 #: Uses a core half of the time, in turns of a second.
 LOAD = "import time\nwhile True:\n    end = time.time() + 1\n    while time.time() < end: pass\n    time.sleep(1)\n"
 

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent.parent
 KINDS = {"same": 0.0, "sleep-5": 0.05, "sleep-10": 0.10, "work-5": 0.05, "work-10": 0.10}
 #: Of the repository's conftest.py, and with the reference, which tells a slow machine from slow code.
 BACKEND, WITNESSED = "slowed", "eager,slowed"
+#: The test that gates a metric, which has a file of its own.
+TESTS = {"ttft": "test_prefill", "tpot": "test_decode", "latency": "test_latency"}
 #: Batch sizes and prompt lengths; each has 16 new tokens.
 BATCH_SIZES, PROMPT_LENGTHS = (1, 2), (64, 96)
 NOTHING = "def do(batch_size, prompt_length):\n    pass\n"
@@ -54,8 +56,8 @@ def repository(folder: Path) -> None:
     (folder / "conftest.py").write_text(script.SLOWED)
     (folder / "extra.py").write_text(NOTHING)
     (folder / "suites").mkdir()
-    for suite in ("test_prefill.py", "test_decode.py", "test_latency.py"):
-        shutil.copy(ROOT / "suites" / suite, folder / "suites")
+    for test in TESTS.values():
+        shutil.copy(ROOT / "suites" / f"{test}.py", folder / "suites")
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "base")
