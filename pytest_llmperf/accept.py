@@ -85,5 +85,5 @@ def queue(update: Update, gate: Gate) -> dict[str, str]:
             left[case.key] = f"that machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
         else:
             environment, day = update.baseline.environments[entry.environment], date.fromisoformat(entry.recorded)
-            gate.accept(case, environment, entry.invocations, update.tolerances[case.key], day)
+            gate.accept(case, environment, entry.invocations, update.tolerances[case.key], entry.barrier, day)
     return left

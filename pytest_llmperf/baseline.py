@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-#: Version of the file's layout. A file of schema 2 had one set of a case and machine, and reads as it is; any other
-#: version is refused, never guessed at.
-SCHEMA = 3
+#: Version of the file's layout. A file of schema 2 had one set of a case and machine, and 2 and 3 no ``barrier``. Both
+#: read as they are; any other version is refused, never guessed at.
+SCHEMA = 4
 #: How many sets of one case the file keeps of one machine: the newest is compared, all tell how much days differ.
 HISTORY = 5
 
@@ -61,12 +61,14 @@ class Entry:
         recorded: the day, YYYY-MM-DD.
         unit: of the samples, such as ``s`` or ``s/token``.
         invocations: samples of each fresh process, in the order taken; positive and finite.
+        barrier: seconds in which the threads that computed them met once, `Measurement.barrier`; None if unknown.
     """
 
     environment: str
     recorded: str
     unit: str
     invocations: tuple[tuple[float, ...], ...]
+    barrier: float | None = None
 
     @property
     def median(self) -> float:
@@ -244,7 +246,7 @@ def _parse(text: str) -> Baseline:
     _need(isinstance(data, dict) and type(data.get("schema")) is int, "is not a JSON object with a schema number")
     if data["schema"] > SCHEMA:
         raise BaselineError(f"has schema {data['schema']}, newer than this version's {SCHEMA}; upgrade pytest-llmperf")
-    _need(data["schema"] in (2, SCHEMA), f"has schema {data['schema']}, older than this version's {SCHEMA}")
+    _need(data["schema"] in (2, 3, SCHEMA), f"has schema {data['schema']}, older than this version's {SCHEMA}")
     _fields(data, "the file", schema=int, device=str, model=str, entries=dict, environments=dict)
     environments = {key: _environment(key, value) for key, value in data["environments"].items()}
     entries = {key: _entries(f"entry {key!r}", value) for key, value in data["entries"].items()}
@@ -269,7 +271,8 @@ def _entries(name: str, data: Any) -> tuple[Entry, ...]:
 
 
 def _entry(name: str, data: Any) -> Entry:
-    _fields(data, name, median=(int, float), unit=str, recorded=str, environment=str, invocations=list)
+    known = {"barrier": (int, float)} if isinstance(data, dict) and "barrier" in data else {}
+    _fields(data, name, median=(int, float), unit=str, recorded=str, environment=str, invocations=list, **known)
     day = re.fullmatch("[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", data["recorded"])
     _need(day, f"{name}: 'recorded' is {data['recorded']!r}, not a date YYYY-MM-DD")
     _need(data["invocations"], f"{name} has no invocations")
@@ -277,8 +280,10 @@ def _entry(name: str, data: Any) -> Entry:
         _need(isinstance(samples, list) and samples, f"{name} has an invocation that is not a list of samples")
         bad = [x for x in samples if type(x) not in (int, float) or not 0 < x < math.inf]
         _need(not bad, f"{name} has the samples {bad}; samples are positive and finite numbers")
+    barrier = data.get("barrier")
+    _need(barrier is None or 0 < barrier < math.inf, f"{name}: 'barrier' is {barrier}, not positive and finite")
     invocations = tuple(tuple(map(float, samples)) for samples in data["invocations"])
-    entry = Entry(data["environment"], data["recorded"], data["unit"], invocations)
+    entry = Entry(data["environment"], data["recorded"], data["unit"], invocations, barrier)
     agrees = math.isclose(data["median"], entry.median, rel_tol=1e-5)  # because reviewers read the median alone
     _need(agrees, f"{name} was edited: its median is {_canonical(entry.median)}, not {data['median']}")
     return entry
@@ -301,13 +306,15 @@ def _need(condition: object, message: str) -> None:
 
 def _rounded(entry: Entry) -> Entry:
     """With samples as the file has them, so that what was accepted twice is known to be the same."""
-    return replace(entry, invocations=tuple(map(tuple, _canonical(entry.invocations))))
+    invocations = tuple(map(tuple, _canonical(entry.invocations)))
+    return replace(entry, invocations=invocations, barrier=_canonical(entry.barrier))
 
 
 def _stored(entry: Entry) -> dict[str, Any]:
     """An entry as in the file; the median is that of the samples as they are stored, so it survives a round trip."""
     stored = _rounded(entry)
-    return {"median": _canonical(stored.median), **vars(stored)}
+    known = {name: value for name, value in vars(stored).items() if value is not None}
+    return {"median": _canonical(stored.median), **known}
 
 
 def _canonical(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 from pytest_llmperf import baseline as store
 from pytest_llmperf import update, verdict
 from pytest_llmperf.cases import METRICS, Case
+from pytest_llmperf.devices import fitness
 from pytest_llmperf.devices.fingerprint import Fingerprint
 from pytest_llmperf.measurement import Measurement
 from pytest_llmperf.update import Change
@@ -107,21 +108,21 @@ class Gate:
         entry, (newest, *earlier) = own[0], self._sets(case)
         found = self._screen(case, first, tolerance)
         if not found.flagged or fresh is None:
-            return self._cleared(found, first)
-        if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._weaker(entry)):
+            return self._cleared(case, found, first)
+        if found.outcome is Outcome.INCONCLUSIVE and (doubt := _apart([first.barrier], entry) or self._weaker(entry)):
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
         confirmations = fresh(1)
         figures = [one.figures(case.metric) for one in confirmations]
         cleared = verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-        if cleared is not None and not self._disturbed(confirmations):
+        if cleared is not None and not self._disturbed(case, confirmations, cleared):
             return cleared
 
         def confirmed(count: int) -> tuple[Verdict, str | None]:
             confirmations = fresh(count)
             figures = [one.figures(case.metric) for one in confirmations]
             found = verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-            return found, self._disturbed(confirmations)
+            return found, self._disturbed(case, confirmations, found)
 
         found, doubt = confirmed(CONFIRMATIONS)
         if found.outcome is Outcome.REGRESSION and not doubt:
@@ -161,7 +162,7 @@ class Gate:
             return beside_base()
         screened = self._screen(case, first, tolerance)
         if not (always or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
-            return self._cleared(screened, first)
+            return self._cleared(case, screened, first)
         beside = beside_base()
         if beside.basis != "base":  # a base that broke is no reason to let a slowdown pass
             found = by_baseline()
@@ -176,9 +177,9 @@ class Gate:
         newest, *earlier = self._sets(case)
         return verdict.screen(newest, [first.figures(case.metric)], tolerance, ABSOLUTE_FLOOR, earlier=earlier)
 
-    def _cleared(self, found: Verdict, first: Measurement) -> Verdict:
+    def _cleared(self, case: Case, found: Verdict, first: Measurement) -> Verdict:
         """What was not flagged, unless the process was disturbed."""
-        doubt = self._disturbed([first])
+        doubt = self._disturbed(case, [first], found)
         return verdict.contaminated(found, doubt) if doubt else found
 
     def _recorded(self, case: Case) -> Sequence[store.Entry]:
@@ -254,15 +255,14 @@ class Gate:
                 return verdict.speedup_invocations(then.invocations, entry.invocations)
         return None
 
-    @staticmethod
-    def _disturbed(measured: Sequence[Measurement]) -> str | None:
+    def _disturbed(self, case: Case, measured: Sequence[Measurement], found: Verdict) -> str | None:
         """Whether the machine may be the reason for a change, or figures that were still changing."""
         unsettled = sum(not one.settled for one in measured)
         if unsettled:
             return f"the figures of {unsettled} of {len(measured)} processes never settled"
         disturbed = [one for one in measured if not one.clean]
         if not disturbed:
-            return None
+            return _apart((one.barrier for one in measured), self.own(case)[0], slower=found.ratio > 1)
         of = f"{len(disturbed)} of {len(measured)} processes" if len(measured) > 1 else "the process"
         return f"too few samples of {of} were undisturbed: {disturbed[0].culprit}"
 
@@ -317,6 +317,7 @@ class Gate:
         environment: store.Environment,
         figures: Iterable[Sequence[float]],
         tolerance: float | None,
+        barrier: float | None = None,
         recorded: datetime.date | None = None,
     ) -> None:
         """Queue a case's figures, a row per process, as its new baseline.
@@ -326,6 +327,7 @@ class Gate:
             environment: what they were measured on.
             figures: in the metric's unit.
             tolerance: that of `update.change`.
+            barrier: of what was measured, `store.Entry`.
             recorded: the day; None for today.
         """
         self._environments[environment.id] = environment
@@ -335,11 +337,14 @@ class Gate:
             recorded=(recorded or datetime.date.today()).isoformat(),
             unit=METRICS[case.metric][1],
             invocations=rows,
+            barrier=barrier,
         )
         own, before = self.own(case), self._sets(case)
         doubt = None
         if own and self.stored is not None:
             doubt = weaker(environment.peaks, self.stored.environments[own[0].environment].peaks)
+            if doubt is None and _apart([barrier], own[0]):
+                doubt = "threads take longer to meet than with the baseline: the host may have moved CPUs apart"
         self.changes[case] = replace(update.change(case, before, rows, tolerance, ABSOLUTE_FLOOR), doubt=doubt)
 
     def write(self, device: str, model: str, refused: Collection[Case]) -> dict[Case, store.Entry]:
@@ -385,6 +390,24 @@ class Gate:
         if removed:
             store.write(self.path, kept)
         return removed
+
+
+def _apart(barriers: Iterable[float | None], entry: store.Entry, slower: bool = True) -> str | None:
+    """Whether threads took longer to meet than with the baseline in any process: that may be what made it slower.
+
+    Args:
+        barriers: of the processes, `Measurement.barrier`.
+        entry: the baseline.
+        slower: else the question is what may have made it faster, so whether they met sooner.
+    """
+    for barrier in barriers:
+        if barrier is None or entry.barrier is None:
+            continue
+        if slower and (why := fitness.apart(barrier, entry.barrier)):
+            return f"{why} as with the baseline: the host may have moved its CPUs apart"
+        if not slower and fitness.apart(entry.barrier, barrier):
+            return "its threads met sooner than with the baseline: the host may have moved its CPUs together"
+    return None
 
 
 def _day(entry: store.Entry) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
@@ -83,6 +83,12 @@ class Measurement:
         return fitness.chief(one.culprit for one in (*self.discarded, *self.samples))
 
     @property
+    def barrier(self) -> float | None:
+        """Seconds in which the threads that computed the samples met once; None where that is not known."""
+        known = [min(one.fitness.barriers) for one in self.samples if one.fitness.barriers]
+        return median(known) if known else None
+
+    @property
     def peak_memory(self) -> int:
         """Bytes."""
         return max(sample.peak_memory for sample in self.samples)
@@ -94,6 +100,21 @@ class Measurement:
     def text_rows(self) -> set[tuple[int, str]]:
         """Every distinct (request index, text) of the timed generations whose tokens are unknown."""
         return {row for sample in self.samples for row in enumerate(sample.texts)}
+
+
+def barrier_of(measured: Iterable[Measurement]) -> float | None:
+    """Seconds in which the threads of these processes met, in median; None where that is not known."""
+    known = [one.barrier for one in measured if one.barrier is not None]
+    return median(known) if known else None
+
+
+def together(measured: Sequence[Measurement]) -> list[Measurement]:
+    """Those whose threads met about as soon as in the process where they did soonest, or of which that is not known.
+
+    A host may move a virtual machine's CPUs apart for longer than a process lives.
+    """
+    soonest = min((one.barrier for one in measured if one.barrier is not None), default=0.0)
+    return [one for one in measured if one.barrier is None or not fitness.apart(one.barrier, soonest)]
 
 
 def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int]]) -> Sample:

@@ -28,7 +28,7 @@ from pytest_llmperf.gate import Gate
 from pytest_llmperf.host import Arm, WorkerError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import LoadRecord, LoadResult, Served, Traffic, arrivals, summarize
-from pytest_llmperf.measurement import Measurement, measure
+from pytest_llmperf.measurement import Measurement, barrier_of, measure, together
 from pytest_llmperf.parity import error_margin
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
@@ -336,7 +336,7 @@ class Run:
                     self.first(backend, other)
         while True:
             made = [first, *self.fresh(backend, workload, fresh, accepting=True)]
-            undisturbed = [one for one in made if one.settled and one.clean]
+            undisturbed = together([one for one in made if one.settled and one.clean])
             if len(undisturbed) == wanted:
                 return undisturbed
             if len(undisturbed) + 2 * wanted - len(made) < wanted:
@@ -448,7 +448,7 @@ class Run:
             for accepted, allowed in ((case, without_base[0]), (cold_start, None)):
                 if self.updates(accepted):
                     rows = [one.figures(accepted.metric) for one in quiet]
-                    self.gate.accept(accepted, self.environment(backend), rows, allowed)
+                    self.gate.accept(accepted, self.environment(backend), rows, allowed, barrier_of(quiet))
         registered = self.scope.registry[backend]
         result = Result(
             case=case,

@@ -39,11 +39,11 @@ class Turn:
     def of(cls, samples: Mapping[str, Sequence[Sample]], in_step: bool = False) -> Turn:
         """A turn, judged by itself: a clock that is low in all of it disturbs no comparison.
 
-        Canaries are left out. Where a neighbour on a core's other hardware thread comes and goes, they disturbed more
-        than half of the turns, and two or three pairs of four were left; what is faster than a turn is left to the
-        statistics, which see it in how pairs differ.
+        Canaries and meetings of threads are left out. Where a neighbour on a core's other hardware thread comes and
+        goes, they disturbed more than half of the turns, and two or three pairs of four were left; what is faster than
+        a turn is left to the statistics, which see it in how pairs differ.
         """
-        records = [replace(sample.fitness, canaries=None) for arm in samples.values() for sample in arm]
+        records = [replace(sample.fitness, canaries=None, barriers=None) for arm in samples.values() for sample in arm]
         culprit = next(filter(None, fitness.culprits(records)), None)
         return cls({name: tuple(arm) for name, arm in samples.items()}, culprit, in_step)
 

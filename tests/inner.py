@@ -195,12 +195,15 @@ class Suite:
     def baseline(self) -> Path:
         return self.path / "baselines" / "cpu" / "tiny.json"
 
-    def record(self, figures: dict[str, float], processes: int = 3, **fingerprint: Any) -> None:
+    def record(
+        self, figures: dict[str, float], processes: int = 3, barrier: float | None = None, **fingerprint: Any
+    ) -> None:
         """Write a baseline without measuring it.
 
         Args:
             figures: seconds by ``backend/metric``.
             processes: how many each entry was made of.
+            barrier: what their threads took to meet, in seconds.
             fingerprint: what was different about the machine that it was recorded on.
         """
         machine = take().as_dict() | fingerprint
@@ -212,7 +215,7 @@ class Suite:
             backend, _, metric = name.partition("/")
             rows = ((seconds,) * 10,) * processes
             key = f"bfloat16/{backend}/b1-p16-n8/{metric}"
-            entries[key] = (store.Entry(environment.id, "2026-01-31", METRICS[metric][1], rows),)
+            entries[key] = (store.Entry(environment.id, "2026-01-31", METRICS[metric][1], rows, barrier),)
         new = store.Baseline("cpu", "tiny", {environment.id: environment}, entries)
         store.write(self.baseline, store.merge(store.load(self.baseline), new))
 

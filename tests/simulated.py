@@ -41,6 +41,7 @@ class Simulated:
         evidence: Engagement | None = None,
         fitness: Callable[[int], Fitness] | None = None,
         pausable: bool = True,
+        barrier: float | None = None,
     ) -> None:
         self.pausable = pausable
         self.now = 0.0
@@ -53,6 +54,7 @@ class Simulated:
         health.snapshot = lambda _processes: health.Snapshot(0.0, 0.0, 0.0, 0.0)
         health.busiest = lambda _processes: None
         watch.canary = lambda: 0.002
+        watch.barrier = lambda: barrier
         if fitness is not None:
             made = count()
             watch.Watch.end = lambda _watch, _before: fitness(next(made))

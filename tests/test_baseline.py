@@ -43,7 +43,8 @@ ENVIRONMENTS = {one.id: one for one in (MACHINE, OTHER, UPGRADED)}
 
 
 def entry(environment: Environment) -> st.SearchStrategy[Entry]:
-    return st.builds(Entry, st.just(environment.id), st.dates().map(str), st.text(), invocations)
+    barrier = st.none() | st.floats(1e-9, 1.0)
+    return st.builds(Entry, st.just(environment.id), st.dates().map(str), st.text(), invocations, barrier)
 
 
 here = st.lists(st.sampled_from([MACHINE, UPGRADED]).flatmap(entry), min_size=1, max_size=store.HISTORY)
@@ -75,7 +76,8 @@ def test_what_is_read_back_is_what_was_stored_to_six_digits(baseline: Baseline) 
     for key, row in baseline.entries.items():
         for read, entry in zip(again.entries[key], row, strict=True):
             assert list(read.invocations) == [pytest.approx(one, rel=5e-6) for one in entry.invocations]
-            assert replace(read, invocations=()) == replace(entry, invocations=())
+            assert read.barrier == (entry.barrier and pytest.approx(entry.barrier, rel=5e-6))
+            assert replace(read, invocations=(), barrier=None) == replace(entry, invocations=(), barrier=None)
 
 
 @few
@@ -200,12 +202,13 @@ def test_removing_takes_a_machine_s_entries_of_the_cases_named(
 
 @few
 @given(baselines)
-def test_a_file_of_schema_2_is_read_as_it_is_and_written_as_3(baseline: Baseline) -> None:
+def test_a_file_of_an_old_schema_is_read_as_it_is_and_written_as_4(baseline: Baseline) -> None:
     newest = {key: tuple(sets[0] for sets in by_machine(baseline, key).values()) for key in baseline.entries}
     text = store.dumps(store.merge(None, replace(baseline, entries=newest)))
-    old = text.replace('"schema": 3', '"schema": 2', 1)
-    assert old != text
-    assert store.dumps(store.loads(old)) == text
+    for schema in (2, 3):
+        old = text.replace('"schema": 4', f'"schema": {schema}', 1)
+        assert old != text
+        assert store.dumps(store.loads(old)) == text
 
 
 def test_baselines_of_two_models_do_not_merge() -> None:
@@ -313,8 +316,8 @@ BAD = [
     ("[" * 100_000, "is not JSON", RECORD_AGAIN),
     ("[]", "is not a JSON object with a schema number", RECORD_AGAIN),
     (VALID.replace('"unit"', '"recorded": "2026-01-01", "unit"'), "twice: ['recorded']", RECORD_AGAIN),
-    (edited("schema", to=4), "schema 4, newer than this version's 3", "upgrade pytest-llmperf"),
-    (edited("schema", to=1), "schema 1, older than this version's 3", RECORD_AGAIN),
+    (edited("schema", to=5), "schema 5, newer than this version's 4", "upgrade pytest-llmperf"),
+    (edited("schema", to=1), "schema 1, older than this version's 4", RECORD_AGAIN),
     (edited("note", to="hi"), "['note']", RECORD_AGAIN),
     (edited("entries", to=[]), "'entries' has the wrong type", RECORD_AGAIN),
     (edited(*RECORDS, to=1.5), f"{case()!r} is not a list of records", RECORD_AGAIN),
@@ -326,6 +329,8 @@ BAD = [
     (edited(*ENTRY, "median", to=True), "'median' has the wrong type", RECORD_AGAIN),
     (edited(*ENTRY, "median", to=0.001), "was edited: its median is 0.75", RECORD_AGAIN),
     (edited(*ENTRY, "invocations", to=[]), "no invocations", RECORD_AGAIN),
+    (edited(*ENTRY, "barrier", to=0.0), "'barrier' is 0.0, not positive and finite", RECORD_AGAIN),
+    (edited(*ENTRY, "barrier", to=None), "'barrier' has the wrong type", RECORD_AGAIN),
     (edited(*FIRST, to=[]), "not a list of samples", RECORD_AGAIN),
     (edited(*FIRST, to=[True]), "positive and finite", RECORD_AGAIN),
     (edited(*FIRST, to=[0.1, -0.1]), "positive and finite", RECORD_AGAIN),

@@ -384,6 +384,13 @@ def test_a_later_generation_can_show_what_was_wrong_with_an_earlier_one() -> Non
     assert culprits([*slow, replace(fast, canaries=(0.001, 0.003))])[0] == "the canary was 3.0 times slower"
 
 
+def test_threads_that_take_long_to_meet_on_both_sides_of_a_sample_contaminate_it() -> None:
+    records = [Fitness(barriers=pair) for pair in ((1.0, 1.3), (1.3, 1.3), (1.5, 1.0), (9.0, 1.5), (1.5, 1.6))]
+    long = "its threads took 1.5 times as long to meet"
+    assert culprits(records) == [None, None, None, long, long]
+    assert culprits([Fitness(barriers=(1.5, 1.5), fastest_barrier=1.0)]) == [long], "of an earlier workload"
+
+
 def test_without_canaries_none_is_slow() -> None:
     assert culprits([Fitness(), Fitness(canaries=(1.0, 1.0)), Fitness()]) == [None, None, None]
     assert culprits([]) == []
@@ -409,6 +416,8 @@ records = st.builds(
     throttled=st.none() | st.integers(0),
     canaries=st.none() | st.tuples(positive, positive),
     fastest=st.none() | positive,
+    barriers=st.none() | st.tuples(positive, positive),
+    fastest_barrier=st.none() | positive,
     gpu=st.none() | readings,
 )
 
@@ -468,8 +477,41 @@ def test_a_watch_tells_what_was_seen_around_a_generation(monkeypatch: pytest.Mon
     found = seen.end(seen.begin())
     assert 0 < found.cost < 1
     assert replace(found, cost=0.0) == Fitness(
-        1.5, 0.0, 0.0, "12 (busy)", {"some io": 0.25}, 2800.0, 2, (0.002, 0.003), 0.002, Reading(clock=1980), 0.0
+        others=1.5,
+        busiest="12 (busy)",
+        stalled={"some io": 0.25},
+        megahertz=2800.0,
+        throttled=2,
+        canaries=(0.002, 0.003),
+        fastest=0.002,
+        gpu=Reading(clock=1980),
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_s_threads_meet_within_microseconds_if_there_are_any(threads: int) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        met = watch.barrier()
+    finally:
+        torch.set_num_threads(before)
+    assert met is None if threads == 1 else 1e-7 < met < 1e-2
+
+
+@pytest.mark.parametrize(("accelerator", "seen"), [(None, ((3e-6, 5e-6), 3e-6)), ("0000:3b:00.0", (None, None))])
+def test_threads_are_seen_to_meet_where_they_compute(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str | None, seen: tuple[object, object]
+) -> None:
+    barriers = iter([3e-6, 5e-6])
+    monkeypatch.setattr(watch, "barrier", lambda: next(barriers))
+    monkeypatch.setattr(watch, "pci_address", lambda: accelerator)
+    monkeypatch.setattr(gpu, "probe", lambda address: None)
+    one = watch.Watch()
+    found = one.end(one.begin())
+    assert (found.barriers, found.fastest_barrier) == seen
 
 
 def test_a_neighbour_who_stays_for_a_whole_workload_is_seen_by_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,12 +101,12 @@ def test_days_that_differ_are_noise_to_the_gate(suite: Suite) -> None:
 
 
 def test_an_old_schema_is_compared_and_written_anew_at_the_next_update(recorded: Suite) -> None:
-    recorded.baseline.write_text(recorded.baseline.read_text().replace('"schema": 3', '"schema": 2'))
+    recorded.baseline.write_text(recorded.baseline.read_text().replace('"schema": 4', '"schema": 2'))
     before = recorded.baseline.read_bytes()
     recorded.decode().stdout.fnmatch_lines("1 cases gated: 1 ok")
     assert recorded.baseline.read_bytes() == before, "reading writes nothing"
     assert recorded.decode("--llm-update-baselines").ret == 0
-    assert recorded.stored()["schema"] == 3
+    assert recorded.stored()["schema"] == 4
     assert len(medians(recorded)) == 2
 
 

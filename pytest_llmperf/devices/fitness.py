@@ -31,6 +31,12 @@ JUDGED = ("some memory", "full io")
 #: Between two slow ones torch's matrix products took 9 to 22 % longer. One alone says little of a sample of a second,
 #: since the state may change within 50 ms.
 CANARY_SLOWER = 1.25
+#: Threads that take this many times as long to meet as they did are on CPUs further apart, or on one that a neighbour
+#: slows. Measured in a virtual machine of 2 CPUs (AMD EPYC), 795 times: in one state 0.95 to 1.12 times its median, in
+#: the other 1.45 to 1.54 times, for spells of seconds to minutes. Of 477 generations between two such looks, those of
+#: the second state took 1.14 times as long a token (25.9 to 27.0 ms in place of 22.7 to 23.6) and 1.2 times to the
+#: first; no canary on one thread saw it.
+APART = 1.3
 #: A clock this far below the highest of the process: 5 % is the slowdown that an accelerator is allowed by default.
 CLOCK_FELL = 0.95
 #: Reasons that are the normal state of a card under a heavy load, in a baseline's samples too: they contaminate only
@@ -50,6 +56,8 @@ class Fitness:
         throttled: how often a CPU was slowed down for its temperature meanwhile.
         canaries: seconds that the same small piece of work took just before it and just after it.
         fastest: the fewest that it has taken in this process so far, whatever was generated then.
+        barriers: seconds in which torch's threads met once just before it and just after it, on a CPU.
+        fastest_barrier: the fewest in this process so far.
         gpu: what the accelerator said just after it.
         cost: seconds that all these readings took, outside the timed span.
     """
@@ -63,6 +71,8 @@ class Fitness:
     throttled: int | None = None
     canaries: tuple[float, float] | None = None
     fastest: float | None = None
+    barriers: tuple[float, float] | None = None
+    fastest_barrier: float | None = None
     gpu: Reading | None = None
     cost: float = 0.0
 
@@ -79,8 +89,8 @@ def parse(record: Mapping[str, Any]) -> Fitness:
                 "strangers": None if strangers is None else tuple(Stranger(**one) for one in strangers),
             }
         )
-    canaries = record["canaries"] and tuple(record["canaries"])
-    return Fitness(**{**record, "gpu": gpu, "canaries": canaries})
+    pairs = {name: record[name] and tuple(record[name]) for name in ("canaries", "barriers")}
+    return Fitness(**{**record, "gpu": gpu, **pairs})
 
 
 def crowded(used: Contention) -> bool:
@@ -88,12 +98,20 @@ def crowded(used: Contention) -> bool:
     return used.others + used.steal > CONTAMINATED and used.idle < 1.0
 
 
-def culprit(record: Fitness, canary: float | None = None, clock: float | None = None) -> str | None:
+def apart(now: float, usual: float) -> str | None:
+    """What is said of threads that take longer to meet than they usually do, both in seconds; None if they do not."""
+    return f"its threads took {now / usual:.1f} times as long to meet" if now > APART * usual else None
+
+
+def culprit(
+    record: Fitness, canary: float | None = None, barrier: float | None = None, clock: float | None = None
+) -> str | None:
     """Why a sample is contaminated, in a clause that names the culprit; None if it is not.
 
     Args:
         record: the sample's.
         canary: the process's fastest canary, in seconds.
+        barrier: the least that its threads took to meet, in seconds.
         clock: the highest clock of the accelerator in these generations, in MHz.
     """
     if crowded(Contention(record.others, record.steal, record.idle)):
@@ -107,6 +125,8 @@ def culprit(record: Fitness, canary: float | None = None, clock: float | None = 
         return f"the CPU was throttled for its temperature {record.throttled} times"
     if record.canaries and canary and (slower := min(record.canaries) / canary) > CANARY_SLOWER:
         return f"the canary was {slower:.1f} times slower"
+    if record.barriers and barrier and (why := apart(min(record.barriers), barrier)):
+        return why
     return _of_the_gpu(record.gpu, clock) if record.gpu is not None else None
 
 
@@ -136,7 +156,11 @@ def culprits(records: Sequence[Fitness]) -> list[str | None]:
     highest clock is these generations' own, since a heavier workload has a lower one. A later generation can show what
     was wrong with an earlier one.
     """
-    seen = (seconds for one in records for seconds in (*(one.canaries or ()), one.fastest))
-    fastest = min((seconds for seconds in seen if seconds is not None), default=None)
+    sung = _least(seconds for one in records for seconds in (*(one.canaries or ()), one.fastest))
+    met = _least(seconds for one in records for seconds in (*(one.barriers or ()), one.fastest_barrier))
     highest = max((one.gpu.clock for one in records if one.gpu and one.gpu.clock), default=None)
-    return [culprit(record, fastest, highest) for record in records]
+    return [culprit(record, sung, met, highest) for record in records]
+
+
+def _least(seconds: Iterable[float | None]) -> float | None:
+    return min((one for one in seconds if one is not None), default=None)

@@ -13,6 +13,8 @@ from pytest_llmperf.devices.fitness import Fitness
 
 #: Rounds of one burst of the canary, and bursts; see `canary`.
 ROUNDS, BURSTS = 20_000, 3
+#: Meetings of one burst of `barrier`, and bytes of which torch gives a thread no fewer (at::internal::GRAIN_SIZE).
+MEETINGS, GRAIN = 200, 32_768
 
 
 def loop() -> None:
@@ -39,6 +41,30 @@ def canary() -> float:
     return best
 
 
+def barrier() -> float | None:
+    """Seconds in which torch's threads are given a trifle to do and meet again, at the best of a few bursts of 1 ms.
+
+    Where CPUs share no cache, threads wait longer for one another: on a shared machine of 2 CPUs this took 1.5 times as
+    long for spells of seconds to minutes, in which every decode took 1.14 times as long and every prefill 1.2 times,
+    though each CPU alone was as fast as ever, and memory read by both almost twice as fast (`fitness.APART`). So a host
+    had moved them to other cores. A CPU that a neighbour slows shows as well, whichever of them it is.
+
+    Returns:
+        None where the worker has no threads of torch: its model is computed elsewhere, or on one.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None or (threads := torch.get_num_threads()) < 2:
+        return None
+    data = torch.zeros(GRAIN * threads, dtype=torch.uint8)
+    best = float("inf")
+    for _ in range(BURSTS):
+        start = time.perf_counter()
+        for _ in range(MEETINGS):
+            data.add_(1)
+        best = min(best, (time.perf_counter() - start) / MEETINGS)
+    return best
+
+
 def pci_address() -> str | None:
     """Of torch's current device, whose index need not be that of the vendors' libraries; None if torch uses none."""
     torch: Any = sys.modules.get("torch")
@@ -57,6 +83,7 @@ class Before:
     processes: tuple[int, ...]
     snapshot: health.Snapshot
     canary: float
+    barrier: float | None
     gpu: gpu.Reading | None
     cost: float
 
@@ -64,8 +91,8 @@ class Before:
 class Watch:
     """Sees what else the machine does. The engine, if it uses an accelerator, is loaded.
 
-    A look takes about 0.7 ms without an accelerator, and a canary 6 ms. What a look at an accelerator takes is the
-    driver's affair, so that the cost is recorded with each sample.
+    A look takes about 0.7 ms without an accelerator, a canary 6 ms and the threads' meetings 2 ms. What a look at an
+    accelerator takes is the driver's affair, so that the cost is recorded with each sample.
 
     Args:
         processes: others whose CPU time is the engine's own: a server's, other ranks'.
@@ -73,9 +100,10 @@ class Watch:
 
     def __init__(self, processes: Collection[int] = ()) -> None:
         self._processes = tuple(processes)
-        self._fastest = float("inf")
+        self._fastest = self._fastest_barrier = float("inf")
         address = pci_address()
         self._probe = gpu.probe(address) if address else None
+        self._computes = address is None
 
     def _look(self) -> gpu.Reading | None:
         """The accelerator's state; unknown where a library answers in another shape. No figure is lost for that."""
@@ -83,6 +111,10 @@ class Watch:
             return self._probe.read() if self._probe else None
         except (AttributeError, LookupError, TypeError, ValueError):
             return None
+
+    def _meet(self) -> float | None:
+        """How long the threads that compute need to meet; None where an accelerator does."""
+        return barrier() if self._computes else None
 
     def begin(self, also: Collection[int] = ()) -> Before:
         """Look just before a generation; the counters last, so that no look is counted as the generation's.
@@ -94,9 +126,9 @@ class Watch:
         start = time.perf_counter()
         reading = self._look()
         looked = time.perf_counter() - start
-        sung = canary()
+        sung, met = canary(), self._meet()
         start = time.perf_counter()
-        return Before(processes, health.snapshot(processes), sung, reading, looked + time.perf_counter() - start)
+        return Before(processes, health.snapshot(processes), sung, met, reading, looked + time.perf_counter() - start)
 
     def end(self, before: Before) -> Fitness:
         """Look just after it, and say what went on meanwhile; the counters first."""
@@ -105,8 +137,10 @@ class Watch:
         reading = self._look()
         cost = before.cost + time.perf_counter() - start
         used = health.contention(before.snapshot, after)
-        canaries = before.canary, canary()
+        canaries, met = (before.canary, canary()), self._meet()
         self._fastest = min(self._fastest, *canaries)
+        barriers = None if before.barrier is None or met is None else (before.barrier, met)
+        self._fastest_barrier = min([self._fastest_barrier, *(barriers or ())])
         throttled = None
         if after.throttled is not None and before.snapshot.throttled is not None:
             throttled = after.throttled - before.snapshot.throttled
@@ -120,6 +154,8 @@ class Watch:
             throttled=throttled,
             canaries=canaries,
             fastest=self._fastest,
+            barriers=barriers,
+            fastest_barrier=self._fastest_barrier if barriers else None,
             gpu=gpu.during(before.gpu, reading) if before.gpu and reading else None,
             cost=cost,
         )
