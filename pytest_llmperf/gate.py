@@ -109,20 +109,20 @@ class Gate:
         found = self._screen(case, first, tolerance)
         if not found.flagged or fresh is None:
             return self._cleared(case, found, first)
-        if found.outcome is Outcome.INCONCLUSIVE and (doubt := _apart([first.barrier], entry) or self._weaker(entry)):
+        if found.outcome is Outcome.INCONCLUSIVE and (doubt := _moved([first.barrier], entry) or self._weaker(entry)):
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
         confirmations = fresh(1)
         figures = [one.figures(case.metric) for one in confirmations]
         cleared = verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-        if cleared is not None and not self._disturbed(case, confirmations, cleared):
+        if cleared is not None and not self._disturbed(case, confirmations):
             return cleared
 
         def confirmed(count: int) -> tuple[Verdict, str | None]:
             confirmations = fresh(count)
             figures = [one.figures(case.metric) for one in confirmations]
             found = verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-            return found, self._disturbed(case, confirmations, found)
+            return found, self._disturbed(case, confirmations)
 
         found, doubt = confirmed(CONFIRMATIONS)
         if found.outcome is Outcome.REGRESSION and not doubt:
@@ -179,7 +179,7 @@ class Gate:
 
     def _cleared(self, case: Case, found: Verdict, first: Measurement) -> Verdict:
         """What was not flagged, unless the process was disturbed."""
-        doubt = self._disturbed(case, [first], found)
+        doubt = self._disturbed(case, [first])
         return verdict.contaminated(found, doubt) if doubt else found
 
     def _recorded(self, case: Case) -> Sequence[store.Entry]:
@@ -255,14 +255,14 @@ class Gate:
                 return verdict.speedup_invocations(then.invocations, entry.invocations)
         return None
 
-    def _disturbed(self, case: Case, measured: Sequence[Measurement], found: Verdict) -> str | None:
+    def _disturbed(self, case: Case, measured: Sequence[Measurement]) -> str | None:
         """Whether the machine may be the reason for a change, or figures that were still changing."""
         unsettled = sum(not one.settled for one in measured)
         if unsettled:
             return f"the figures of {unsettled} of {len(measured)} processes never settled"
         disturbed = [one for one in measured if not one.clean]
         if not disturbed:
-            return _apart((one.barrier for one in measured), self.own(case)[0], slower=found.ratio > 1)
+            return _moved((one.barrier for one in measured), self.own(case)[0])
         of = f"{len(disturbed)} of {len(measured)} processes" if len(measured) > 1 else "the process"
         return f"too few samples of {of} were undisturbed: {disturbed[0].culprit}"
 
@@ -343,8 +343,8 @@ class Gate:
         doubt = None
         if own and self.stored is not None:
             doubt = weaker(environment.peaks, self.stored.environments[own[0].environment].peaks)
-            if doubt is None and _apart([barrier], own[0]):
-                doubt = "threads take longer to meet than with the baseline: the host may have moved CPUs apart"
+            if doubt is None and _moved([barrier], own[0]):
+                doubt = "threads meet sooner or later than with the baseline: the host may have moved CPUs"
         self.changes[case] = replace(update.change(case, before, rows, tolerance, ABSOLUTE_FLOOR), doubt=doubt)
 
     def write(self, device: str, model: str, refused: Collection[Case]) -> dict[Case, store.Entry]:
@@ -392,21 +392,24 @@ class Gate:
         return removed
 
 
-def _apart(barriers: Iterable[float | None], entry: store.Entry, slower: bool = True) -> str | None:
-    """Whether threads took longer to meet than with the baseline in any process: that may be what made it slower.
+def _moved(barriers: Iterable[float | None], entry: store.Entry) -> str | None:
+    """Whether threads took longer to meet than with the baseline in any process, or met sooner.
+
+    Either may be what made it slower or faster: apart, CPUs may have more bandwidth between them, and vLLM decoded
+    1.28 times as fast.
 
     Args:
         barriers: of the processes, `Measurement.barrier`.
         entry: the baseline.
-        slower: else the question is what may have made it faster, so whether they met sooner.
     """
     for barrier in barriers:
         if barrier is None or entry.barrier is None:
             continue
-        if slower and (why := fitness.apart(barrier, entry.barrier)):
-            return f"{why} as with the baseline: the host may have moved its CPUs apart"
-        if not slower and fitness.apart(entry.barrier, barrier):
-            return "its threads met sooner than with the baseline: the host may have moved its CPUs together"
+        if fitness.apart(barrier, entry.barrier) or fitness.apart(entry.barrier, barrier):
+            ratio = barrier / entry.barrier
+            return (
+                f"its threads took {ratio:.1f} times as long to meet as with the baseline: the host may have moved CPUs"
+            )
     return None
 
 

@@ -138,7 +138,7 @@ def test_a_baseline_of_cpus_that_stayed_apart_is_accepted_and_doubted(suite: Sui
     suite.backends(sim="Simulated(tpot=0.0055, barrier=4.5e-6)")
     result = suite.decode("--llm-update-baselines", "--llm-invocations=3")
     assert (result.ret, suite.loads["sim"]) == (0, 3)
-    result.stdout.fnmatch_lines("threads take longer to meet than with the baseline: *: these figures would hide *")
+    result.stdout.fnmatch_lines("threads meet sooner or later than with the baseline: *: these figures would hide *")
 
 
 def test_a_machine_that_stays_disturbed_records_nothing(suite: Suite) -> None:
@@ -391,16 +391,23 @@ def test_on_a_machine_that_is_weaker_than_it_was_nothing_is_confirmed(
     assert recorded.loads["sim"] == 1
 
 
-APART = "its threads took 1.5 times as long to meet as with the baseline: the host may have moved its CPUs apart"
+MOVED = "its threads took {} times as long to meet as with the baseline: the host may have moved CPUs"
 
 
 @pytest.mark.parametrize("strict", [(), ("--llm-strict",)], ids=["", "strict"])
-def test_on_cpus_that_are_further_apart_nothing_is_confirmed(suite: Suite, strict: tuple[str, ...]) -> None:
-    suite.record({"sim/tpot": TPOT}, barrier=3e-6)
-    suite.backends(sim="Simulated(tpot=0.005 * 1.15, barrier=4.5e-6)")
+@pytest.mark.parametrize(
+    ("before", "now", "times"), [(3e-6, 4.5e-6, 1.5), (4.5e-6, 3e-6, 0.7)], ids=["apart", "together"]
+)
+def test_on_cpus_that_were_moved_nothing_is_confirmed(
+    suite: Suite, before: float, now: float, times: float, strict: tuple[str, ...]
+) -> None:
+    suite.record({"sim/tpot": TPOT}, barrier=before)
+    suite.backends(sim=f"Simulated(tpot=0.005 * 1.15, barrier={now})")
     result = suite.decode(*strict)
     assert result.ret == bool(strict)
-    result.stdout.fnmatch_lines(f"inconclusive: flagged: 15.0% slower in one process, *, but {APART} (tpot b1-*")
+    result.stdout.fnmatch_lines(
+        f"inconclusive: flagged: 15.0% slower in one process, *, but {MOVED.format(times)} (tpot b1-*"
+    )
     assert suite.loads["sim"] == 1
 
 
@@ -409,27 +416,27 @@ def test_a_process_whose_cpus_are_apart_confirms_nothing(suite: Suite) -> None:
     suite.backends(sim="Simulated(tpot=0.005 * 1.15, barrier=4.5e-6 if process == 3 else 3e-6)")
     result = suite.decode()
     assert result.ret == 0
-    result.stdout.fnmatch_lines(f"inconclusive: 15.0% slower in 2 fresh processes, but {APART} (tpot b1-p16-n8 sim)")
+    result.stdout.fnmatch_lines(
+        f"inconclusive: 15.0% slower in 2 fresh processes, but {MOVED.format(1.5)} (tpot b1-p16-n8 sim)"
+    )
 
 
-@pytest.mark.parametrize(("recorded_with", "now"), [(3e-6, 3.8e-6), (3e-6, 1e-6), (None, 9e-6), (3e-6, None)], ids=repr)
-def test_cpus_that_are_no_further_apart_excuse_nothing(
-    suite: Suite, recorded_with: float | None, now: float | None
-) -> None:
+@pytest.mark.parametrize(
+    ("recorded_with", "now"), [(3e-6, 3.8e-6), (3e-6, 2.4e-6), (None, 9e-6), (3e-6, None)], ids=repr
+)
+def test_cpus_that_were_not_moved_excuse_nothing(suite: Suite, recorded_with: float | None, now: float | None) -> None:
     suite.record({"sim/tpot": TPOT}, barrier=recorded_with)
     suite.backends(sim=f"Simulated(tpot=0.005 * 1.15, barrier={now})")
     assert suite.decode().ret == 1
 
 
-def test_what_is_faster_on_cpus_that_are_closer_together_is_a_question(suite: Suite) -> None:
-    suite.record({"sim/tpot": TPOT}, barrier=4.5e-6)
-    suite.backends(sim="Simulated(tpot=0.004, barrier=3e-6)")
-    suite.decode().stdout.fnmatch_lines(
-        "inconclusive: 20.0% faster, but its threads met sooner than with the baseline: the host may have moved *"
-    )
+def test_what_is_faster_on_cpus_that_were_moved_is_a_question(suite: Suite) -> None:
+    suite.record({"sim/tpot": TPOT}, barrier=3e-6)
+    suite.backends(sim="Simulated(tpot=0.004, barrier=4.5e-6)")
+    suite.decode().stdout.fnmatch_lines(f"inconclusive: 20.0% faster, but {MOVED.format(1.5)} (tpot b1-p16-n8 sim)")
 
 
-def test_what_is_as_fast_as_ever_on_cpus_further_apart_is_ok(suite: Suite) -> None:
+def test_what_is_as_fast_as_ever_on_cpus_that_were_moved_is_ok(suite: Suite) -> None:
     suite.record({"sim/tpot": TPOT}, barrier=3e-6)
     suite.backends(sim="Simulated(tpot=0.0051, barrier=4.5e-6)")
     suite.decode().stdout.fnmatch_lines("1 cases gated: 1 ok")
