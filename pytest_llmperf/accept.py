@@ -78,7 +78,7 @@ def queue(update: Update, gate: Gate) -> dict[str, str]:
     """
     left = dict(update.refused)
     for case, entry in update.sets.items():
-        own = gate.own(case)
+        own = gate.like(case, entry.barrier)
         if any(entry.invocations == one.invocations for one in own):
             left[case.key] = "it is accepted already"
         elif own and own[0].recorded > entry.recorded:

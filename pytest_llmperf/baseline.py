@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import files
 from pytest_llmperf.cases import METRICS
+from pytest_llmperf.devices import fitness
 from pytest_llmperf.devices.fingerprint import Fingerprint
 from pytest_llmperf.verdict import centre
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 #: Version of the file's layout. A file of schema 2 had one set of a case and machine, and 2 and 3 no ``barrier``. Both
 #: read as they are; any other version is refused, never guessed at.
 SCHEMA = 4
-#: How many sets of one case the file keeps of one machine: the newest is compared, all tell how much days differ.
+#: How many sets of one case the file keeps of one machine, in each state of its CPUs (`Entry.barrier`): the newest is
+#: compared, all tell how much days differ.
 HISTORY = 5
 
 _REMEDY = "restore it from version control, or delete it and record again with --llm-update-baselines"
@@ -163,7 +165,7 @@ def dumps(baseline: Baseline) -> str:
 def merge(old: Baseline | None, new: Baseline) -> Baseline:
     """The old baseline with the entries of the new one before its own of the same case and machine.
 
-    Of each machine the newest `HISTORY` entries stay, each once; environments that none needs are dropped.
+    Of each machine and state the newest `HISTORY` entries stay, each once; environments that none needs are dropped.
 
     Raises:
         BaselineError: the two are of different devices or models.
@@ -175,8 +177,17 @@ def merge(old: Baseline | None, new: Baseline) -> Baseline:
     entries = dict(old.entries)
     for key, newer in new.entries.items():
         row = dict.fromkeys([*map(_rounded, newer), *entries.get(key, ())])
-        entries[key] = tuple(chain.from_iterable(sets[:HISTORY] for sets in _by_machine(held, row)))
+        entries[key] = tuple(chain.from_iterable(map(_kept, _by_machine(held, row))))
     return _holding(held, entries)
+
+
+def _kept(sets: Iterable[Entry]) -> list[Entry]:
+    """Of one machine's sets, newest first, those that stay."""
+    kept: list[Entry] = []
+    for one in sets:
+        if sum(not fitness.moved(one.barrier, other.barrier) for other in kept) < HISTORY:
+            kept.append(one)
+    return kept
 
 
 def without(baseline: Baseline, machine: Fingerprint, keys: Collection[str]) -> Baseline:

@@ -99,38 +99,40 @@ class Gate:
             fresh: makes that many measurements in fresh processes; None to screen only.
             witness: measures the reference in a fresh process now, or says None if that cannot be.
         """
-        recorded, own = self._recorded(case), self.own(case)
+        recorded, own = self._recorded(case), self._compared(case, first)
         if not recorded:
             why = "this case is new to it" if self.stored else f"{shown(self.path)} does not exist"
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
         if not own:
             return self._elsewhere(case, recorded, first, reference, tolerance)
-        entry, (newest, *earlier) = own[0], self._sets(case)
+        entry, (newest, *earlier) = own[0], [one.invocations for one in own]
         found = self._screen(case, first, tolerance)
         if not found.flagged or fresh is None:
-            return self._cleared(case, found, first)
-        if found.outcome is Outcome.INCONCLUSIVE and (doubt := _moved([first.barrier], entry) or self._weaker(entry)):
+            return self._cleared(found, first)
+        if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._weaker(entry)):
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
         confirmations = fresh(1)
         figures = [one.figures(case.metric) for one in confirmations]
         cleared = verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-        if cleared is not None and not self._disturbed(case, confirmations):
+        if cleared is not None and not self._disturbed(confirmations) and not _moved(confirmations, entry):
             return cleared
 
         def confirmed(count: int) -> tuple[Verdict, str | None]:
             confirmations = fresh(count)
             figures = [one.figures(case.metric) for one in confirmations]
             found = verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-            return found, self._disturbed(case, confirmations)
+            if moved := _moved(confirmations, entry):
+                return _untold(found, moved), None
+            return found, self._disturbed(confirmations)
 
         found, doubt = confirmed(CONFIRMATIONS)
         if found.outcome is Outcome.REGRESSION and not doubt:
             doubt = self._shared(case, reference, found) or self._weaker(entry)
             seen = None
-            if not doubt and self._usual(case) is not None:
+            if not doubt and self._witnessed(case):
                 seen = witness()
-                doubt = self._shared(case, seen, found, SUSCEPTIBLE)
+                doubt = self._no_witness(case, seen) or self._shared(case, seen, found, SUSCEPTIBLE)
                 if not doubt:
                     found, doubt = confirmed(CONFIRMATIONS + 1)
             if found.outcome is Outcome.REGRESSION and not doubt and seen is None and case.backend != self.reference:
@@ -162,7 +164,7 @@ class Gate:
             return beside_base()
         screened = self._screen(case, first, tolerance)
         if not (always or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
-            return self._cleared(case, screened, first)
+            return self._cleared(screened, first)
         beside = beside_base()
         if beside.basis != "base":  # a base that broke is no reason to let a slowdown pass
             found = by_baseline()
@@ -174,12 +176,16 @@ class Gate:
 
     def _screen(self, case: Case, first: Measurement, tolerance: float) -> Verdict:
         """What one process says of a case that this machine has a baseline of."""
-        newest, *earlier = self._sets(case)
-        return verdict.screen(newest, [first.figures(case.metric)], tolerance, ABSOLUTE_FLOOR, earlier=earlier)
+        entry, *others = self._compared(case, first)
+        earlier = [one.invocations for one in others]
+        figures = [first.figures(case.metric)]
+        found = verdict.screen(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR, earlier=earlier)
+        moved = _moved([first], entry)
+        return _untold(found, moved) if moved else found
 
-    def _cleared(self, case: Case, found: Verdict, first: Measurement) -> Verdict:
+    def _cleared(self, found: Verdict, first: Measurement) -> Verdict:
         """What was not flagged, unless the process was disturbed."""
-        doubt = self._disturbed(case, [first])
+        doubt = self._disturbed([first])
         return verdict.contaminated(found, doubt) if doubt else found
 
     def _recorded(self, case: Case) -> Sequence[store.Entry]:
@@ -190,9 +196,22 @@ class Gate:
         """What this machine recorded of a case, newest first."""
         return [entry for entry in self._recorded(case) if not self._differs(entry)]
 
-    def _sets(self, case: Case) -> list[verdict.Invocations]:
-        """The invocations of each of those."""
-        return [entry.invocations for entry in self.own(case)]
+    def like(self, case: Case, barrier: float | None) -> list[store.Entry]:
+        """Those that were recorded while threads met as soon as now, newest first; all where that is not known.
+
+        Args:
+            case: which.
+            barrier: of what is compared, `Measurement.barrier`.
+        """
+        own = self.own(case)
+        known = [one for one in own if one.barrier is not None]
+        if barrier is None or not known:
+            return own
+        return [one for one in known if not fitness.moved(barrier, one.barrier)]
+
+    def _compared(self, case: Case, measured: Measurement) -> list[store.Entry]:
+        """What a process is compared with: those, or else all, by which nothing can be told."""
+        return self.like(case, measured.barrier) or self.own(case)
 
     def last_recorded(self, case: Case) -> float | None:
         """What this machine recorded last of a case, in the metric's unit: the median over processes; else None."""
@@ -242,7 +261,7 @@ class Gate:
         return replace(found, outcome=Outcome.OK, reason=f"by the speedup on another machine ({difference})")
 
     def _relative_baseline(self, case: Case, entry: store.Entry) -> list[list[float]] | None:
-        """The entry's latencies relative to the reference's, recorded on the same machine with the same versions."""
+        """The entry's latencies relative to the reference's, recorded on the same machine, in the same state."""
         assert self.stored is not None
         environments = self.stored.environments
         for then in self._recorded(replace(case, backend=self.reference)):
@@ -251,18 +270,19 @@ class Gate:
                 {name: value for name, value in environments[one.environment].versions.items() if name != "devices"}
                 for one in (then, entry)
             ]
-            if there and versions[0] == versions[1]:
+            if there and versions[0] == versions[1] and not fitness.moved(then.barrier, entry.barrier):
                 return verdict.speedup_invocations(then.invocations, entry.invocations)
         return None
 
-    def _disturbed(self, case: Case, measured: Sequence[Measurement]) -> str | None:
+    @staticmethod
+    def _disturbed(measured: Sequence[Measurement]) -> str | None:
         """Whether the machine may be the reason for a change, or figures that were still changing."""
         unsettled = sum(not one.settled for one in measured)
         if unsettled:
             return f"the figures of {unsettled} of {len(measured)} processes never settled"
         disturbed = [one for one in measured if not one.clean]
         if not disturbed:
-            return _moved((one.barrier for one in measured), self.own(case)[0])
+            return None
         of = f"{len(disturbed)} of {len(measured)} processes" if len(measured) > 1 else "the process"
         return f"too few samples of {of} were undisturbed: {disturbed[0].culprit}"
 
@@ -285,9 +305,16 @@ class Gate:
         self._weak[entry.environment] = time.monotonic(), known
         return known
 
-    def _usual(self, case: Case) -> float | None:
-        """What this machine recorded last of the reference in place of a case's backend; None for its own cases."""
-        return None if case.backend == self.reference else self.last_recorded(replace(case, backend=self.reference))
+    def _witnessed(self, case: Case) -> bool:
+        """Whether this machine recorded the reference's figures of another backend's case."""
+        return case.backend != self.reference and not self.is_new(replace(case, backend=self.reference))
+
+    def _no_witness(self, case: Case, seen: Measurement | None) -> str | None:
+        """Why the reference, measured right after a case, tells nothing of the machine; None if it does, or failed."""
+        if seen is None:
+            return None
+        moved = _moved([seen], self._compared(replace(case, backend=self.reference), seen)[0])
+        return f"{self.reference} cannot witness it: {moved}" if moved else None
 
     def _shared(self, case: Case, reference: Measurement | None, found: Verdict, susceptible: float = 1) -> str | None:
         """Whether the reference is slower than its own baseline by so much that too little is left for this case.
@@ -302,10 +329,12 @@ class Gate:
             found: of the case.
             susceptible: how many times as much, in logarithms, the case may have been slowed.
         """
-        usual = self._usual(case)
-        if reference is None or usual is None:
+        if reference is None or not self._witnessed(case):
             return None
-        drift = verdict.centre([reference.figures(case.metric)]) / usual
+        like = self.like(replace(case, backend=self.reference), reference.barrier)
+        if not like:
+            return None
+        drift = verdict.centre([reference.figures(case.metric)]) / like[0].median
         left = found.ratio / drift**susceptible
         if drift <= 1 + found.threshold * verdict.CONSISTENT or left > 1 + found.threshold:
             return None
@@ -339,13 +368,11 @@ class Gate:
             invocations=rows,
             barrier=barrier,
         )
-        own, before = self.own(case), self._sets(case)
-        doubt = None
-        if own and self.stored is not None:
-            doubt = weaker(environment.peaks, self.stored.environments[own[0].environment].peaks)
-            if doubt is None and _moved([barrier], own[0]):
-                doubt = "threads meet sooner or later than with the baseline: the host may have moved CPUs"
-        self.changes[case] = replace(update.change(case, before, rows, tolerance, ABSOLUTE_FLOOR), doubt=doubt)
+        before, doubt = self.like(case, barrier), None
+        if before and self.stored is not None:
+            doubt = weaker(environment.peaks, self.stored.environments[before[0].environment].peaks)
+        sets = [one.invocations for one in before]
+        self.changes[case] = replace(update.change(case, sets, rows, tolerance, ABSOLUTE_FLOOR), doubt=doubt)
 
     def write(self, device: str, model: str, refused: Collection[Case]) -> dict[Case, store.Entry]:
         """Merge what was accepted, but not the refused cases, into the file, once. Returns what was written.
@@ -392,25 +419,24 @@ class Gate:
         return removed
 
 
-def _moved(barriers: Iterable[float | None], entry: store.Entry) -> str | None:
-    """Whether threads took longer to meet than with the baseline in any process, or met sooner.
+def _moved(measured: Iterable[Measurement], entry: store.Entry) -> str | None:
+    """Whether threads met later or sooner than with the baseline in any process.
 
-    Either may be what made it slower or faster: apart, CPUs may have more bandwidth between them, and vLLM decoded
-    1.28 times as fast.
-
-    Args:
-        barriers: of the processes, `Measurement.barrier`.
-        entry: the baseline.
+    Either may be what made it slower or faster: apart, CPUs may have more bandwidth between them.
     """
-    for barrier in barriers:
-        if barrier is None or entry.barrier is None:
-            continue
-        if fitness.apart(barrier, entry.barrier) or fitness.apart(entry.barrier, barrier):
-            ratio = barrier / entry.barrier
-            return (
-                f"its threads took {ratio:.1f} times as long to meet as with the baseline: the host may have moved CPUs"
-            )
+    for one in measured:
+        if fitness.moved(one.barrier, entry.barrier):
+            assert one.barrier
+            assert entry.barrier
+            ratio = one.barrier / entry.barrier
+            return f"its threads took {ratio:.1f} times as long to meet as with the baseline: the host moved its CPUs"
     return None
+
+
+def _untold(found: Verdict, why: str) -> Verdict:
+    """Neither slower, nor faster, nor as fast as ever."""
+    reason = f"{found.reason}, but {why}" if found.reason else why
+    return replace(found, outcome=Outcome.INCONCLUSIVE, reason=reason, flagged=False)
 
 
 def _day(entry: store.Entry) -> str:

@@ -108,13 +108,10 @@ def barrier_of(measured: Iterable[Measurement]) -> float | None:
     return median(known) if known else None
 
 
-def together(measured: Sequence[Measurement]) -> list[Measurement]:
-    """Those whose threads met about as soon as in the process where they did soonest, or of which that is not known.
-
-    A host may move a virtual machine's CPUs apart for longer than a process lives.
-    """
-    soonest = min((one.barrier for one in measured if one.barrier is not None), default=0.0)
-    return [one for one in measured if one.barrier is None or not fitness.apart(one.barrier, soonest)]
+def alike(measured: Sequence[Measurement]) -> list[Measurement]:
+    """The most of them whose threads met about as soon as one another's: a host may move a virtual machine's CPUs."""
+    groups = ([one for one in measured if not fitness.moved(one.barrier, other.barrier)] for other in measured)
+    return max(groups, key=len, default=[])
 
 
 def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int]]) -> Sample:

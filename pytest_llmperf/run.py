@@ -28,7 +28,7 @@ from pytest_llmperf.gate import Gate
 from pytest_llmperf.host import Arm, WorkerError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import LoadRecord, LoadResult, Served, Traffic, arrivals, summarize
-from pytest_llmperf.measurement import Measurement, barrier_of, measure, together
+from pytest_llmperf.measurement import Measurement, alike, barrier_of, measure
 from pytest_llmperf.parity import error_margin
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
@@ -336,7 +336,7 @@ class Run:
                     self.first(backend, other)
         while True:
             made = [first, *self.fresh(backend, workload, fresh, accepting=True)]
-            undisturbed = together([one for one in made if one.settled and one.clean])
+            undisturbed = alike([one for one in made if one.settled and one.clean])
             if len(undisturbed) == wanted:
                 return undisturbed
             if len(undisturbed) + 2 * wanted - len(made) < wanted:

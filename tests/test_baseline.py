@@ -211,6 +211,17 @@ def test_a_file_of_an_old_schema_is_read_as_it_is_and_written_as_4(baseline: Bas
         assert store.dumps(store.loads(old)) == text
 
 
+def test_of_each_state_of_a_machine_s_cpus_the_newest_sets_stay() -> None:
+    held = None
+    states = [4.5e-6, *[3e-6, 3.3e-6] * store.HISTORY]
+    for number, barrier in enumerate(states):
+        newest = of(case(), seconds=1.0 + number)
+        (entry,) = newest.entries[case()]
+        held = store.merge(held, replace(newest, entries={case(): (replace(entry, barrier=barrier),)}))
+    assert held is not None
+    assert [one.barrier for one in held.entries[case()]] == [*reversed(states[-store.HISTORY :]), 4.5e-6]
+
+
 def test_baselines_of_two_models_do_not_merge() -> None:
     with pytest.raises(BaselineError, match=r"'another' on 'h200' cannot be merged into 'org/Model-1' on 'h200'"):
         store.merge(of(case()), replace(of(case()), model="another"))

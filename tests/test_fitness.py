@@ -18,7 +18,7 @@ from inner import Suite
 from pytest_llmperf.devices import fitness, gpu, health
 from pytest_llmperf.devices.fitness import Fitness, culprit, culprits
 from pytest_llmperf.devices.gpu import Reading, Stranger
-from pytest_llmperf.worker import watch
+from pytest_llmperf.worker import server, watch
 
 # The kernel's files
 
@@ -388,7 +388,7 @@ def test_threads_that_take_long_to_meet_on_both_sides_of_a_sample_contaminate_it
     records = [Fitness(barriers=pair) for pair in ((1.0, 1.3), (1.3, 1.3), (1.5, 1.0), (9.0, 1.5), (1.5, 1.6))]
     long = "its threads took 1.5 times as long to meet"
     assert culprits(records) == [None, None, None, long, long]
-    assert culprits([Fitness(barriers=(1.5, 1.5), fastest_barrier=1.0)]) == [long], "of an earlier workload"
+    assert culprits(records[4:]) == [None], "compared with others of such CPUs"
 
 
 def test_without_canaries_none_is_slow() -> None:
@@ -417,7 +417,6 @@ records = st.builds(
     canaries=st.none() | st.tuples(positive, positive),
     fastest=st.none() | positive,
     barriers=st.none() | st.tuples(positive, positive),
-    fastest_barrier=st.none() | positive,
     gpu=st.none() | readings,
 )
 
@@ -425,6 +424,20 @@ records = st.builds(
 @given(records)
 def test_a_record_survives_the_pipe(record: Fitness) -> None:
     assert fitness.parse(json.loads(json.dumps(asdict(record)))) == record
+
+
+@given(positive, positive)
+def test_cpus_are_moved_there_and_back(now: float, usual: float) -> None:
+    assert fitness.moved(now, usual) == fitness.moved(usual, now)
+    assert not fitness.moved(now, now)
+    assert not fitness.moved(None, usual)
+    assert not fitness.moved(now, None)
+
+
+def test_a_worker_of_an_older_version_says_nothing_of_its_threads() -> None:
+    older = asdict(Fitness(canaries=(0.002, 0.002)))
+    del older["barriers"]
+    assert fitness.parse(older) == Fitness(canaries=(0.002, 0.002))
 
 
 @given(st.lists(records, max_size=8))
@@ -501,17 +514,33 @@ def test_torch_s_threads_meet_within_microseconds_if_there_are_any(threads: int)
     assert met is None if threads == 1 else 1e-7 < met < 1e-2
 
 
-@pytest.mark.parametrize(("accelerator", "seen"), [(None, ((3e-6, 5e-6), 3e-6)), ("0000:3b:00.0", (None, None))])
+@pytest.mark.parametrize(
+    ("engine", "device", "ranks", "seen"),
+    [
+        ({}, "cpu", None, (3e-6, 5e-6)),
+        ({}, "cuda", None, None),
+        ({}, "cpu", [os.getpid(), 1], None),
+        ({"processes": [1]}, "cpu", None, None),
+        ({"processes": []}, "cpu", None, (3e-6, 5e-6)),
+        ({"serve": []}, "cpu", None, None),
+    ],
+    ids=["in process", "accelerator", "ranks", "processes of its own", "one process", "server"],
+)
 def test_threads_are_seen_to_meet_where_they_compute(
-    monkeypatch: pytest.MonkeyPatch, accelerator: str | None, seen: tuple[object, object]
+    monkeypatch: pytest.MonkeyPatch,
+    engine: dict[str, list[int]],
+    device: str,
+    ranks: list[int] | None,
+    seen: tuple[float, float] | None,
 ) -> None:
     barriers = iter([3e-6, 5e-6])
     monkeypatch.setattr(watch, "barrier", lambda: next(barriers))
-    monkeypatch.setattr(watch, "pci_address", lambda: accelerator)
-    monkeypatch.setattr(gpu, "probe", lambda address: None)
-    one = watch.Watch()
-    found = one.end(one.begin())
-    assert (found.barriers, found.fastest_barrier) == seen
+    loaded = SimpleNamespace(**{name: lambda answer=answer: answer for name, answer in engine.items()})
+    monkeypatch.setattr(server, "find", lambda backend: lambda spec: loaded)
+    worker = server.Worker()
+    worker.load([{}], {"model": "", "config": None, "dtype": "float32", "device": device}, ranks)
+    assert worker.watch is not None
+    assert worker.watch.end(worker.watch.begin()).barriers == seen
 
 
 def test_a_neighbour_who_stays_for_a_whole_workload_is_seen_by_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ CANARY_SLOWER = 1.25
 #: the second state took 1.14 times as long a token (25.9 to 27.0 ms in place of 22.7 to 23.6) and 1.2 times to the
 #: first; no canary on one thread saw it.
 APART = 1.3
+#: What takes more than this many times as long is no way between CPUs.
+FURTHEST = 3.0
 #: A clock this far below the highest of the process: 5 % is the slowdown that an accelerator is allowed by default.
 CLOCK_FELL = 0.95
 #: Reasons that are the normal state of a card under a heavy load, in a baseline's samples too: they contaminate only
@@ -57,7 +59,6 @@ class Fitness:
         canaries: seconds that the same small piece of work took just before it and just after it.
         fastest: the fewest that it has taken in this process so far, whatever was generated then.
         barriers: seconds in which torch's threads met once just before it and just after it, on a CPU.
-        fastest_barrier: the fewest in this process so far.
         gpu: what the accelerator said just after it.
         cost: seconds that all these readings took, outside the timed span.
     """
@@ -72,7 +73,6 @@ class Fitness:
     canaries: tuple[float, float] | None = None
     fastest: float | None = None
     barriers: tuple[float, float] | None = None
-    fastest_barrier: float | None = None
     gpu: Reading | None = None
     cost: float = 0.0
 
@@ -89,7 +89,7 @@ def parse(record: Mapping[str, Any]) -> Fitness:
                 "strangers": None if strangers is None else tuple(Stranger(**one) for one in strangers),
             }
         )
-    pairs = {name: record[name] and tuple(record[name]) for name in ("canaries", "barriers")}
+    pairs = {name: tuple(record[name]) for name in ("canaries", "barriers") if record.get(name)}
     return Fitness(**{**record, "gpu": gpu, **pairs})
 
 
@@ -98,9 +98,13 @@ def crowded(used: Contention) -> bool:
     return used.others + used.steal > CONTAMINATED and used.idle < 1.0
 
 
-def apart(now: float, usual: float) -> str | None:
-    """What is said of threads that take longer to meet than they usually do, both in seconds; None if they do not."""
-    return f"its threads took {now / usual:.1f} times as long to meet" if now > APART * usual else None
+def moved(now: float | None, usual: float | None) -> bool:
+    """Whether threads meet so much later or sooner than they did, in seconds, that their CPUs are others.
+
+    A longer way between cores explains a few times as long. What takes longer still, such as more threads than CPUs, is
+    the code's own affair.
+    """
+    return now is not None and usual is not None and APART < max(now / usual, usual / now) <= FURTHEST
 
 
 def culprit(
@@ -111,7 +115,7 @@ def culprit(
     Args:
         record: the sample's.
         canary: the process's fastest canary, in seconds.
-        barrier: the least that its threads took to meet, in seconds.
+        barrier: the least that its threads took to meet in these generations, in seconds.
         clock: the highest clock of the accelerator in these generations, in MHz.
     """
     if crowded(Contention(record.others, record.steal, record.idle)):
@@ -125,8 +129,8 @@ def culprit(
         return f"the CPU was throttled for its temperature {record.throttled} times"
     if record.canaries and canary and (slower := min(record.canaries) / canary) > CANARY_SLOWER:
         return f"the canary was {slower:.1f} times slower"
-    if record.barriers and barrier and (why := apart(min(record.barriers), barrier)):
-        return why
+    if record.barriers and barrier and (later := min(record.barriers) / barrier) > APART:
+        return f"its threads took {later:.1f} times as long to meet"
     return _of_the_gpu(record.gpu, clock) if record.gpu is not None else None
 
 
@@ -152,12 +156,13 @@ def chief(found: Iterable[str | None]) -> str | None:
 def culprits(records: Sequence[Fitness]) -> list[str | None]:
     """For each of a process's generations of one workload, why it is contaminated, or None.
 
-    The fastest canary is the process's so far, since a neighbour may be there all the time that a workload takes; the
-    highest clock is these generations' own, since a heavier workload has a lower one. A later generation can show what
-    was wrong with an earlier one.
+    The fastest canary is the process's so far, since a neighbour may be there all the time that a workload takes. The
+    highest clock is these generations' own, since a heavier workload has a lower one, and so is the soonest meeting of
+    threads, since a workload all of whose generations had their CPUs apart is compared with others such. A later
+    generation can show what was wrong with an earlier one.
     """
     sung = _least(seconds for one in records for seconds in (*(one.canaries or ()), one.fastest))
-    met = _least(seconds for one in records for seconds in (*(one.barriers or ()), one.fastest_barrier))
+    met = _least(seconds for one in records for seconds in one.barriers or ())
     highest = max((one.gpu.clock for one in records if one.gpu and one.gpu.clock), default=None)
     return [culprit(record, sung, met, highest) for record in records]
 

@@ -103,11 +103,14 @@ class Worker:
         self.engine = loader(EngineSpec(**spec))
         seconds = time.perf_counter() - start
         processes = self.engine.processes() if hasattr(self.engine, "processes") else ()
+        alone = len(ranks or ()) <= 1
+        elsewhere = not alone or processes or hasattr(self.engine, "serve")
         # One rank looks at the machine for all: the others' canaries would disturb its own.
         self.watch = (
-            Watch({*(ranks or ()), *processes} - {os.getpid()}) if not ranks or ranks[0] == os.getpid() else None
+            Watch({*(ranks or ()), *processes} - {os.getpid()}, computes=self.device == "cpu" and not elsewhere)
+            if not ranks or ranks[0] == os.getpid()
+            else None
         )
-        alone = len(ranks or ()) <= 1
         return {"seconds": seconds, "pausable": alone and bool(getattr(self.engine, "pausable", False))}
 
     def generate(

@@ -42,7 +42,7 @@ def canary() -> float:
 
 
 def barrier() -> float | None:
-    """Seconds in which torch's threads are given a trifle to do and meet again, at the best of a few bursts of 1 ms.
+    """Seconds in which torch's threads are given a trifle and meet again, at the best of a few bursts of about 1 ms.
 
     Where CPUs share no cache, threads wait longer for one another: on a shared machine of 2 CPUs this took 1.5 times as
     long for spells of seconds to minutes, in which every decode took 1.14 times as long and every prefill 1.2 times,
@@ -55,7 +55,7 @@ def barrier() -> float | None:
     torch: Any = sys.modules.get("torch")
     if torch is None or (threads := torch.get_num_threads()) < 2:
         return None
-    data = torch.zeros(GRAIN * threads, dtype=torch.uint8)
+    data = torch.zeros(GRAIN * threads, dtype=torch.uint8, device="cpu")
     best = float("inf")
     for _ in range(BURSTS):
         start = time.perf_counter()
@@ -96,14 +96,15 @@ class Watch:
 
     Args:
         processes: others whose CPU time is the engine's own: a server's, other ranks'.
+        computes: whether torch's threads in this process are what computes.
     """
 
-    def __init__(self, processes: Collection[int] = ()) -> None:
+    def __init__(self, processes: Collection[int] = (), computes: bool = False) -> None:
         self._processes = tuple(processes)
-        self._fastest = self._fastest_barrier = float("inf")
+        self._fastest = float("inf")
+        self._barrier = barrier if computes else lambda: None
         address = pci_address()
         self._probe = gpu.probe(address) if address else None
-        self._computes = address is None
 
     def _look(self) -> gpu.Reading | None:
         """The accelerator's state; unknown where a library answers in another shape. No figure is lost for that."""
@@ -111,10 +112,6 @@ class Watch:
             return self._probe.read() if self._probe else None
         except (AttributeError, LookupError, TypeError, ValueError):
             return None
-
-    def _meet(self) -> float | None:
-        """How long the threads that compute need to meet; None where an accelerator does."""
-        return barrier() if self._computes else None
 
     def begin(self, also: Collection[int] = ()) -> Before:
         """Look just before a generation; the counters last, so that no look is counted as the generation's.
@@ -126,7 +123,7 @@ class Watch:
         start = time.perf_counter()
         reading = self._look()
         looked = time.perf_counter() - start
-        sung, met = canary(), self._meet()
+        sung, met = canary(), self._barrier()
         start = time.perf_counter()
         return Before(processes, health.snapshot(processes), sung, met, reading, looked + time.perf_counter() - start)
 
@@ -137,10 +134,9 @@ class Watch:
         reading = self._look()
         cost = before.cost + time.perf_counter() - start
         used = health.contention(before.snapshot, after)
-        canaries, met = (before.canary, canary()), self._meet()
+        canaries, met = (before.canary, canary()), self._barrier()
         self._fastest = min(self._fastest, *canaries)
         barriers = None if before.barrier is None or met is None else (before.barrier, met)
-        self._fastest_barrier = min([self._fastest_barrier, *(barriers or ())])
         throttled = None
         if after.throttled is not None and before.snapshot.throttled is not None:
             throttled = after.throttled - before.snapshot.throttled
@@ -155,7 +151,6 @@ class Watch:
             canaries=canaries,
             fastest=self._fastest,
             barriers=barriers,
-            fastest_barrier=self._fastest_barrier if barriers else None,
             gpu=gpu.during(before.gpu, reading) if before.gpu and reading else None,
             cost=cost,
         )
