@@ -11,7 +11,7 @@ import math
 import re
 import secrets
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from pytest_llmperf import files
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.devices import fitness
 from pytest_llmperf.devices.fingerprint import Fingerprint
+from pytest_llmperf.devices.fitness import Barrier
 from pytest_llmperf.verdict import centre
 
 if TYPE_CHECKING:
@@ -63,14 +64,14 @@ class Entry:
         recorded: the day, YYYY-MM-DD.
         unit: of the samples, such as ``s`` or ``s/token``.
         invocations: samples of each fresh process, in the order taken; positive and finite.
-        barrier: seconds in which the threads that computed them met once, `Measurement.barrier`; None if unknown.
+        barrier: how long the threads that computed them took to meet, `Measurement.barrier`; None if unknown.
     """
 
     environment: str
     recorded: str
     unit: str
     invocations: tuple[tuple[float, ...], ...]
-    barrier: float | None = None
+    barrier: Barrier | None = None
 
     @property
     def median(self) -> float:
@@ -282,7 +283,7 @@ def _entries(name: str, data: Any) -> tuple[Entry, ...]:
 
 
 def _entry(name: str, data: Any) -> Entry:
-    known = {"barrier": (int, float)} if isinstance(data, dict) and "barrier" in data else {}
+    known = {"barrier": dict} if isinstance(data, dict) and "barrier" in data else {}
     _fields(data, name, median=(int, float), unit=str, recorded=str, environment=str, invocations=list, **known)
     day = re.fullmatch("[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", data["recorded"])
     _need(day, f"{name}: 'recorded' is {data['recorded']!r}, not a date YYYY-MM-DD")
@@ -291,13 +292,18 @@ def _entry(name: str, data: Any) -> Entry:
         _need(isinstance(samples, list) and samples, f"{name} has an invocation that is not a list of samples")
         bad = [x for x in samples if type(x) not in (int, float) or not 0 < x < math.inf]
         _need(not bad, f"{name} has the samples {bad}; samples are positive and finite numbers")
-    barrier = data.get("barrier")
-    _need(barrier is None or 0 < barrier < math.inf, f"{name}: 'barrier' is {barrier}, not positive and finite")
+    barrier = _barrier(f"{name}: 'barrier'", data["barrier"]) if "barrier" in data else None
     invocations = tuple(tuple(map(float, samples)) for samples in data["invocations"])
     entry = Entry(data["environment"], data["recorded"], data["unit"], invocations, barrier)
     agrees = math.isclose(data["median"], entry.median, rel_tol=1e-5)  # because reviewers read the median alone
     _need(agrees, f"{name} was edited: its median is {_canonical(entry.median)}, not {data['median']}")
     return entry
+
+
+def _barrier(name: str, data: Any) -> Barrier:
+    _fields(data, name, seconds=(int, float), threads=int)
+    _need(0 < data["seconds"] < math.inf and data["threads"] > 1, f"{name} is {data}, not of threads that meet")
+    return Barrier(float(data["seconds"]), data["threads"])
 
 
 def _fields(data: Any, name: str, **types: type | tuple[type, ...]) -> None:
@@ -317,14 +323,14 @@ def _need(condition: object, message: str) -> None:
 
 def _rounded(entry: Entry) -> Entry:
     """With samples as the file has them, so that what was accepted twice is known to be the same."""
-    invocations = tuple(map(tuple, _canonical(entry.invocations)))
-    return replace(entry, invocations=invocations, barrier=_canonical(entry.barrier))
+    barrier = entry.barrier and replace(entry.barrier, seconds=_canonical(entry.barrier.seconds))
+    return replace(entry, invocations=tuple(map(tuple, _canonical(entry.invocations))), barrier=barrier)
 
 
 def _stored(entry: Entry) -> dict[str, Any]:
     """An entry as in the file; the median is that of the samples as they are stored, so it survives a round trip."""
     stored = _rounded(entry)
-    known = {name: value for name, value in vars(stored).items() if value is not None}
+    known = {name: value for name, value in asdict(stored).items() if value is not None}
     return {"median": _canonical(stored.median), **known}
 
 

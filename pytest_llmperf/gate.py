@@ -16,6 +16,7 @@ from pytest_llmperf import update, verdict
 from pytest_llmperf.cases import METRICS, Case
 from pytest_llmperf.devices import fitness
 from pytest_llmperf.devices.fingerprint import Fingerprint
+from pytest_llmperf.devices.fitness import Barrier
 from pytest_llmperf.measurement import Measurement
 from pytest_llmperf.update import Change
 from pytest_llmperf.verdict import Outcome, Verdict
@@ -99,7 +100,7 @@ class Gate:
             fresh: makes that many measurements in fresh processes; None to screen only.
             witness: measures the reference in a fresh process now, or says None if that cannot be.
         """
-        recorded, own = self._recorded(case), self._compared(case, first)
+        recorded, own = self._recorded(case), self._compared_with(case, first)
         if not recorded:
             why = "this case is new to it" if self.stored else f"{shown(self.path)} does not exist"
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
@@ -176,7 +177,7 @@ class Gate:
 
     def _screen(self, case: Case, first: Measurement, tolerance: float) -> Verdict:
         """What one process says of a case that this machine has a baseline of."""
-        entry, *others = self._compared(case, first)
+        entry, *others = self._compared_with(case, first)
         earlier = [one.invocations for one in others]
         figures = [first.figures(case.metric)]
         found = verdict.screen(entry.invocations, figures, tolerance, ABSOLUTE_FLOOR, earlier=earlier)
@@ -196,7 +197,7 @@ class Gate:
         """What this machine recorded of a case, newest first."""
         return [entry for entry in self._recorded(case) if not self._differs(entry)]
 
-    def like(self, case: Case, barrier: float | None) -> list[store.Entry]:
+    def like(self, case: Case, barrier: Barrier | None) -> list[store.Entry]:
         """Those that were recorded while threads met as soon as now, newest first; all where that is not known.
 
         Args:
@@ -204,14 +205,22 @@ class Gate:
             barrier: of what is compared, `Measurement.barrier`.
         """
         own = self.own(case)
-        known = [one for one in own if one.barrier is not None]
+        known = [one.barrier for one in own if one.barrier is not None]
         if barrier is None or not known:
             return own
-        return [one for one in known if not fitness.moved(barrier, one.barrier)]
 
-    def _compared(self, case: Case, measured: Measurement) -> list[store.Entry]:
-        """What a process is compared with: those, or else all, by which nothing can be told."""
-        return self.like(case, measured.barrier) or self.own(case)
+        def distance(other: Barrier) -> tuple[bool, float]:
+            return other.threads != barrier.threads, abs(math.log(other.seconds / barrier.seconds))
+
+        nearest = min(known, key=distance)
+        if fitness.moved(barrier, nearest):
+            return []
+        return [one for one in own if one.barrier is not None and not fitness.moved(one.barrier, nearest)]
+
+    def _compared_with(self, case: Case, measured: Measurement) -> list[store.Entry]:
+        """What a process is compared with: those, or else what is of another state, by which nothing is told."""
+        own = self.own(case)
+        return self.like(case, measured.barrier) or [one for one in own if one.barrier is not None] or own
 
     def last_recorded(self, case: Case) -> float | None:
         """What this machine recorded last of a case, in the metric's unit: the median over processes; else None."""
@@ -313,7 +322,7 @@ class Gate:
         """Why the reference, measured right after a case, tells nothing of the machine; None if it does, or failed."""
         if seen is None:
             return None
-        moved = _moved([seen], self._compared(replace(case, backend=self.reference), seen)[0])
+        moved = _moved([seen], self._compared_with(replace(case, backend=self.reference), seen)[0])
         return f"{self.reference} cannot witness it: {moved}" if moved else None
 
     def _shared(self, case: Case, reference: Measurement | None, found: Verdict, susceptible: float = 1) -> str | None:
@@ -346,7 +355,7 @@ class Gate:
         environment: store.Environment,
         figures: Iterable[Sequence[float]],
         tolerance: float | None,
-        barrier: float | None = None,
+        barrier: Barrier | None = None,
         recorded: datetime.date | None = None,
     ) -> None:
         """Queue a case's figures, a row per process, as its new baseline.
@@ -428,8 +437,8 @@ def _moved(measured: Iterable[Measurement], entry: store.Entry) -> str | None:
         if fitness.moved(one.barrier, entry.barrier):
             assert one.barrier
             assert entry.barrier
-            ratio = one.barrier / entry.barrier
-            return f"its threads took {ratio:.1f} times as long to meet as with the baseline: the host moved its CPUs"
+            times = f"{one.barrier.seconds / entry.barrier.seconds:.1f} times"
+            return f"its threads took {times} as long to meet as with the baseline: the host moved its CPUs, it seems"
     return None
 
 

@@ -11,7 +11,7 @@ from pytest_llmperf import sampling, trace
 from pytest_llmperf.backends.base import RequestStatistics
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.devices import fitness
-from pytest_llmperf.devices.fitness import Fitness
+from pytest_llmperf.devices.fitness import APART, Barrier, Fitness
 from pytest_llmperf.trace import Trace
 
 
@@ -83,10 +83,10 @@ class Measurement:
         return fitness.chief(one.culprit for one in (*self.discarded, *self.samples))
 
     @property
-    def barrier(self) -> float | None:
-        """Seconds in which the threads that computed the samples met once; None where that is not known."""
-        known = [min(one.fitness.barriers) for one in self.samples if one.fitness.barriers]
-        return median(known) if known else None
+    def barrier(self) -> Barrier | None:
+        """How long the threads that computed the samples took to meet; None where that is not known."""
+        soonest = (min(one.fitness.barriers, key=_seconds) for one in self.samples if one.fitness.barriers)
+        return median_barrier(soonest)
 
     @property
     def peak_memory(self) -> int:
@@ -102,16 +102,26 @@ class Measurement:
         return {row for sample in self.samples for row in enumerate(sample.texts)}
 
 
-def barrier_of(measured: Iterable[Measurement]) -> float | None:
-    """Seconds in which the threads of these processes met, in median; None where that is not known."""
-    known = [one.barrier for one in measured if one.barrier is not None]
-    return median(known) if known else None
+def median_barrier(barriers: Iterable[Barrier | None]) -> Barrier | None:
+    """The one in the middle of those that are known, the sooner of two; None if none is."""
+    known = sorted(filter(None, barriers), key=_seconds)
+    return known[(len(known) - 1) // 2] if known else None
 
 
 def alike(measured: Sequence[Measurement]) -> list[Measurement]:
     """The most of them whose threads met about as soon as one another's: a host may move a virtual machine's CPUs."""
-    groups = ([one for one in measured if not fitness.moved(one.barrier, other.barrier)] for other in measured)
-    return max(groups, key=len, default=[])
+
+    def group(soonest: Measurement) -> list[Measurement]:
+        if soonest.barrier is None:
+            return [one for one in measured if one.barrier is None]
+        least = soonest.barrier.seconds
+        return [one for one in measured if one.barrier and least <= one.barrier.seconds <= APART * least]
+
+    return max(map(group, measured), key=len, default=[])
+
+
+def _seconds(barrier: Barrier) -> float:
+    return barrier.seconds
 
 
 def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int]]) -> Sample:

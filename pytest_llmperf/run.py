@@ -28,7 +28,7 @@ from pytest_llmperf.gate import Gate
 from pytest_llmperf.host import Arm, WorkerError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import LoadRecord, LoadResult, Served, Traffic, arrivals, summarize
-from pytest_llmperf.measurement import Measurement, alike, barrier_of, measure
+from pytest_llmperf.measurement import Measurement, alike, measure, median_barrier
 from pytest_llmperf.parity import error_margin
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
@@ -337,8 +337,8 @@ class Run:
         while True:
             made = [first, *self.fresh(backend, workload, fresh, accepting=True)]
             undisturbed = alike([one for one in made if one.settled and one.clean])
-            if len(undisturbed) == wanted:
-                return undisturbed
+            if len(undisturbed) >= wanted:
+                return undisturbed[:wanted]
             if len(undisturbed) + 2 * wanted - len(made) < wanted:
                 return []
             fresh += 1
@@ -445,10 +445,11 @@ class Run:
         quiet = self.quiet(backend, workload) if update and not slower else []
         if quiet:
             cold_start = replace(case, metric="cold-start")
+            barrier = median_barrier(one.barrier for one in quiet)
             for accepted, allowed in ((case, without_base[0]), (cold_start, None)):
                 if self.updates(accepted):
                     rows = [one.figures(accepted.metric) for one in quiet]
-                    self.gate.accept(accepted, self.environment(backend), rows, allowed, barrier_of(quiet))
+                    self.gate.accept(accepted, self.environment(backend), rows, allowed, barrier)
         registered = self.scope.registry[backend]
         result = Result(
             case=case,
@@ -581,9 +582,7 @@ class Run:
             return None
         refused = self._refused()
         left = {
-            case.key: refused.get(
-                case, "other processes disturbed it" if self.updates(case) else "it was gated, not accepted"
-            )
+            case.key: refused.get(case, "it was disturbed" if self.updates(case) else "it was gated, not accepted")
             for case in self.results
             if case in refused or case not in self.gate.changes
         }

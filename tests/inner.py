@@ -19,6 +19,7 @@ from simulated import CONFIG
 from pytest_llmperf import baseline as store
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.devices.fingerprint import take, versions
+from pytest_llmperf.devices.fitness import Barrier
 
 TESTS = Path(__file__).parent
 #: What the outer run's environment says of itself and an inner run's must not: where these tests run in parallel, the
@@ -203,19 +204,20 @@ class Suite:
         Args:
             figures: seconds by ``backend/metric``.
             processes: how many each entry was made of.
-            barrier: what their threads took to meet, in seconds.
+            barrier: what their two threads took to meet, in seconds.
             fingerprint: what was different about the machine that it was recorded on.
         """
         machine = take().as_dict() | fingerprint
         environment = store.Environment(
             machine, versions(), {"flops": 1e15, "bandwidth": 1e15, "interpreter cpython-311": 1e7}
         )
+        met = None if barrier is None else Barrier(barrier, 2)
         entries = {}
         for name, seconds in figures.items():
             backend, _, metric = name.partition("/")
             rows = ((seconds,) * 10,) * processes
             key = f"bfloat16/{backend}/b1-p16-n8/{metric}"
-            entries[key] = (store.Entry(environment.id, "2026-01-31", METRICS[metric][1], rows, barrier),)
+            entries[key] = (store.Entry(environment.id, "2026-01-31", METRICS[metric][1], rows, met),)
         new = store.Baseline("cpu", "tiny", {environment.id: environment}, entries)
         store.write(self.baseline, store.merge(store.load(self.baseline), new))
 

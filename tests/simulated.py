@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_llmperf import Engagement, Observation, Score
 from pytest_llmperf.devices import health
-from pytest_llmperf.devices.fitness import Fitness
+from pytest_llmperf.devices.fitness import Barrier, Fitness
 from pytest_llmperf.worker import recorder, watch
 
 CONFIG = {
@@ -42,6 +42,7 @@ class Simulated:
         fitness: Callable[[int], Fitness] | None = None,
         pausable: bool = True,
         barrier: float | None = None,
+        threads: int = 2,
     ) -> None:
         self.pausable = pausable
         self.now = 0.0
@@ -54,7 +55,7 @@ class Simulated:
         health.snapshot = lambda _processes: health.Snapshot(0.0, 0.0, 0.0, 0.0)
         health.busiest = lambda _processes: None
         watch.canary = lambda: 0.002
-        watch.barrier = lambda: barrier
+        watch.barrier = lambda: None if barrier is None else Barrier(barrier, threads)
         if fitness is not None:
             made = count()
             watch.Watch.end = lambda _watch, _before: fitness(next(made))

@@ -127,7 +127,7 @@ def test_what_the_run_gated_is_left_out(suite: Suite, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("sim", "ci", "why"),
     [
-        ("Busy(0.005)", "", "other processes disturbed it"),
+        ("Busy(0.005)", "", "it was disturbed"),
         ("Simulated(tpot=0.005, wrong_from=3)", "", "its tokens were not shown to be right"),
         ("Simulated(tpot=0.007)", "true", "it is slower than the gate allows"),
     ],

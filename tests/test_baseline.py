@@ -19,6 +19,7 @@ from pytest_llmperf import baseline as store
 from pytest_llmperf.baseline import Baseline, BaselineError, Entry, Environment
 from pytest_llmperf.cases import METRICS, Case, Workload
 from pytest_llmperf.devices.fingerprint import Fingerprint
+from pytest_llmperf.devices.fitness import Barrier
 
 MACHINE = Environment({"cpu": "Some CPU", "cpus": 16}, {"torch": "2.13"}, {"flops": 9.89e14, "bandwidth": 4.8e12})
 OTHER = Environment({"cpu": "Another", "cpus": 64}, {"torch": "2.13"}, {"flops": 1.81e14, "bandwidth": 1.6e12})
@@ -43,7 +44,7 @@ ENVIRONMENTS = {one.id: one for one in (MACHINE, OTHER, UPGRADED)}
 
 
 def entry(environment: Environment) -> st.SearchStrategy[Entry]:
-    barrier = st.none() | st.floats(1e-9, 1.0)
+    barrier = st.none() | st.builds(Barrier, st.floats(3.0e-6, 3.7e-6), st.just(2))  # of one state
     return st.builds(Entry, st.just(environment.id), st.dates().map(str), st.text(), invocations, barrier)
 
 
@@ -76,7 +77,10 @@ def test_what_is_read_back_is_what_was_stored_to_six_digits(baseline: Baseline) 
     for key, row in baseline.entries.items():
         for read, entry in zip(again.entries[key], row, strict=True):
             assert list(read.invocations) == [pytest.approx(one, rel=5e-6) for one in entry.invocations]
-            assert read.barrier == (entry.barrier and pytest.approx(entry.barrier, rel=5e-6))
+            assert (read.barrier is None) == (entry.barrier is None)
+            if read.barrier and entry.barrier:
+                assert read.barrier.seconds == pytest.approx(entry.barrier.seconds, rel=5e-6)
+                assert read.barrier.threads == entry.barrier.threads
             assert replace(read, invocations=(), barrier=None) == replace(entry, invocations=(), barrier=None)
 
 
@@ -217,9 +221,10 @@ def test_of_each_state_of_a_machine_s_cpus_the_newest_sets_stay() -> None:
     for number, barrier in enumerate(states):
         newest = of(case(), seconds=1.0 + number)
         (entry,) = newest.entries[case()]
-        held = store.merge(held, replace(newest, entries={case(): (replace(entry, barrier=barrier),)}))
+        held = store.merge(held, replace(newest, entries={case(): (replace(entry, barrier=Barrier(barrier, 2)),)}))
     assert held is not None
-    assert [one.barrier for one in held.entries[case()]] == [*reversed(states[-store.HISTORY :]), 4.5e-6]
+    kept = [one.barrier.seconds for one in held.entries[case()] if one.barrier]
+    assert kept == [*reversed(states[-store.HISTORY :]), 4.5e-6]
 
 
 def test_baselines_of_two_models_do_not_merge() -> None:
@@ -340,7 +345,9 @@ BAD = [
     (edited(*ENTRY, "median", to=True), "'median' has the wrong type", RECORD_AGAIN),
     (edited(*ENTRY, "median", to=0.001), "was edited: its median is 0.75", RECORD_AGAIN),
     (edited(*ENTRY, "invocations", to=[]), "no invocations", RECORD_AGAIN),
-    (edited(*ENTRY, "barrier", to=0.0), "'barrier' is 0.0, not positive and finite", RECORD_AGAIN),
+    (edited(*ENTRY, "barrier", to={"seconds": 0.0, "threads": 2}), "not of threads that meet", RECORD_AGAIN),
+    (edited(*ENTRY, "barrier", to={"seconds": 1e-6, "threads": 1}), "not of threads that meet", RECORD_AGAIN),
+    (edited(*ENTRY, "barrier", to={"seconds": 1e-6}), "'barrier' has fields too many or too few", RECORD_AGAIN),
     (edited(*ENTRY, "barrier", to=None), "'barrier' has the wrong type", RECORD_AGAIN),
     (edited(*FIRST, to=[]), "not a list of samples", RECORD_AGAIN),
     (edited(*FIRST, to=[True]), "positive and finite", RECORD_AGAIN),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from inner import Suite
 
 from pytest_llmperf.devices import fitness, gpu, health
-from pytest_llmperf.devices.fitness import Fitness, culprit, culprits
+from pytest_llmperf.devices.fitness import Barrier, Fitness, culprit, culprits
 from pytest_llmperf.devices.gpu import Reading, Stranger
 from pytest_llmperf.worker import server, watch
 
@@ -385,7 +385,8 @@ def test_a_later_generation_can_show_what_was_wrong_with_an_earlier_one() -> Non
 
 
 def test_threads_that_take_long_to_meet_on_both_sides_of_a_sample_contaminate_it() -> None:
-    records = [Fitness(barriers=pair) for pair in ((1.0, 1.3), (1.3, 1.3), (1.5, 1.0), (9.0, 1.5), (1.5, 1.6))]
+    seconds = [(1.0, 1.3), (1.25, 1.25), (1.5, 1.0), (9.0, 1.5), (1.5, 1.6)]
+    records = [Fitness(barriers=(Barrier(before, 2), Barrier(after, 2))) for before, after in seconds]
     long = "its threads took 1.5 times as long to meet"
     assert culprits(records) == [None, None, None, long, long]
     assert culprits(records[4:]) == [None], "compared with others of such CPUs"
@@ -405,6 +406,7 @@ readings = st.builds(
     throttles=st.none() | st.lists(st.sampled_from([*gpu.NVML_REASONS.values(), gpu.UNNAMED])).map(tuple),
     strangers=st.none() | st.lists(strangers).map(tuple),
 )
+meetings = st.builds(Barrier, positive, st.integers(2, 64))
 records = st.builds(
     Fitness,
     others=st.floats(0, 64),
@@ -416,7 +418,7 @@ records = st.builds(
     throttled=st.none() | st.integers(0),
     canaries=st.none() | st.tuples(positive, positive),
     fastest=st.none() | positive,
-    barriers=st.none() | st.tuples(positive, positive),
+    barriers=st.none() | st.tuples(meetings, meetings),
     gpu=st.none() | readings,
 )
 
@@ -426,8 +428,8 @@ def test_a_record_survives_the_pipe(record: Fitness) -> None:
     assert fitness.parse(json.loads(json.dumps(asdict(record)))) == record
 
 
-@given(positive, positive)
-def test_cpus_are_moved_there_and_back(now: float, usual: float) -> None:
+@given(meetings, meetings)
+def test_cpus_are_moved_there_and_back(now: Barrier, usual: Barrier) -> None:
     assert fitness.moved(now, usual) == fitness.moved(usual, now)
     assert not fitness.moved(now, now)
     assert not fitness.moved(None, usual)
@@ -511,17 +513,25 @@ def test_torch_s_threads_meet_within_microseconds_if_there_are_any(threads: int)
         met = watch.barrier()
     finally:
         torch.set_num_threads(before)
-    assert met is None if threads == 1 else 1e-7 < met < 1e-2
+    if threads == 1:
+        assert met is None
+    else:
+        assert met is not None
+        assert met.threads == 2
+        assert 1e-7 < met.seconds < 1e-2
+
+
+MET = Barrier(3e-6, 2), Barrier(5e-6, 2)
 
 
 @pytest.mark.parametrize(
     ("engine", "device", "ranks", "seen"),
     [
-        ({}, "cpu", None, (3e-6, 5e-6)),
+        ({}, "cpu", None, MET),
         ({}, "cuda", None, None),
         ({}, "cpu", [os.getpid(), 1], None),
         ({"processes": [1]}, "cpu", None, None),
-        ({"processes": []}, "cpu", None, (3e-6, 5e-6)),
+        ({"processes": []}, "cpu", None, MET),
         ({"serve": []}, "cpu", None, None),
     ],
     ids=["in process", "accelerator", "ranks", "processes of its own", "one process", "server"],
@@ -531,9 +541,9 @@ def test_threads_are_seen_to_meet_where_they_compute(
     engine: dict[str, list[int]],
     device: str,
     ranks: list[int] | None,
-    seen: tuple[float, float] | None,
+    seen: tuple[Barrier, Barrier] | None,
 ) -> None:
-    barriers = iter([3e-6, 5e-6])
+    barriers = iter(MET)
     monkeypatch.setattr(watch, "barrier", lambda: next(barriers))
     loaded = SimpleNamespace(**{name: lambda answer=answer: answer for name, answer in engine.items()})
     monkeypatch.setattr(server, "find", lambda backend: lambda spec: loaded)

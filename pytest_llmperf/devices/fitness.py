@@ -36,7 +36,7 @@ CANARY_SLOWER = 1.25
 #: the other 1.45 to 1.54 times, for spells of seconds to minutes. Of 477 generations between two such looks, those of
 #: the second state took 1.14 times as long a token (25.9 to 27.0 ms in place of 22.7 to 23.6) and 1.2 times to the
 #: first; no canary on one thread saw it.
-APART = 1.3
+APART = 1.25
 #: What takes more than this many times as long is no way between CPUs.
 FURTHEST = 3.0
 #: A clock this far below the highest of the process: 5 % is the slowdown that an accelerator is allowed by default.
@@ -44,6 +44,14 @@ CLOCK_FELL = 0.95
 #: Reasons that are the normal state of a card under a heavy load, in a baseline's samples too: they contaminate only
 #: where the clock fell as well.
 NORMAL_UNDER_LOAD = ("SW power cap", "power limit", "a limit without a name")
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """How long threads take to meet, in seconds, and how many they are."""
+
+    seconds: float
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Fitness:
         throttled: how often a CPU was slowed down for its temperature meanwhile.
         canaries: seconds that the same small piece of work took just before it and just after it.
         fastest: the fewest that it has taken in this process so far, whatever was generated then.
-        barriers: seconds in which torch's threads met once just before it and just after it, on a CPU.
+        barriers: how long torch's threads took to meet just before it and just after it, on a CPU.
         gpu: what the accelerator said just after it.
         cost: seconds that all these readings took, outside the timed span.
     """
@@ -72,7 +80,7 @@ class Fitness:
     throttled: int | None = None
     canaries: tuple[float, float] | None = None
     fastest: float | None = None
-    barriers: tuple[float, float] | None = None
+    barriers: tuple[Barrier, Barrier] | None = None
     gpu: Reading | None = None
     cost: float = 0.0
 
@@ -89,8 +97,9 @@ def parse(record: Mapping[str, Any]) -> Fitness:
                 "strangers": None if strangers is None else tuple(Stranger(**one) for one in strangers),
             }
         )
-    pairs = {name: tuple(record[name]) for name in ("canaries", "barriers") if record.get(name)}
-    return Fitness(**{**record, "gpu": gpu, **pairs})
+    canaries = record["canaries"] and tuple(record["canaries"])
+    barriers = record.get("barriers") and tuple(Barrier(**one) for one in record["barriers"])
+    return Fitness(**{**record, "gpu": gpu, "canaries": canaries, "barriers": barriers})
 
 
 def crowded(used: Contention) -> bool:
@@ -98,13 +107,15 @@ def crowded(used: Contention) -> bool:
     return used.others + used.steal > CONTAMINATED and used.idle < 1.0
 
 
-def moved(now: float | None, usual: float | None) -> bool:
-    """Whether threads meet so much later or sooner than they did, in seconds, that their CPUs are others.
+def moved(now: Barrier | None, usual: Barrier | None) -> bool:
+    """Whether as many threads meet so much later or sooner than they did that their CPUs are others.
 
-    A longer way between cores explains a few times as long. What takes longer still, such as more threads than CPUs, is
+    A longer way between cores explains a few times as long. What takes longer still, and how many threads there are, is
     the code's own affair.
     """
-    return now is not None and usual is not None and APART < max(now / usual, usual / now) <= FURTHEST
+    if now is None or usual is None or now.threads != usual.threads:
+        return False
+    return APART < max(now.seconds / usual.seconds, usual.seconds / now.seconds) <= FURTHEST
 
 
 def culprit(
@@ -129,7 +140,7 @@ def culprit(
         return f"the CPU was throttled for its temperature {record.throttled} times"
     if record.canaries and canary and (slower := min(record.canaries) / canary) > CANARY_SLOWER:
         return f"the canary was {slower:.1f} times slower"
-    if record.barriers and barrier and (later := min(record.barriers) / barrier) > APART:
+    if record.barriers and barrier and (later := min(one.seconds for one in record.barriers) / barrier) > APART:
         return f"its threads took {later:.1f} times as long to meet"
     return _of_the_gpu(record.gpu, clock) if record.gpu is not None else None
 
@@ -162,7 +173,7 @@ def culprits(records: Sequence[Fitness]) -> list[str | None]:
     generation can show what was wrong with an earlier one.
     """
     sung = _least(seconds for one in records for seconds in (*(one.canaries or ()), one.fastest))
-    met = _least(seconds for one in records for seconds in one.barriers or ())
+    met = _least(meeting.seconds for one in records for meeting in one.barriers or ())
     highest = max((one.gpu.clock for one in records if one.gpu and one.gpu.clock), default=None)
     return [culprit(record, sung, met, highest) for record in records]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmperf.devices import fitness, gpu, health
-from pytest_llmperf.devices.fitness import Fitness
+from pytest_llmperf.devices.fitness import Barrier, Fitness
 
 #: Rounds of one burst of the canary, and bursts; see `canary`.
 ROUNDS, BURSTS = 20_000, 3
@@ -41,8 +41,8 @@ def canary() -> float:
     return best
 
 
-def barrier() -> float | None:
-    """Seconds in which torch's threads are given a trifle and meet again, at the best of a few bursts of about 1 ms.
+def barrier() -> Barrier | None:
+    """How soon torch's threads, given a trifle to do, meet again: the best of a few bursts of about 1 ms.
 
     Where CPUs share no cache, threads wait longer for one another: on a shared machine of 2 CPUs this took 1.5 times as
     long for spells of seconds to minutes, in which every decode took 1.14 times as long and every prefill 1.2 times,
@@ -62,7 +62,7 @@ def barrier() -> float | None:
         for _ in range(MEETINGS):
             data.add_(1)
         best = min(best, (time.perf_counter() - start) / MEETINGS)
-    return best
+    return Barrier(best, threads)
 
 
 def pci_address() -> str | None:
@@ -83,7 +83,7 @@ class Before:
     processes: tuple[int, ...]
     snapshot: health.Snapshot
     canary: float
-    barrier: float | None
+    barrier: Barrier | None
     gpu: gpu.Reading | None
     cost: float
 
