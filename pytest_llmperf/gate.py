@@ -114,9 +114,11 @@ class Gate:
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
         confirmations = fresh(1)
+        if moved := _moved(confirmations, entry):
+            return _untold(found, moved)
         figures = [one.figures(case.metric) for one in confirmations]
         cleared = verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-        if cleared is not None and not self._disturbed(confirmations) and not _moved(confirmations, entry):
+        if cleared is not None and not self._disturbed(confirmations):
             return cleared
 
         def confirmed(count: int) -> tuple[Verdict, str | None]:

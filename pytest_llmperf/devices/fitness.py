@@ -32,10 +32,8 @@ JUDGED = ("some memory", "full io")
 #: since the state may change within 50 ms.
 CANARY_SLOWER = 1.25
 #: Threads that take this many times as long to meet as they did are on CPUs further apart, or on one that a neighbour
-#: slows. Measured in a virtual machine of 2 CPUs (AMD EPYC), 795 times: in one state 0.95 to 1.12 times its median, in
-#: the other 1.45 to 1.54 times, for spells of seconds to minutes. Of 477 generations between two such looks, those of
-#: the second state took 1.14 times as long a token (25.9 to 27.0 ms in place of 22.7 to 23.6) and 1.2 times to the
-#: first; no canary on one thread saw it.
+#: slows. Measured in a virtual machine of 2 CPUs (AMD EPYC) 1,834 times: 2.9 to 3.7 us in one state, 4.3 to 6.5 in
+#: the other, for seconds to minutes (`benchmarks.moved`).
 APART = 1.25
 #: What takes more than this many times as long is no way between CPUs.
 FURTHEST = 3.0

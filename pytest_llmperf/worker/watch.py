@@ -44,10 +44,9 @@ def canary() -> float:
 def barrier() -> Barrier | None:
     """How soon torch's threads, given a trifle to do, meet again: the best of a few bursts of about 1 ms.
 
-    Where CPUs share no cache, threads wait longer for one another: on a shared machine of 2 CPUs this took 1.5 times as
-    long for spells of seconds to minutes, in which every decode took 1.14 times as long and every prefill 1.2 times,
-    though each CPU alone was as fast as ever, and memory read by both almost twice as fast (`fitness.APART`). So a host
-    had moved them to other cores. A CPU that a neighbour slows shows as well, whichever of them it is.
+    Where CPUs share no cache, threads wait longer for one another, though each CPU alone is as fast as ever. A host may
+    move a virtual machine's CPUs apart and together again, which changes every latency (`fitness.APART`). A CPU that a
+    neighbour slows shows as well, whichever of them it is.
 
     Returns:
         None where the worker has no threads of torch: its model is computed elsewhere, or on one.
