@@ -527,26 +527,24 @@ MET = Barrier(3e-6, 2), Barrier(5e-6, 2)
 @pytest.mark.parametrize(
     ("engine", "device", "ranks", "seen"),
     [
-        ({}, "cpu", None, MET),
-        ({}, "cuda", None, None),
-        ({}, "cpu", [os.getpid(), 1], None),
-        ({"processes": [1]}, "cpu", None, None),
-        ({"processes": []}, "cpu", None, MET),
-        ({"serve": []}, "cpu", None, None),
+        ({"pausable": True}, "cpu", None, MET),
+        ({"pausable": True}, "cuda", None, None),
+        ({"pausable": True}, "cpu", [os.getpid(), 1], None),
+        ({"pausable": False}, "cpu", None, None),
+        ({}, "cpu", None, None),
     ],
-    ids=["in process", "accelerator", "ranks", "processes of its own", "one process", "server"],
+    ids=["in this thread", "accelerator", "ranks", "another thread", "unknown"],
 )
 def test_threads_are_seen_to_meet_where_they_compute(
     monkeypatch: pytest.MonkeyPatch,
-    engine: dict[str, list[int]],
+    engine: dict[str, bool],
     device: str,
     ranks: list[int] | None,
     seen: tuple[Barrier, Barrier] | None,
 ) -> None:
     barriers = iter(MET)
     monkeypatch.setattr(watch, "barrier", lambda: next(barriers))
-    loaded = SimpleNamespace(**{name: lambda answer=answer: answer for name, answer in engine.items()})
-    monkeypatch.setattr(server, "find", lambda backend: lambda spec: loaded)
+    monkeypatch.setattr(server, "find", lambda backend: lambda spec: SimpleNamespace(**engine))
     worker = server.Worker()
     worker.load([{}], {"model": "", "config": None, "dtype": "float32", "device": device}, ranks)
     assert worker.watch is not None

@@ -103,15 +103,15 @@ class Worker:
         self.engine = loader(EngineSpec(**spec))
         seconds = time.perf_counter() - start
         processes = self.engine.processes() if hasattr(self.engine, "processes") else ()
-        alone = len(ranks or ()) <= 1
-        elsewhere = not alone or processes or hasattr(self.engine, "serve")
+        # Such an engine computes in this thread alone.
+        pausable = len(ranks or ()) <= 1 and bool(getattr(self.engine, "pausable", False))
         # One rank looks at the machine for all: the others' canaries would disturb its own.
         self.watch = (
-            Watch({*(ranks or ()), *processes} - {os.getpid()}, computes=self.device == "cpu" and not elsewhere)
+            Watch({*(ranks or ()), *processes} - {os.getpid()}, computes=pausable and self.device == "cpu")
             if not ranks or ranks[0] == os.getpid()
             else None
         )
-        return {"seconds": seconds, "pausable": alone and bool(getattr(self.engine, "pausable", False))}
+        return {"seconds": seconds, "pausable": pausable}
 
     def generate(
         self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0, beside: list[int] | None = None

@@ -48,6 +48,10 @@ def barrier() -> Barrier | None:
     move a virtual machine's CPUs apart and together again, which changes every latency (`fitness.APART`). A CPU that a
     neighbour slows shows as well, whichever of them it is.
 
+    An OpenMP runtime gives every thread that calls it a team of its own, and libgomp lets the waiting ones spin less when
+    there are more of them than CPUs. So it is for the thread in which the engine computes: from another one it made
+    continuous batching, in its manager's thread, 1.6 times slower.
+
     Returns:
         None where the worker has no threads of torch: its model is computed elsewhere, or on one.
     """
@@ -95,7 +99,7 @@ class Watch:
 
     Args:
         processes: others whose CPU time is the engine's own: a server's, other ranks'.
-        computes: whether torch's threads in this process are what computes.
+        computes: whether what is measured computes in this thread, with torch's on a CPU.
     """
 
     def __init__(self, processes: Collection[int] = (), computes: bool = False) -> None:
