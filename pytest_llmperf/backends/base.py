@@ -123,8 +123,8 @@ class Engine(Protocol):
         Calls ``on_token(request, token)`` the moment a token is on the host; the worker stamps the clock there, so
         an engine never reports a time of its own.
 
-        An engine with an attribute ``pausable`` that is true promises to compute in the thread that calls this and to do
-        nothing until ``on_token`` returns, which takes long where two engines are compared step by step.
+        An engine with an attribute ``pausable`` that is true promises to compute in the thread that calls this, and to
+        do nothing until ``on_token`` returns, which takes long where two engines are compared step by step.
         """
 
     def evidence(self) -> Engagement:

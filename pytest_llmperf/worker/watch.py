@@ -48,9 +48,9 @@ def barrier() -> Barrier | None:
     move a virtual machine's CPUs apart and together again, which changes every latency (`fitness.APART`). A CPU that a
     neighbour slows shows as well, whichever of them it is.
 
-    An OpenMP runtime gives every thread that calls it a team of its own, and libgomp lets the waiting ones spin less when
-    there are more of them than CPUs. So it is for the thread in which the engine computes: from another one it made
-    continuous batching, in its manager's thread, 1.6 times slower.
+    An OpenMP runtime gives every thread that calls it a team of its own, and libgomp lets the waiting ones spin less
+    when there are more of them than CPUs. So this is for the thread in which the engine computes: from another one it
+    made continuous batching, in its manager's thread, 1.6 times slower.
 
     Returns:
         None where the worker has no threads of torch: its model is computed elsewhere, or on one.
