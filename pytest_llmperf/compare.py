@@ -74,7 +74,7 @@ class Comparison:
         prompts: token ids, one row per request.
         start: starts a process of either arm, loaded, gone afterwards: how to ask each, by its name.
         budget: seconds, start of processes included, after which no further pair is begun; twice as many where too few
-            pairs were undisturbed. A start that serves others too is charged to the one that asked for it.
+            pairs were undisturbed. Of a start that serves others too, each is charged with its share.
         progress: told what is being done.
         asked: the metrics that were asked for so far, of this or of others: a pair is measured until it tells enough of
             them. What is asked for first later may take further pairs.
@@ -176,11 +176,12 @@ class Comparison:
             with self._start() as arms:
                 share = (time.monotonic() - began) / (1 + len(others))
                 self.pairs.append(self._pair(arms, share))
-                joined = time.monotonic()
                 for other in others:
-                    if not other._join(arms, share):
+                    joined = time.monotonic()
+                    served = other._join(arms, share)
+                    lent += time.monotonic() - joined + share
+                    if not served:
                         break  # the processes may be in the middle of something
-                lent = time.monotonic() - joined
         except (WorkerError, TraceError) as error:
             self._failed = True
             if isinstance(error, BaseUnableError):
@@ -201,7 +202,7 @@ class Comparison:
         else:
             return True
         finally:
-            self._spent += time.monotonic() - began
+            self._spent += time.monotonic() - began + share
 
     def _pair(self, arms: Mapping[str, Side], start: float) -> Pair:
         """Measure, where the processes took so many seconds to start. Raises as `judge`."""
