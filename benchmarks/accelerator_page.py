@@ -222,9 +222,10 @@ def stamps(data: Data) -> str:
 
 
 def gate(data: Data) -> str:
-    tried = taken(data, "gate", "self_test")
+    trials = [part["self_test"] for name, part in data.items() if name.partition("-")[0] == "gate"]
     rows = [
         [
+            str(number),
             f"{case.metric} {case.workload}",
             str(one["pairs"]),
             f"{one['false_alarms']:.0%}",
@@ -234,11 +235,12 @@ def gate(data: Data) -> str:
             "-" if one["recommended"] is None else f"{one['recommended']:.1%}",
             f"{one['noise']:.1%}",
         ]
-        for one in tried
+        for number, trial in enumerate(trials, 1)
+        for one in trial
         for case in [parsed(one["case"])]
     ]
-    header = ["case", "pairs", "false alarms", "undecided", "+5 % caught", "resolution", "least tolerance that serves"]
-    header.append("a stored baseline has to allow")
+    header = ["trial", "case", "pairs", "false alarms", "undecided", "+5 % caught", "resolution"]
+    header += ["least tolerance that serves", "a stored baseline has to allow"]
     return table(header, rows)
 
 

@@ -1,22 +1,23 @@
 """How often does the gate fail unchanged code, and how often does it catch a slowdown that head alone has?
 
     python -m benchmarks.gate [--kind same] [--stored] [--max-regression 7%] [--runs 10] [--budget 60] [--load]
-                              [--metrics tpot,latency] [--output FILE]
+                              [--metrics tpot,latency] [--batch-sizes 1,2] [--prompt-lengths 64,96] [--new-tokens 16]
+                              [--output FILE]
 
 A repository of its own: sdpa behind a backend of its conftest.py, which does something more in every step but the
 first. Base does nothing more; head, by ``--kind``, nothing (``same``), sleeps 5 or 10 % of sdpa's TPOT (``sleep-5``,
 ``sleep-10``), or multiplies matrices for as long (``work-5``, ``work-10``). Every run compares prefill, decode and
-end-to-end latency of four workloads, or of those what ``--metrics`` says (a prefill shows no slowdown of the steps, and
-to tell that it is unchanged takes the whole budget), at the default tolerance unless ``--max-regression`` states one (a
-slowdown of just the tolerance is caught half the time, so ``--stored`` needs less than 10 % to catch 10 %): beside
-base, or, with ``--stored``, with what base was recorded with before the first run, as a run without ``--llm-base``
-does, where eager is recorded and gated beside it. ``--load`` adds a process that uses a core half of the time. An
-output that exists is continued: its runs count with these, which may be of another day. The criterion: of unchanged
-code no decision is a regression, with a load too; of the decode and latency decisions of slowed code 90 % (5 %) or 99 %
-(10 %; 90 % with ``--stored``) are. Side by side, what other rules, which compare one process with one, say of the
-samples of each run's first pair, or of the first process recorded and that of the run: pytest-benchmark's
-``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p < 0.002; nvbench's, a difference of
-means above the smaller of the two relative standard deviations.
+end-to-end latency of four workloads, or as many as are asked for, or of those what ``--metrics`` says (a prefill shows
+no slowdown of the steps, and to tell that it is unchanged takes the whole budget), at the default tolerance unless
+``--max-regression`` states one (a slowdown of just the tolerance is caught half the time, so ``--stored`` needs less
+than 10 % to catch 10 %): beside base, or, with ``--stored``, with what base was recorded with before the first run, as
+a run without ``--llm-base`` does, where eager is recorded and gated beside it. ``--load`` adds a process that uses a
+core half of the time. An output that exists is continued: its runs count with these, which may be of another day. The
+criterion: of unchanged code no decision is a regression, with a load too; of the decode and latency decisions of slowed
+code 90 % (5 %) or 99 % (10 %; 90 % with ``--stored``) are. Side by side, what other rules, which compare one process
+with one, say of the samples of each run's first pair, or of the first process recorded and that of the run:
+pytest-benchmark's ``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p < 0.002; nvbench's,
+a difference of means above the smaller of the two relative standard deviations.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import NormalDist, fmean, median, stdev
@@ -37,6 +38,7 @@ from benchmarks import script
 from benchmarks.gate.repository import (
     BACKEND,
     KINDS,
+    SIZES,
     TESTS,
     WITNESSED,
     by_workload,
@@ -111,9 +113,12 @@ def kept(results: dict[str, Any], samples: Sequence[dict[str, Any]], **more: Any
     }
 
 
-def beside(folder: Path, budget: float, metrics: Sequence[str], *arguments: str) -> dict[str, Any]:
+def beside(
+    folder: Path, budget: float, metrics: Sequence[str], sizes: Mapping[str, str], *arguments: str
+) -> dict[str, Any]:
     """A run beside base, by workload."""
-    raw = measure(folder, "--llm-base=base", "--llm-compare=always", f"--llm-budget={budget:g}", *arguments)
+    how = ("--llm-base=base", "--llm-compare=always", f"--llm-budget={budget:g}")
+    raw = measure(folder, *how, *arguments, sizes=sizes)
     results = by_workload(raw)
     return {
         one["workload"]: kept(
@@ -129,12 +134,12 @@ def beside(folder: Path, budget: float, metrics: Sequence[str], *arguments: str)
     }
 
 
-def with_stored(folder: Path, metrics: Sequence[str], *arguments: str) -> dict[str, Any]:
+def with_stored(folder: Path, metrics: Sequence[str], sizes: Mapping[str, str], *arguments: str) -> dict[str, Any]:
     """A run that compares with what is stored, by workload."""
     (file,) = (folder / "baselines").glob("*/*.json")
     stored = json.loads(file.read_text())["entries"]
     found = {}
-    measured = by_workload(measure(folder, *arguments, backends=WITNESSED))
+    measured = by_workload(measure(folder, *arguments, backends=WITNESSED, sizes=sizes))
     complete = {name: one for name, one in measured.items() if len(one) == len(metrics)}
     for workload, results in complete.items():
         arms = {
@@ -167,12 +172,14 @@ def earlier(output: Path | None, command: str, backends: str) -> list[dict[str, 
 
 def main() -> int:
     """Measure, print, write the data after every run; 1 if the criterion does not hold."""
-    parser = script.parser(__doc__, "runs", 10, "runs of four workloads")
+    parser = script.parser(__doc__, "runs", 10, "runs of the suites")
     parser.add_argument("--kind", choices=KINDS, default="same", help="what head does more (default: same)")
     parser.add_argument("--stored", action="store_true", help="against what was recorded first, not beside base")
     parser.add_argument("--max-regression", metavar="FRACTION", help="the tolerance (default: the plugin's)")
     parser.add_argument("--load", action="store_true", help="beside a process that uses a core half of the time")
     parser.add_argument("--metrics", default=",".join(GATED), help="what is judged (default: all three)")
+    for name, default in SIZES.items():
+        parser.add_argument(f"--{name}", default=default, help=f"of the suites (default: {default})")
     parser.add_argument("--budget", type=float, default=60.0, help="--llm-budget, seconds a workload (default: 60)")
     options = parser.parse_args()
     how = " --stored" if options.stored else f" --budget {options.budget:g}"
@@ -188,6 +195,8 @@ def main() -> int:
     if len(metrics) < len(GATED):
         how += f" --metrics {','.join(metrics)}"
         allowed += ["-k", " or ".join(TESTS[metric] for metric in metrics)]
+    sizes = {name: getattr(options, name.replace("-", "_")) for name in SIZES}
+    how += "".join(f" --{name} {size}" for name, size in sizes.items() if size != SIZES[name])
     command = f"benchmarks.gate --kind {options.kind}{how}{' --load' if options.load else ''}"
     backends = WITNESSED if options.stored else BACKEND
     runs = earlier(options.output, command, backends)
@@ -195,13 +204,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, competitor(options.load):
         folder = Path(name)
         repository(folder)
-        first = measure(folder, *(["--llm-update-baselines"] if options.stored else []), backends=backends)
-        (folder / "extra.py").write_text(slowed(options.kind, tpots_of(first)))
+        if options.stored or options.kind != "same":
+            recording = ["--llm-update-baselines"] if options.stored else []
+            first = measure(folder, *recording, backends=backends, sizes=sizes)
+            (folder / "extra.py").write_text(slowed(options.kind, tpots_of(first)))
         for _ in range(options.runs):
             if options.stored:
-                run = with_stored(folder, metrics, *allowed)
+                run = with_stored(folder, metrics, sizes, *allowed)
             else:
-                run = beside(folder, options.budget, metrics, *allowed)
+                run = beside(folder, options.budget, metrics, sizes, *allowed)
             runs.append(run)
             for workload, one in run.items():
                 said = (

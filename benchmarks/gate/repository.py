@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ KINDS = {"same": 0.0, "sleep-5": 0.05, "sleep-10": 0.10, "work-5": 0.05, "work-1
 BACKEND, WITNESSED = "slowed", "eager,slowed"
 #: The test that gates a metric, which has a file of its own.
 TESTS = {"ttft": "test_prefill", "tpot": "test_decode", "latency": "test_latency"}
-#: Batch sizes and prompt lengths; each has 16 new tokens.
-BATCH_SIZES, PROMPT_LENGTHS = (1, 2), (64, 96)
+#: What is measured, if nothing else is asked for.
+SIZES = {"batch-sizes": "1,2", "prompt-lengths": "64,96", "new-tokens": "16"}
 NOTHING = "def do(batch_size, prompt_length):\n    pass\n"
 SLEEP = """\
 import time
@@ -64,10 +65,10 @@ def repository(folder: Path) -> None:
     git(folder, "tag", "base")
 
 
-def measure(folder: Path, *arguments: str, backends: str = BACKEND) -> dict[str, Any]:
+def measure(folder: Path, *arguments: str, backends: str = BACKEND, sizes: Mapping[str, str] = SIZES) -> dict[str, Any]:
     """One run of the suites in the folder: its raw results."""
-    options = [f"--llm-batch-sizes={','.join(map(str, BATCH_SIZES))}", "--llm-max-new-tokens=16"]
-    options += [f"--llm-prompt-lengths={','.join(map(str, PROMPT_LENGTHS))}", "--llm-results=raw.json"]
+    options = [f"--llm-batch-sizes={sizes['batch-sizes']}", f"--llm-prompt-lengths={sizes['prompt-lengths']}"]
+    options += [f"--llm-max-new-tokens={sizes['new-tokens']}", "--llm-results=raw.json"]
     command = [sys.executable, "-m", "pytest", "-q", "suites", f"--llm-backends={backends}", *options, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
