@@ -168,7 +168,7 @@ class Steps:
         """Two prefills, and the same with a token more, unchanged and slowed, in five or six pairs of processes.
 
         The device bounds them. What the host bounds, as decode of few requests, differs from process to process by what
-        the host's cores do, and prefills of 50 to 100 ms by 2 to 3 ms: four pairs are too few there to see 5 %.
+        the host's cores do, and prefills of 50 to 100 ms by 2 to 3 ms: four pairs can be too few there to see 5 %.
         """
         folder = self._output / f"llama-2-7b-{FEW_LAYERS}-layers"
         folder.mkdir(exist_ok=True)

@@ -148,7 +148,7 @@ def test_of_a_start_that_serves_several_each_has_its_share(monkeypatch: pytest.M
 def test_the_budget_is_charged_with_ones_own_time_and_a_share_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, 60.0, 1.0)
     asking, other = machine.comparisons(2, budget=450.0)
-    # Four pairs together: half of 60 seconds of starting, and 36 of one's own. Then alone, in 60 + 68.
+    # Four pairs together: half of 60 seconds of starting, and 40 of one's own. Then alone, in 60 + 44.
     asking.spend("tpot")
     assert [len(asking.pairs), len(other.pairs)] == [FEWEST_TO_FAIL + 2, FEWEST_TO_FAIL]
     other.spend("tpot")
@@ -168,7 +168,7 @@ def test_pairs_are_shared_for_as_long_as_their_budgets_last_where_that_is_wanted
 ) -> None:
     machine = Machine(monkeypatch, 60.0, 1.0)
     asking, other = machine.comparisons(2, budget=450.0, shared=MOST_PAIRS)
-    asking.spend("tpot")  # 30 + 36 seconds for each pair and either one
+    asking.spend("tpot")  # 30 + 40 seconds for each pair and either one
     assert [len(asking.pairs), len(other.pairs)] == [7, 7]
     other.spend("tpot")
     assert [len(asking.pairs), len(other.pairs)] == [7, 7], "which comes first makes no difference"

@@ -7,17 +7,17 @@
 A repository of its own: sdpa behind a backend of its conftest.py, which does something more in every step but the
 first. Base does nothing more; head, by ``--kind``, nothing (``same``), sleeps 5 or 10 % of sdpa's TPOT (``sleep-5``,
 ``sleep-10``), or multiplies matrices for as long (``work-5``, ``work-10``). Every run compares prefill, decode and
-end-to-end latency of four workloads, or as many as are asked for, or of those what ``--metrics`` says (a prefill shows
-no slowdown of the steps, and to tell that it is unchanged takes the whole budget), at the default tolerance unless
-``--max-regression`` states one (a slowdown of just the tolerance is caught half the time, so ``--stored`` needs less
-than 10 % to catch 10 %): beside base, or, with ``--stored``, with what base was recorded with before the first run, as
-a run without ``--llm-base`` does, where eager is recorded and gated beside it. ``--load`` adds a process that uses a
-core half of the time. An output that exists is continued: its runs count with these, which may be of another day. The
-criterion: of unchanged code no decision is a regression, with a load too; of the decode and latency decisions of slowed
-code 90 % (5 %) or 99 % (10 %; 90 % with ``--stored``) are. Side by side, what other rules, which compare one process
-with one, say of the samples of each run's first pair, or of the first process recorded and that of the run:
-pytest-benchmark's ``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p < 0.002; nvbench's,
-a difference of means above the smaller of the two relative standard deviations.
+end-to-end latency, or of the three those that ``--metrics`` names (a prefill shows no slowdown of the steps, and to
+tell that it is unchanged takes the whole budget), of four workloads unless the sizes ask for others, at the default
+tolerance unless ``--max-regression`` states one (a slowdown of just the tolerance is caught half the time, so
+``--stored`` needs less than 10 % to catch 10 %): beside base, or, with ``--stored``, with what base was recorded with
+before the first run, as a run without ``--llm-base`` does, where eager is recorded and gated beside it. ``--load`` adds
+a process that uses a core half of the time. An output that exists is continued: its runs count with these, which may be
+of another day. The criterion: of unchanged code no decision is a regression, with a load too; of the decode and latency
+decisions of slowed code 90 % (5 %) or 99 % (10 %; 90 % with ``--stored``) are. Side by side, what other rules, which
+compare one process with one, say of the samples of each run's first pair, or of the first process recorded and that of
+the run: pytest-benchmark's ``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p < 0.002;
+nvbench's, a difference of means above the smaller of the two relative standard deviations.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--load", action="store_true", help="beside a process that uses a core half of the time")
     parser.add_argument("--metrics", default=",".join(GATED), help="what is judged (default: all three)")
     for name, default in SIZES.items():
-        parser.add_argument(f"--{name}", default=default, help=f"of the suites (default: {default})")
+        parser.add_argument(f"--{name}", default=default, help=f"of the workloads (default: {default})")
     parser.add_argument("--budget", type=float, default=60.0, help="--llm-budget, seconds a workload (default: 60)")
     options = parser.parse_args()
     how = " --stored" if options.stored else f" --budget {options.budget:g}"
