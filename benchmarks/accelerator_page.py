@@ -33,31 +33,36 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def sittings(data: Data, step: str) -> Data:
+    """What there is of a step, which may have been taken in parts: ``stamps.json``, ``stamps-2.json``."""
+    return {name: found for name, found in data.items() if name.partition("-")[0] == step}
+
+
 def taken(data: Data, step: str, what: str) -> list[dict[str, Any]]:
-    """All that a step found, which may have been taken in parts: ``stamps.json``, ``stamps-2.json``."""
-    return [one for name, found in data.items() if name.partition("-")[0] == step for one in found[what]]
+    """All that a step found."""
+    return [one for found in sittings(data, step).values() for one in found[what]]
 
 
 def whole(data: Data) -> dict[str, Any]:
-    """The sweep, which may have been taken in parts: ``sweep.json``, ``sweep-2.json``.
+    """The sweep, of all its sittings.
 
     What two sittings measured is of the one that judged more of its metrics, or else of the first.
     """
-    sittings = {name: part for name, part in data.items() if name.partition("-")[0] == "sweep"}
+    swept = sittings(data, "sweep")
     judged: dict[tuple[str, Workload], Counter[str]] = {}
-    for name, part in sittings.items():
+    for name, part in swept.items():
         for one in part["results"]:
             judged.setdefault(workload_of(one["case"]), Counter())[name] += 1
     chosen = {key: max(found, key=lambda name: found[name]) for key, found in judged.items()}
     results, measurements = [], []
-    for name, part in sittings.items():
+    for name, part in swept.items():
         results += [one for one in part["results"] if chosen[workload_of(one["case"])] == name]
         measurements += [
             one | {"sitting": name}
             for one in part["measurements"]
             if chosen.get((one["backend"], Workload(**one["workload"]))) == name
         ]
-    return next(iter(sittings.values())) | {"results": results, "measurements": measurements}
+    return next(iter(swept.values())) | {"results": results, "measurements": measurements}
 
 
 def parsed(case: str) -> Case:
@@ -222,7 +227,6 @@ def stamps(data: Data) -> str:
 
 
 def gate(data: Data) -> str:
-    trials = [part["self_test"] for name, part in data.items() if name.partition("-")[0] == "gate"]
     rows = [
         [
             str(number),
@@ -235,8 +239,8 @@ def gate(data: Data) -> str:
             "-" if one["recommended"] is None else f"{one['recommended']:.1%}",
             f"{one['noise']:.1%}",
         ]
-        for number, trial in enumerate(trials, 1)
-        for one in trial
+        for number, trial in enumerate(sittings(data, "gate").values(), 1)
+        for one in trial["self_test"]
         for case in [parsed(one["case"])]
     ]
     header = ["trial", "case", "pairs", "false alarms", "undecided", "+5 % caught", "resolution"]
