@@ -46,7 +46,7 @@ class Change:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the centre moved, up or down, by more than the noise floor: other code, not another day."""
+        """Whether the centre moved, up or down, by more than the noise floor."""
         return self.old is not None and max(self.new, self.old) > min(self.new, self.old) * (1 + self.noise)
 
 

@@ -30,6 +30,10 @@ LEVEL = 0.99
 #: miss most slowdowns near the threshold; none of it would let one slow process pull the others along.
 CONSISTENT = 1 / 3
 
+#: Where Tukey's fences stand (Exploratory Data Analysis, 1977), in interquartile ranges beyond a quartile: what lies
+#: beyond the inner one is outside, and beyond the outer one far out. A process that is outside is a question, which
+#: several more and a witness answer; figures that are far out are of other code.
+OUTSIDE, FAR_OUT = 1.5, 3.0
 
 #: An improvement beyond this fraction is asked about: a step that was skipped looks like one, and so does a baseline
 #: that nobody has renewed.
@@ -163,7 +167,7 @@ def noise_floor(baseline: Invocations, earlier: Sequence[Invocations] = ()) -> f
     that one machine made on different days differ by more than processes of one day do. So of the sets that are
     `unchanged` there are two fences: that of all processes, each over its own set's centre, and that of the centres,
     over the newest. The two vary independently, so they add up in quadrature. The floor is never below the newest
-    set's own, nor below the slowest process of them all.
+    set's own, nor below the slowest process of them all. The fences are the inner ones, `OUTSIDE`.
 
     Args:
         baseline: the newest set, whose centre is compared.
@@ -173,14 +177,14 @@ def noise_floor(baseline: Invocations, earlier: Sequence[Invocations] = ()) -> f
         ValueError: data that `Invocations` excludes.
     """
     _check(baseline=baseline)
-    return _floor(unchanged([baseline, *earlier]))
+    return _floor(unchanged([baseline, *earlier]), OUTSIDE)
 
 
 def unchanged(sets: Sequence[Invocations]) -> list[Invocations]:
     """The newest of the sets and those before it that the same code made, as far as the figures tell; newest first.
 
-    An accepted change of the code is not noise. A set further from the newest, slower or faster, than what was the
-    noise floor just before the newest was made, was other code; and what came before that set does not count either.
+    An accepted change of the code is not noise. A set further from the newest, slower or faster, than what was far out
+    (`FAR_OUT`) just before the newest was made, was other code; and what came before that set does not count either.
     Since each set is held against all that are kept, small steps in one direction do not add up to a wide floor.
 
     Raises:
@@ -194,28 +198,28 @@ def unchanged(sets: Sequence[Invocations]) -> list[Invocations]:
 
 
 def _like(newest: Invocations, older: Sequence[Invocations]) -> list[Invocations]:
-    """Those of the older sets, newest first, before the first that is beyond their own noise floor from the newest."""
+    """Those of the older sets, newest first, before the first that is far out from the newest by their own noise."""
     if not older:
         return []
-    floor, now = _floor(older), centre(newest)
+    floor, now = _floor(older, FAR_OUT), centre(newest)
     return list(takewhile(lambda one: max(now, centre(one)) <= min(now, centre(one)) * (1 + floor), older))
 
 
-def _floor(sets: Sequence[Invocations]) -> float:
-    """The noise floor of sets of unchanged code, newest first."""
+def _floor(sets: Sequence[Invocations], reach: float) -> float:
+    """How far above the newest centre the fences stand of sets of unchanged code, newest first."""
     statistics, centres = [_statistics(one) for one in sets], [centre(one) for one in sets]
-    own = _fence(statistics[0]) / centres[0] - 1
+    own = _fence(statistics[0], reach) / centres[0] - 1
     if len(sets) == 1:
         return own
-    within = _fence([value / at for row, at in zip(statistics, centres, strict=True) for value in row]) - 1
-    between = _fence(centres) / centres[0] - 1
+    within = _fence([value / at for row, at in zip(statistics, centres, strict=True) for value in row], reach) - 1
+    between = _fence(centres, reach) / centres[0] - 1
     return max(own, math.hypot(within, between), max(chain.from_iterable(statistics)) / centres[0] - 1)
 
 
-def _fence(values: Sequence[float]) -> float:
-    """Tukey's outer fence (Exploratory Data Analysis, 1977), Q3 + 3 IQR, or the largest value where that is beyond."""
+def _fence(values: Sequence[float], reach: float) -> float:
+    """That many interquartile ranges above the upper quartile, or the largest value where that is beyond."""
     q1, q3 = quantile(values, 1 / 4), quantile(values, 3 / 4)
-    return max(q3 + 3 * (q3 - q1), *values)
+    return max(q3 + reach * (q3 - q1), *values)
 
 
 def bootstrap_interval(

@@ -188,7 +188,7 @@ def test_a_baseline_that_hides_slowdowns_is_said(recorded: Suite) -> None:
     recorded.spread("sim/tpot", 0.8, 1.0, 1.2)
     result = recorded.decode()
     assert result.ret == 0
-    result.stdout.fnmatch_lines("this run could have missed slowdowns of up to ???% (tpot b1-p16-n8 sim)")
+    result.stdout.fnmatch_lines("this run could have missed slowdowns of up to ??% (tpot b1-p16-n8 sim)")
 
 
 def test_a_baseline_that_hides_none_is_not(recorded: Suite) -> None:

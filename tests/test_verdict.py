@@ -89,6 +89,11 @@ def two_states(rng: random.Random, at: float) -> list[float]:
     return lognormal(rng, at * rng.choice([1.0, 1.1]))
 
 
+def near(rng: random.Random, at: float) -> list[float]:
+    """Processes differ by 1.5 %, as on a shared machine of 2 CPUs that is quiet."""
+    return lognormal(rng, at * rng.lognormvariate(0, 0.014))
+
+
 def apart(rng: random.Random, at: float) -> list[float]:
     """Processes differ by 2 %."""
     return lognormal(rng, at * rng.lognormvariate(0, 0.02))
@@ -103,13 +108,20 @@ Noise = Callable[[random.Random, float], list[float]]
 
 
 def gated(rng: random.Random, noise: Noise, slowdown: float, tolerance: float) -> Verdict:
-    """What becomes of one case by the defaults: screened, and confirmed in fresh processes if flagged."""
+    """What becomes of one case by the defaults: screened, and confirmed in fresh processes if flagged.
+
+    The witness is as fast as ever, so of a regression one more process has to be slow.
+    """
     baseline = [noise(rng, 1.0) for _ in range(INVOCATIONS)]
     verdict = gate.screen(baseline, [noise(rng, 1 + slowdown)], tolerance, FLOOR)
     if verdict.flagged:
-        fresh = [noise(rng, 1 + slowdown) for _ in range(CONFIRMATIONS)]
-        cleared = gate.clear(baseline, fresh[:1], tolerance, FLOOR)
-        verdict = cleared or gate.confirm(baseline, fresh, tolerance, FLOOR)
+        fresh = [noise(rng, 1 + slowdown) for _ in range(CONFIRMATIONS + 1)]
+        if (cleared := gate.clear(baseline, fresh[:1], tolerance, FLOOR)) is not None:
+            return cleared
+        for count in (CONFIRMATIONS, CONFIRMATIONS + 1):
+            verdict = gate.confirm(baseline, fresh[:count], tolerance, FLOOR)
+            if verdict.outcome is not Outcome.REGRESSION:
+                break
     return verdict
 
 
@@ -121,7 +133,7 @@ def share(outcome: Outcome, noise: Noise, *, slowdown: float, tolerance: float, 
 CALM = [lognormal, spiky, drifting, heavy_tailed]
 
 
-@pytest.mark.parametrize("noise", [*CALM, stepping, autocorrelated, two_states, apart, far_apart])
+@pytest.mark.parametrize("noise", [*CALM, stepping, autocorrelated, two_states, near, apart, far_apart])
 def test_unchanged_code_is_not_called_a_regression(noise: Noise) -> None:
     assert share(Outcome.REGRESSION, noise, slowdown=0, tolerance=0.05, trials=300) <= 0.01
 
@@ -129,6 +141,11 @@ def test_unchanged_code_is_not_called_a_regression(noise: Noise) -> None:
 @pytest.mark.parametrize("noise", CALM)
 def test_a_slowdown_of_15_percent_is_caught_at_a_tolerance_of_10(noise: Noise) -> None:
     assert share(Outcome.REGRESSION, noise, slowdown=0.15, tolerance=0.10, trials=150) >= 0.95
+
+
+@pytest.mark.parametrize("noise", [lognormal, near])
+def test_a_slowdown_of_10_percent_is_caught_at_a_tolerance_of_5_where_processes_agree(noise: Noise) -> None:
+    assert share(Outcome.REGRESSION, noise, slowdown=0.10, tolerance=0.05, trials=150) >= 0.90
 
 
 def test_where_processes_differ_as_much_it_is_inconclusive_more_often_than_caught() -> None:
@@ -227,8 +244,8 @@ def test_a_slow_process_is_flagged_and_not_yet_a_regression() -> None:
 
 
 def test_a_baseline_that_varied_asks_for_more() -> None:
-    assert gate.noise_floor(steady(0.98, 1.00, 1.02)) == pytest.approx(0.01 + 3 * 0.02)
-    assert not gate.screen(steady(0.96, 1, 1.04), steady(1.12), TOLERANCE, FLOOR).flagged
+    assert gate.noise_floor(steady(0.98, 1.00, 1.02)) == pytest.approx(0.01 + 1.5 * 0.02)
+    assert not gate.screen(steady(0.92, 1, 1.08), steady(1.12), TOLERANCE, FLOOR).flagged
 
 
 def test_the_slowest_process_of_a_baseline_is_one_of_unchanged_code() -> None:
@@ -276,9 +293,9 @@ def test_what_came_before_a_change_does_not_count(new: Arm, before: list[Arm], f
 
 def test_days_that_differ_are_noise_and_a_change_of_the_code_is_not() -> None:
     today, yesterday = steady(1.0, 1.01, 1.02), steady(1.02, 1.03, 1.04)
-    assert gate.noise_floor(today) == pytest.approx(0.035 / 1.01)
+    assert gate.noise_floor(today) == pytest.approx(0.02 / 1.01)
     # Of the processes Q1 and Q3 are 0.9927 and 1.0073 of their day's centre; of the days, 1.015 and 1.025.
-    assert gate.noise_floor(today, [yesterday]) == pytest.approx(math.hypot(0.051, 0.045 / 1.01), rel=0.01)
+    assert gate.noise_floor(today, [yesterday]) == pytest.approx(math.hypot(0.0292, 0.03 / 1.01), rel=0.01)
     improved = scaled(today, 0.8)
     assert gate.noise_floor(improved, [today, yesterday]) == gate.noise_floor(improved)
     days = [scaled(improved, 1.02), improved, today, yesterday]
@@ -293,7 +310,7 @@ def test_small_steps_in_one_direction_do_not_add_up() -> None:
 
 def test_the_threshold_knows_the_days_before() -> None:
     today, yesterday = steady(1.0, 1.02, 1.04), steady(1.06, 1.08, 1.10)
-    head = steady(1.16, 1.16)
+    head = steady(1.12, 1.12)
     assert gate.screen(today, head[:1], 0.05, FLOOR).flagged
     assert not gate.screen(today, head[:1], 0.05, FLOOR, earlier=[yesterday]).flagged
     assert gate.confirm(today, head, 0.05, FLOOR).outcome is Outcome.REGRESSION
