@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -21,7 +21,7 @@ class Update:
         when: that moment.
         reference: the backend that speedups refer to.
         baseline: what it accepted.
-        sets: likewise, the one of each case.
+        sets: likewise, by case: one of each state of the CPUs.
         tolerances: the slowdown allowed, a fraction, by `Case.key`; None for what is never gated.
         refused: why the other cases were not accepted, likewise.
         unmeasured: how many tests have no figure.
@@ -30,7 +30,7 @@ class Update:
     when: datetime
     reference: str
     baseline: store.Baseline
-    sets: Mapping[Case, store.Entry]
+    sets: Mapping[Case, Sequence[store.Entry]]
     tolerances: Mapping[str, float | None]
     refused: Mapping[str, str]
     unmeasured: int
@@ -49,7 +49,7 @@ def parse(results: Mapping[str, Any]) -> Update | None:
         when=datetime.fromisoformat(results["when"]).astimezone(),
         reference=results["reference"],
         baseline=baseline,
-        sets={Case.parse(baseline.model, key): entry for key, (entry,) in baseline.entries.items()},
+        sets={Case.parse(baseline.model, key): row for key, row in baseline.entries.items()},
         tolerances=dict(results["update"]["tolerances"]),
         refused=dict(results["update"]["refused"]),
         unmeasured=len(results["unmeasured"]),
@@ -77,13 +77,18 @@ def queue(update: Update, gate: Gate) -> dict[str, str]:
         Why cases are left out, by `Case.key`.
     """
     left = dict(update.refused)
-    for case, entry in update.sets.items():
-        own = gate.like(case, entry.barrier)
-        if any(entry.invocations == one.invocations for one in own):
-            left[case.key] = "it is accepted already"
-        elif own and own[0].recorded > entry.recorded:
-            left[case.key] = f"that machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
-        else:
-            environment, day = update.baseline.environments[entry.environment], date.fromisoformat(entry.recorded)
-            gate.accept(case, environment, entry.invocations, update.tolerances[case.key], entry.barrier, day)
+    for case, row in update.sets.items():
+        taken = []
+        for entry in row:
+            own = gate.like(case, entry.barrier)
+            if any(entry.invocations == one.invocations for one in own):
+                left[case.key] = "it is accepted already"
+            elif own and own[0].recorded > entry.recorded:
+                left[case.key] = f"that machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
+            else:
+                taken.append(entry)
+        if taken:
+            environment, day = update.baseline.environments[taken[0].environment], date.fromisoformat(taken[0].recorded)
+            sets = [(one.invocations, one.barrier) for one in taken]
+            gate.accept(case, environment, sets, update.tolerances[case.key], day)
     return left

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +135,22 @@ def _accept_one(path: Path, update: accept.Update, folder: Path) -> bool:
     new = update.baseline
     file = store.path_for(folder, new.device, new.model)
     stored = store.load(file, new.device, new.model)
-    gate = Gate(file, stored, lambda: new.machine(next(iter(update.sets.values()))), update.reference, None)
+    entries = list(chain.from_iterable(update.sets.values()))
+    gate = Gate(file, stored, lambda: new.machine(entries[0]), update.reference, None)
     left = accept.queue(update, gate)
-    refused = [change for change in gate.changes.values() if change.slower and os.environ.get("CI")]
-    left |= {change.case.key: "slower than the gate allows, so not written in CI" for change in refused}
+    changes = list(chain.from_iterable(gate.changes.values()))
+    refused = {change.case for change in changes if change.slower and os.environ.get("CI")}
+    left |= {case.key: "slower than the gate allows, so not written in CI" for case in refused}
     if len(gate.changes) > len(refused):
         store.check_writable(file.parent)
-    written = gate.write(new.device, new.model, {change.case for change in refused})
-    for line in terminal.changes([gate.changes[case] for case in written]):
+    written = gate.write(new.device, new.model, refused)
+    for line in terminal.changes([change for change in changes if change.case in written]):
         print(line)
     for key, why in left.items():
         print(f"left out: {key}: {why}")
     if update.unmeasured:
         print(f"left out: {update.unmeasured} of that run's tests have no figure")
-    print(f"{len(written)} entries of {path} written to {file}")
+    print(f"{sum(map(len, written.values()))} entries of {path} written to {file}")
     return bool(written)
 
 

@@ -64,7 +64,7 @@ class Gate:
         machine: this machine's fingerprint.
         reference: the backend that speedups refer to.
         measure_peaks: measures this machine's rates now, or None where its roofs come from a data sheet.
-        changes: what the figures that were accepted change, by case.
+        changes: what the figures that were accepted change, by case: each of its sets.
     """
 
     path: Path
@@ -72,8 +72,8 @@ class Gate:
     machine: Callable[[], Fingerprint]
     reference: str
     measure_peaks: Callable[[], Mapping[str, float]] | None
-    changes: dict[Case, Change] = field(default_factory=dict)
-    _accepted: dict[Case, store.Entry] = field(default_factory=dict)
+    changes: dict[Case, list[Change]] = field(default_factory=dict)
+    _accepted: dict[Case, list[store.Entry]] = field(default_factory=dict)
     _environments: dict[str, store.Environment] = field(default_factory=dict)
     #: When this machine was found to be weaker than it was in an environment, and in what.
     _weak: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Gate:
         reference: Measurement | None,
         tolerance: float,
         fresh: Callable[[int], Sequence[Measurement]] | None,
-        witness: Callable[[], Measurement | None] = lambda: None,
+        witness: Callable[[bool], Measurement | None] = lambda again: None,
     ) -> Verdict:
         """Screen a case by its baseline, and confirm it in fresh processes if it was flagged.
 
@@ -98,7 +98,8 @@ class Gate:
             reference: what the reference measured of the same workload in this run, or None.
             tolerance: the slowdown allowed, as a fraction.
             fresh: makes that many measurements in fresh processes; None to screen only.
-            witness: measures the reference in a fresh process now, or says None if that cannot be.
+            witness: measures the reference in a fresh process now, or says None if that cannot be; asked again where
+                the first one's CPUs were moved.
         """
         recorded, own = self._recorded(case), self._compared_with(case, first)
         if not recorded:
@@ -113,8 +114,8 @@ class Gate:
         if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._weaker(entry)):
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
-        confirmations = fresh(1)
-        if moved := _moved(confirmations, entry):
+        confirmations, moved = _still(fresh, 1, entry)
+        if moved:
             return _untold(found, moved)
         figures = [one.figures(case.metric) for one in confirmations]
         cleared = verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
@@ -122,19 +123,23 @@ class Gate:
             return cleared
 
         def confirmed(count: int) -> tuple[Verdict, str | None]:
-            confirmations = fresh(count)
-            figures = [one.figures(case.metric) for one in confirmations]
-            found = verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-            if moved := _moved(confirmations, entry):
+            confirmations, moved = _still(fresh, count, entry)
+            if moved:
                 return _untold(found, moved), None
-            return found, self._disturbed(confirmations)
+            figures = [one.figures(case.metric) for one in confirmations]
+            return (
+                verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier),
+                self._disturbed(confirmations),
+            )
 
         found, doubt = confirmed(CONFIRMATIONS)
         if found.outcome is Outcome.REGRESSION and not doubt:
             doubt = self._shared(case, reference, found) or self._weaker(entry)
             seen = None
             if not doubt and self._witnessed(case):
-                seen = witness()
+                seen = witness(False)
+                if self._no_witness(case, seen):
+                    seen = witness(True)
                 doubt = self._no_witness(case, seen) or self._shared(case, seen, found, SUSCEPTIBLE)
                 if not doubt:
                     found, doubt = confirmed(CONFIRMATIONS + 1)
@@ -355,37 +360,33 @@ class Gate:
         self,
         case: Case,
         environment: store.Environment,
-        figures: Iterable[Sequence[float]],
+        sets: Iterable[tuple[Iterable[Sequence[float]], Barrier | None]],
         tolerance: float | None,
-        barrier: Barrier | None = None,
         recorded: datetime.date | None = None,
     ) -> None:
-        """Queue a case's figures, a row per process, as its new baseline.
+        """Queue a case's figures as its new baseline, instead of what was queued for it.
 
         Args:
             case: which.
             environment: what they were measured on.
-            figures: in the metric's unit.
+            sets: a row per process, in the metric's unit, of each state of the CPUs; with its barrier, `store.Entry`.
             tolerance: that of `update.change`.
-            barrier: of what was measured, `store.Entry`.
             recorded: the day; None for today.
         """
         self._environments[environment.id] = environment
-        rows = tuple(tuple(row) for row in figures)
-        self._accepted[case] = store.Entry(
-            environment=environment.id,
-            recorded=(recorded or datetime.date.today()).isoformat(),
-            unit=METRICS[case.metric][1],
-            invocations=rows,
-            barrier=barrier,
-        )
-        before, doubt = self.like(case, barrier), None
-        if before and self.stored is not None:
-            doubt = weaker(environment.peaks, self.stored.environments[before[0].environment].peaks)
-        sets = [one.invocations for one in before]
-        self.changes[case] = replace(update.change(case, sets, rows, tolerance, ABSOLUTE_FLOOR), doubt=doubt)
+        day = (recorded or datetime.date.today()).isoformat()
+        self._accepted[case], self.changes[case] = [], []
+        for figures, barrier in sets:
+            rows = tuple(tuple(row) for row in figures)
+            entry = store.Entry(environment.id, day, METRICS[case.metric][1], rows, barrier)
+            before, doubt = self.like(case, barrier), None
+            if before and self.stored is not None:
+                doubt = weaker(environment.peaks, self.stored.environments[before[0].environment].peaks)
+            change = update.change(case, [one.invocations for one in before], rows, tolerance, ABSOLUTE_FLOOR)
+            self._accepted[case].append(entry)
+            self.changes[case].append(replace(change, doubt=doubt, barrier=barrier))
 
-    def write(self, device: str, model: str, refused: Collection[Case]) -> dict[Case, store.Entry]:
+    def write(self, device: str, model: str, refused: Collection[Case]) -> dict[Case, list[store.Entry]]:
         """Merge what was accepted, but not the refused cases, into the file, once. Returns what was written.
 
         The file is read again first, since others may have written to it.
@@ -403,15 +404,15 @@ class Gate:
         accepted, new = self._new(device, model, refused)
         return {
             "baseline": json.loads(store.dumps(new)),
-            "tolerances": {case.key: self.changes[case].tolerance for case in accepted},
+            "tolerances": {case.key: self.changes[case][0].tolerance for case in accepted},
         }
 
     def _new(
         self, device: str, model: str, refused: Collection[Case]
-    ) -> tuple[dict[Case, store.Entry], store.Baseline]:
+    ) -> tuple[dict[Case, list[store.Entry]], store.Baseline]:
         """What was accepted, but not the refused cases, and as a baseline of nothing else."""
-        accepted = {case: entry for case, entry in self._accepted.items() if case not in refused}
-        entries = {case.key: (entry,) for case, entry in accepted.items()}
+        accepted = {case: sets for case, sets in self._accepted.items() if case not in refused}
+        entries = {case.key: tuple(sets) for case, sets in accepted.items()}
         return accepted, store.Baseline(device, model, self._environments, entries)
 
     def prune(self, device: str, model: str, stale: Callable[[str], bool]) -> list[str]:
@@ -442,6 +443,23 @@ def _moved(measured: Iterable[Measurement], entry: store.Entry) -> str | None:
             times = f"{one.barrier.seconds / entry.barrier.seconds:.1f} times"
             return f"its threads took {times} as long to meet as with the baseline: the host moved its CPUs, it seems"
     return None
+
+
+def _still(
+    fresh: Callable[[int], Sequence[Measurement]], count: int, entry: store.Entry
+) -> tuple[Sequence[Measurement], str | None]:
+    """That many fresh processes on CPUs as far apart as with the baseline, of at most twice as many.
+
+    Returns:
+        Those, and None; or those that there are, and why they are too few.
+    """
+    made, still = list[Measurement](), list[Measurement]()
+    for asked in range(count, 2 * count + 1):
+        made = list(fresh(asked))
+        still = [one for one in made if _moved([one], entry) is None]
+        if len(still) >= count:
+            return still[:count], None
+    return still, _moved(made, entry)
 
 
 def _untold(found: Verdict, why: str) -> Verdict:

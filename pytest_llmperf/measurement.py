@@ -108,16 +108,21 @@ def median_barrier(barriers: Iterable[Barrier | None]) -> Barrier | None:
     return known[(len(known) - 1) // 2] if known else None
 
 
-def alike(measured: Sequence[Measurement]) -> list[Measurement]:
-    """The most of them whose threads met about as soon as one another's: a host may move a virtual machine's CPUs."""
+def by_state(measured: Sequence[Measurement]) -> list[list[Measurement]]:
+    """Those whose threads met about as soon as one another's, the most first: a host may move a machine's CPUs."""
 
     def group(soonest: Measurement) -> list[Measurement]:
         if soonest.barrier is None:
-            return [one for one in measured if one.barrier is None]
+            return [one for one in left if one.barrier is None]
         least = soonest.barrier.seconds
-        return [one for one in measured if one.barrier and least <= one.barrier.seconds <= APART * least]
+        return [one for one in left if one.barrier and least <= one.barrier.seconds <= APART * least]
 
-    return max(map(group, measured), key=len, default=[])
+    left, groups = list(measured), list[list[Measurement]]()
+    while left:
+        groups.append(max(map(group, left), key=len))
+        taken = set(map(id, groups[-1]))
+        left = [one for one in left if id(one) not in taken]
+    return groups
 
 
 def _seconds(barrier: Barrier) -> float:

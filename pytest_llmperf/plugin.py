@@ -75,7 +75,7 @@ class Session:
         self.config = config
         self.unusable: str | None = None
         #: The baselines written, or why there are none.
-        self.written: dict[Case, Entry] | str = {}
+        self.written: dict[Case, list[Entry]] | str = {}
         #: Tests that were to gate a case.
         self.gating = 0
         #: Backend and workload, by node id, of the tests that gate a case and have not measured it.
@@ -585,7 +585,7 @@ def _failure(write: Callable[[], None]) -> str | None:
     return None
 
 
-def _write_baselines(run: Run, exitstatus: int) -> dict[Case, Entry] | str:
+def _write_baselines(run: Run, exitstatus: int) -> dict[Case, list[Entry]] | str:
     """The baselines written, or why none were."""
     from pytest_llmperf.baseline import BaselineError
 
@@ -721,19 +721,20 @@ def _from_here(config: pytest.Config, node_id: str) -> str:
     return os.path.relpath(config.rootpath / path, config.invocation_params.dir) + mark + name
 
 
-def _say_written(terminalreporter: Any, run: Run, written: dict[Case, Entry] | str) -> None:
+def _say_written(terminalreporter: Any, run: Run, written: dict[Case, list[Entry]] | str) -> None:
     from pytest_llmperf.report import terminal
 
     if isinstance(written, str):
         terminalreporter.write_line(written, red=True, bold=True)
         return
-    for line in terminal.changes([run.gate.changes[case] for case in written]):
+    for line in terminal.changes([change for case in written for change in run.gate.changes[case]]):
         terminalreporter.write_line(line)
     slower = run.slower()
     refused = {change.case for change in slower}
     left = sum(run.updates(case) and case not in written and case not in refused for case in run.results)
     held = f"; {left} cases, disturbed or not in parity, were not accepted" if left else ""
-    terminalreporter.write_line(f"{len(written)} entries written to {run.gate.path}{held}", bold=True)
+    entries = sum(map(len, written.values()))
+    terminalreporter.write_line(f"{entries} entries written to {run.gate.path}{held}", bold=True)
     if slower:
         terminalreporter.write_line(f"ERROR: {terminal.refusal(slower)}", red=True, bold=True)
 

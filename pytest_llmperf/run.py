@@ -24,11 +24,11 @@ from pytest_llmperf.cases import GATED, Case, Workload
 from pytest_llmperf.devices import facts, fingerprint
 from pytest_llmperf.devices.doctor import Finding
 from pytest_llmperf.engines import Engines, hopeless, spoiled
-from pytest_llmperf.gate import Gate
+from pytest_llmperf.gate import CONFIRMATIONS, Gate
 from pytest_llmperf.host import Arm, WorkerError
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import LoadRecord, LoadResult, Served, Traffic, arrivals, summarize
-from pytest_llmperf.measurement import Measurement, alike, measure, median_barrier
+from pytest_llmperf.measurement import Measurement, by_state, measure, median_barrier
 from pytest_llmperf.parity import error_margin
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.referee import Referee
@@ -309,10 +309,10 @@ class Run:
                     if spoiled(error):
                         return
 
-    def _witness(self, backend: str, workload: Workload) -> Measurement | None:
+    def _witness(self, backend: str, workload: Workload, again: bool) -> Measurement | None:
         """The reference in a fresh process, measured when first asked for beside this backend; None if it fails."""
         key = (backend, workload)
-        if key not in self.witnesses:
+        if again or key not in self.witnesses:
             name = self.settings.reference
             self.progress(f"{backend} {workload}: fresh process of {name}, to tell what the machine does")
             try:
@@ -322,11 +322,13 @@ class Run:
                 self.witnesses[key] = None
         return self.witnesses[key]
 
-    def quiet(self, backend: str, workload: Workload) -> list[Measurement]:
+    def quiet(self, backend: str, workload: Workload) -> list[list[Measurement]]:
         """As many undisturbed measurements as a baseline is made of, each by another process; else none.
 
         What others disturbed would be a slow baseline, under which a regression passes, so it is measured again; but
-        no more than twice as many processes are started as are wanted.
+        no more than twice as many processes are started as are wanted. All are of one state of the CPUs
+        (`Measurement.barrier`). Those of another one that came up on the way follow, if they are as many as have to be
+        slow before a regression is called.
         """
         wanted = self.settings.invocations
         first, fresh = self.first(backend, workload), wanted - 1
@@ -336,10 +338,10 @@ class Run:
                     self.first(backend, other)
         while True:
             made = [first, *self.fresh(backend, workload, fresh, accepting=True)]
-            undisturbed = alike([one for one in made if one.settled and one.clean])
-            if len(undisturbed) >= wanted:
-                return undisturbed[:wanted]
-            if len(undisturbed) + 2 * wanted - len(made) < wanted:
+            most, *others = by_state([one for one in made if one.settled and one.clean]) or [[]]
+            if len(most) >= wanted:
+                return [most[:wanted], *(one[:wanted] for one in others if len(one) > CONFIRMATIONS)]
+            if len(most) + 2 * wanted - len(made) < wanted:
                 return []
             fresh += 1
 
@@ -445,17 +447,19 @@ class Run:
         quiet = self.quiet(backend, workload) if update and not slower else []
         if quiet:
             cold_start = replace(case, metric="cold-start")
-            barrier = median_barrier(one.barrier for one in quiet)
             for accepted, allowed in ((case, without_base[0]), (cold_start, None)):
                 if self.updates(accepted):
-                    rows = [one.figures(accepted.metric) for one in quiet]
-                    self.gate.accept(accepted, self.environment(backend), rows, allowed, barrier)
+                    sets = [
+                        ([one.figures(accepted.metric) for one in state], median_barrier(one.barrier for one in state))
+                        for state in quiet
+                    ]
+                    self.gate.accept(accepted, self.environment(backend), sets, allowed)
         registered = self.scope.registry[backend]
         result = Result(
             case=case,
             spread=spread,
             samples=tuple(figures),
-            invocations=tuple(tuple(one.figures(metric)) for one in quiet or invocations),
+            invocations=tuple(tuple(one.figures(metric)) for one in (quiet[0] if quiet else invocations)),
             speedup=median(reference.figures(metric)) / spread.median if reference else None,
             utilization=utilization,
             verdict=found,
@@ -566,7 +570,7 @@ class Run:
 
     # The end
 
-    def write_baselines(self) -> dict[Case, store.Entry]:
+    def write_baselines(self) -> dict[Case, list[store.Entry]]:
         """Write the accepted figures, but not those of a backend not in parity, nor `slower`. Returns what was written.
 
         A latency counts only if it is the right computation.
@@ -600,7 +604,7 @@ class Run:
         """Slowdowns beyond what the gate allows, which nobody who looks on accepts in CI unless that was asked for."""
         if not os.environ.get("CI") or self.settings.update_baselines == "slower":
             return []
-        return [change for change in self.gate.changes.values() if change.slower]
+        return [change for row in self.gate.changes.values() for change in row if change.slower]
 
     def prune_baselines(self, stale: Callable[[str], bool]) -> list[str]:
         """Remove this machine's baselines of the cases whose key is stale. Returns the keys.

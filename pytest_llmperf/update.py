@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_llmperf.cases import Case
+from pytest_llmperf.devices.fitness import Barrier
 from pytest_llmperf.verdict import LARGE, Invocations, centre, noise_floor
 
 
@@ -23,6 +24,7 @@ class Change:
         tolerance: the slowdown allowed, a fraction; None for a metric that is never gated.
         slower: whether the newest set is slower than the gate would have allowed.
         doubt: why the machine may be slower than it was for the set before, so that figures of it hide slowdowns.
+        barrier: of the newest set, which was compared with those of its state.
     """
 
     case: Case
@@ -33,6 +35,7 @@ class Change:
     tolerance: float | None
     slower: bool
     doubt: str | None = None
+    barrier: Barrier | None = None
 
     @property
     def ratio(self) -> float | None:

@@ -57,6 +57,17 @@ def test_it_writes_what_the_update_wrote_byte_for_byte(updated: Suite, capsys: p
     assert lines[-1].startswith("4 entries of ")  # two of them cold starts
 
 
+def test_sets_of_both_states_of_the_cpus_are_written_alike(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    far = "Simulated(tpot=0.006, barrier=4.5e-6) if process in (1, 3, 5) else Simulated(tpot=0.005, barrier=3e-6)"
+    suite.backends(sim=far)
+    suite.decode("--llm-update-baselines", "--llm-invocations=4", "--llm-results=raw.json")
+    capsys.readouterr()
+    assert accept(suite, folder="mine") == 0
+    assert (suite.path / "mine" / "cpu" / "tiny.json").read_bytes() == suite.baseline.read_bytes()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("4 entries of ")
+    assert accept(suite, folder="mine") == 1, "both are accepted already"
+
+
 @pytest.mark.parametrize("backend", ["sim", "sdpa+tp2", "team/kernel"])
 def test_a_case_is_known_by_its_key(backend: str) -> None:
     case = Case("tiny", "bfloat16", backend, Workload(1, 16, 8), "tpot")

@@ -142,6 +142,28 @@ def test_a_baseline_is_made_of_processes_whose_cpus_were_as_far_apart(
     )
 
 
+@pytest.mark.parametrize(("apart", "loads"), [((1, 3), 6), ((1, 3, 5), 7)])
+def test_of_another_state_of_the_cpus_a_set_is_kept_that_is_large_enough(
+    suite: Suite, apart: tuple[int, ...], loads: int
+) -> None:
+    far = f"Simulated(tpot=0.006, barrier=4.5e-6) if process in {apart} else Simulated(tpot=0.005, barrier=3e-6)"
+    suite.backends(sim=far)
+    result = suite.decode("--llm-update-baselines", "--llm-invocations=4")
+    assert (result.ret, suite.loads["sim"]) == (0, loads)
+    together, *others = suite.stored()["entries"][f"{SIM}/tpot"]
+    assert (together["median"], len(together["invocations"])) == (pytest.approx(0.005), 4)
+    assert [(one["median"], len(one["invocations"])) for one in others] == [(pytest.approx(0.006), 3)] * (
+        len(apart) > 2
+    )
+    if others:
+        result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim, 3.0 us *5.000 ms*", "tpot b1-p16-n8 sim, 4.5 us *6.000 ms*"])
+        result.stdout.fnmatch_lines("4 entries written to *")  # two of them of cold starts
+        suite.backends(sim="Simulated(tpot=0.006 * 1.15, barrier=4.5e-6)")
+        assert suite.decode().ret == 1, "it is told in either state"
+    else:
+        result.stdout.no_fnmatch_line("* us to meet*")
+
+
 def test_the_first_set_of_cpus_that_were_moved_is_new_even_in_ci(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     suite.record({"sim/tpot": TPOT, "sim/cold-start": 1.0}, barrier=3e-6)
     suite.backends(sim="Simulated(tpot=0.006, barrier=4.5e-6)")
@@ -428,16 +450,28 @@ def test_on_cpus_that_were_moved_nothing_can_be_told(
 
 
 @pytest.mark.parametrize("confirming", [0.00575, 0.005])
-@pytest.mark.parametrize(("moved", "said"), [(2, "flagged: 15.0% slower in one process, *"), (3, "*2 fresh processes")])
+@pytest.mark.parametrize(
+    ("moved", "loads", "said"),
+    [((2, 3), 3, "flagged: 15.0% slower in one process, *"), ((3, 4, 5), 5, "flagged: 15.0% slower in one process, *")],
+)
 def test_a_process_whose_cpus_were_moved_neither_confirms_nor_clears(
-    suite: Suite, confirming: float, moved: int, said: str
+    suite: Suite, confirming: float, moved: tuple[int, ...], loads: int, said: str
 ) -> None:
     suite.record({"sim/tpot": TPOT}, barrier=3e-6)
     far = f"Simulated(tpot={confirming}, barrier=4.5e-6)"
-    suite.backends(sim=f"{far} if process == {moved} else Simulated(tpot=0.00575, barrier=3e-6)")
+    suite.backends(sim=f"{far} if process in {moved} else Simulated(tpot=0.00575, barrier=3e-6)")
     result = suite.decode()
-    assert (result.ret, suite.loads["sim"]) == (0, moved)
+    assert (result.ret, suite.loads["sim"]) == (0, loads)
     result.stdout.fnmatch_lines(f"inconclusive: {said}, but {MOVED.format(1.5)}")
+
+
+@pytest.mark.parametrize(("confirming", "ret", "loads"), [(0.00575, 1, 5), (0.005, 0, 3)])
+def test_a_process_whose_cpus_were_moved_is_replaced(suite: Suite, confirming: float, ret: int, loads: int) -> None:
+    suite.record({"sim/tpot": TPOT}, barrier=3e-6)
+    near = f"Simulated(tpot={confirming} if process > 1 else 0.00575, barrier=3e-6)"
+    suite.backends(sim=f"Simulated(tpot=0.004, barrier=4.5e-6) if process in (2, 4) else {near}")
+    result = suite.decode()
+    assert (result.ret, suite.loads["sim"]) == (ret, loads)
 
 
 NOT_MOVED = [
@@ -490,15 +524,17 @@ def test_the_reference_is_compared_with_what_was_recorded_on_cpus_as_far_apart(s
     assert suite.decode(backends="ref,sim").ret == 1, "eager is as fast as ever on such CPUs"
 
 
-@pytest.mark.parametrize("barrier", [3e-6, 4.5e-6])
-def test_a_reference_whose_cpus_were_moved_is_no_witness(suite: Suite, barrier: float) -> None:
+@pytest.mark.parametrize(("moved", "loads", "ret"), [((), 2, 1), ((2,), 3, 1), ((2, 3), 3, 0)])
+def test_a_reference_whose_cpus_were_moved_is_no_witness(
+    suite: Suite, moved: tuple[int, ...], loads: int, ret: int
+) -> None:
     suite.record({"sim/tpot": TPOT, "ref/tpot": 0.010}, barrier=3e-6)
     suite.backends(
         sim="Simulated(tpot=0.006, barrier=3e-6)",
-        ref=f"Simulated(barrier={barrier} if process > 1 else 3e-6)",
+        ref=f"Simulated(barrier=4.5e-6 if process in {moved} else 3e-6)",
     )
     result = suite.decode(backends="ref,sim")
-    assert result.ret == (barrier == 3e-6)
+    assert (result.ret, suite.loads["ref"]) == (ret, loads)
     if result.ret == 0:
         said = "inconclusive: 20.0% slower in 2 fresh processes, but ref cannot witness it: "
         result.stdout.fnmatch_lines(said + MOVED.format(1.5))

@@ -134,6 +134,12 @@ def beside(
     }
 
 
+def compared(sets: Sequence[dict[str, Any]], result: dict[str, Any]) -> list[list[float]]:
+    """The samples of the set that a result is held against; each state of the CPUs may have one."""
+    nearest = min(sets, key=lambda one: abs(float(one["median"]) - float(result["verdict"]["baseline"])))
+    return list(nearest["invocations"])
+
+
 def with_stored(folder: Path, metrics: Sequence[str], sizes: Mapping[str, str], *arguments: str) -> dict[str, Any]:
     """A run that compares with what is stored, by workload."""
     (file,) = (folder / "baselines").glob("*/*.json")
@@ -143,7 +149,7 @@ def with_stored(folder: Path, metrics: Sequence[str], sizes: Mapping[str, str], 
     complete = {name: one for name, one in measured.items() if len(one) == len(metrics)}
     for workload, results in complete.items():
         arms = {
-            "base": {metric: stored[results[metric]["case"]][0]["invocations"] for metric in metrics},
+            "base": {metric: compared(stored[results[metric]["case"]], results[metric]) for metric in metrics},
             "head": {metric: results[metric]["invocations"] for metric in metrics},
         }
         # A process of either that the other has none beside is empty there.

@@ -178,19 +178,21 @@ def _mentioned(cases: Sequence[str]) -> str:
 
 
 def changes(accepted: Iterable[Change]) -> list[str]:
-    """What an update did, a line per case: old, new, change, and what the gate can detect from now on."""
+    """What an update did, a line per set: old, new, change, and what the gate can detect from now on."""
     taken = list(accepted)
+    sets = Counter(one.case for one in taken)
     rows = [("accepted", "old", "new", "change", "resolution")]
     starred = False
     doubts: dict[str, None] = {}
     for one in taken:
         case = one.case
         moved = "new" if one.ratio is None else f"{one.ratio - 1:+.1%}{'*' * one.beyond_noise}"
+        state = f", {1e6 * one.barrier.seconds:.1f} us to meet" if sets[case] > 1 and one.barrier else ""
         starred |= one.beyond_noise
         doubts |= dict.fromkeys(filter(None, [one.doubt]))
         rows.append(
             (
-                label(case),
+                label(case) + state,
                 "-" if one.old is None else figure(one.old, case.metric),
                 figure(one.new, case.metric),
                 moved,
