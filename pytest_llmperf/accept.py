@@ -54,6 +54,8 @@ def parse(results: Mapping[str, Any]) -> Update | None:
         refused=dict(results["update"]["refused"]),
         unmeasured=len(results["unmeasured"]),
     )
+    if any(len({(one.environment, one.recorded) for one in row}) > 1 for row in baseline.entries.values()):
+        raise ValueError("it has sets of one case that are of several days or machines")
     if found.tolerances.keys() != baseline.entries.keys():
         raise ValueError("its tolerances are of other cases than its figures")
     return found
@@ -78,17 +80,18 @@ def queue(update: Update, gate: Gate) -> dict[str, str]:
     """
     left = dict(update.refused)
     for case, row in update.sets.items():
-        taken = []
+        why, taken = "", []
         for entry in row:
             own = gate.like(case, entry.barrier)
             if any(entry.invocations == one.invocations for one in own):
-                left[case.key] = "it is accepted already"
+                why = "it is accepted already"
             elif own and own[0].recorded > entry.recorded:
-                left[case.key] = f"that machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
+                why = f"that machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
             else:
-                taken.append(entry)
+                taken.append((entry.invocations, entry.barrier))
         if taken:
-            environment, day = update.baseline.environments[taken[0].environment], date.fromisoformat(taken[0].recorded)
-            sets = [(one.invocations, one.barrier) for one in taken]
-            gate.accept(case, environment, sets, update.tolerances[case.key], day)
+            environment, day = update.baseline.environments[row[0].environment], date.fromisoformat(row[0].recorded)
+            gate.accept(case, environment, taken, update.tolerances[case.key], day)
+        else:
+            left[case.key] = why
     return left

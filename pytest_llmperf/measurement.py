@@ -109,7 +109,11 @@ def median_barrier(barriers: Iterable[Barrier | None]) -> Barrier | None:
 
 
 def by_state(measured: Sequence[Measurement]) -> list[list[Measurement]]:
-    """Those whose threads met about as soon as one another's, the most first: a host may move a machine's CPUs."""
+    """Those whose threads met about as soon as one another's, the most first: a host may move a machine's CPUs.
+
+    Each of those that follow had its CPUs moved (`fitness.moved`) from all before. What is of no such state, since its
+    threads took longer than any way between CPUs explains or are others, is left out.
+    """
 
     def group(soonest: Measurement) -> list[Measurement]:
         if soonest.barrier is None:
@@ -117,12 +121,12 @@ def by_state(measured: Sequence[Measurement]) -> list[list[Measurement]]:
         least = soonest.barrier.seconds
         return [one for one in left if one.barrier and least <= one.barrier.seconds <= APART * least]
 
-    left, groups = list(measured), list[list[Measurement]]()
+    left, states = list(measured), list[list[Measurement]]()
     while left:
-        groups.append(max(map(group, left), key=len))
-        taken = set(map(id, groups[-1]))
-        left = [one for one in left if id(one) not in taken]
-    return groups
+        states.append(max(map(group, left), key=len))
+        usual = median_barrier(one.barrier for one in states[-1])
+        left = [one for one in left if fitness.moved(one.barrier, usual)]
+    return states
 
 
 def _seconds(barrier: Barrier) -> float:

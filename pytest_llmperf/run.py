@@ -87,8 +87,8 @@ class Run:
         #: Whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
         self._fresh: dict[tuple[str, Workload], list[Measurement]] = {}
-        #: The reference, measured right after that backend and workload were confirmed slow; None if it failed.
-        self.witnesses: dict[tuple[str, Workload], Measurement | None] = {}
+        #: The reference, measured right after that backend and workload were confirmed slow; None where it failed.
+        self.witnesses: dict[tuple[str, Workload], list[Measurement | None]] = {}
         self.beside = Beside(
             scope, lambda: self.engines, lambda workload: self.prompts.batch(workload), self._compared, progress
         )
@@ -309,26 +309,29 @@ class Run:
                     if spoiled(error):
                         return
 
-    def _witness(self, backend: str, workload: Workload, again: bool) -> Measurement | None:
-        """The reference in a fresh process, measured when first asked for beside this backend; None if it fails."""
-        key = (backend, workload)
-        if again or key not in self.witnesses:
-            name = self.settings.reference
+    def _witness(self, backend: str, workload: Workload, number: int) -> Measurement | None:
+        """The reference in its first, second ... fresh process beside this backend, made when first asked for.
+
+        Returns:
+            None if that failed.
+        """
+        made, name = self.witnesses.setdefault((backend, workload), []), self.settings.reference
+        while len(made) < number:
             self.progress(f"{backend} {workload}: fresh process of {name}, to tell what the machine does")
             try:
                 with self.engines.fresh(self.scope.registry[name]) as (ask, load):
-                    self.witnesses[key] = self._measure(ask, name, workload, load)
+                    made.append(self._measure(ask, name, workload, load))
             except (WorkerError, TraceError):
-                self.witnesses[key] = None
-        return self.witnesses[key]
+                made.append(None)
+        return made[number - 1]
 
     def quiet(self, backend: str, workload: Workload) -> list[list[Measurement]]:
         """As many undisturbed measurements as a baseline is made of, each by another process; else none.
 
         What others disturbed would be a slow baseline, under which a regression passes, so it is measured again; but
         no more than twice as many processes are started as are wanted. All are of one state of the CPUs
-        (`Measurement.barrier`). Those of another one that came up on the way follow, if they are as many as have to be
-        slow before a regression is called.
+        (`Measurement.barrier`). Those of others that came up on the way follow, if they are as many as have to be slow
+        before a regression is called.
         """
         wanted = self.settings.invocations
         first, fresh = self.first(backend, workload), wanted - 1

@@ -66,6 +66,19 @@ def test_sets_of_both_states_of_the_cpus_are_written_alike(suite: Suite, capsys:
     assert (suite.path / "mine" / "cpu" / "tiny.json").read_bytes() == suite.baseline.read_bytes()
     assert capsys.readouterr().out.splitlines()[-1].startswith("4 entries of ")
     assert accept(suite, folder="mine") == 1, "both are accepted already"
+    mine = suite.path / "mine" / "cpu" / "tiny.json"
+    held = json.loads(mine.read_text())
+    for row in held["entries"].values():
+        del row[0]
+    mine.write_text(json.dumps(held))
+    capsys.readouterr()
+    assert accept(suite, folder="mine") == 0
+    said = capsys.readouterr().out
+    assert "left out" not in said
+    assert said.splitlines()[-1].startswith("2 entries of ")
+    edit(suite, lambda data: data["update"]["baseline"]["entries"][TPOT][0].update(recorded="2020-01-01"))
+    assert accept(suite, folder="mine") == 2
+    assert "sets of one case that are of several days" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("backend", ["sim", "sdpa+tp2", "team/kernel"])

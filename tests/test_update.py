@@ -149,7 +149,7 @@ def test_new_accepts_what_has_no_baseline_and_gates_the_rest(recorded: Suite) ->
     result = recorded.decode("--llm-update-baselines=new", backends="ref,sim")
     assert result.ret == 1
     result.assert_outcomes(passed=1, failed=1)
-    assert recorded.loads == {"ref": 5, "sim": 3}, "one to screen and two to confirm"
+    assert recorded.loads == {"ref": 5, "sim": 4}, "one to screen and three to confirm"
     assert medians(recorded) == [TPOT]
     assert medians(recorded, f"{REF}/tpot") == pytest.approx([0.010])
     assert f"{SIM}/cold-start" not in recorded.stored()["entries"]
@@ -391,7 +391,7 @@ def test_a_confirmation_measures_the_flagged_workload_alone(recorded: Suite) -> 
     serving(recorded, tpot=TPOT * 1.15)
     result = recorded.decode("--llm-update-baselines=new", *BATCHES)
     result.assert_outcomes(passed=2, failed=1)
-    assert recorded.served == [[1, 2, 4], [1], [1], [2, 4], [2, 4]]
+    assert recorded.served == [[1, 2, 4], [1], [1], [1], [2, 4], [2, 4]]
 
 
 def test_new_measures_no_other_workload_that_has_a_baseline(recorded: Suite) -> None:

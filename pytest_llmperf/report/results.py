@@ -59,7 +59,10 @@ def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> d
             "unmeasured": list(unmeasured),
             "measurements": [asdict(one) for one in run.measurements],
             "witnesses": [
-                {"beside": backend} | asdict(one) for (backend, _), one in run.witnesses.items() if one is not None
+                {"beside": backend} | asdict(one)
+                for (backend, _), made in run.witnesses.items()
+                for one in made
+                if one is not None
             ],
             "comparisons": [
                 {"backend": backend, "workload": str(workload), "pairs": [asdict(pair) for pair in one.pairs]}

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
-from pytest_llmperf.worker.watch import ROUNDS, loop
+from pytest_llmperf.worker.watch import ROUNDS, barrier, loop
 
 
 def measure(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.3) -> dict[str, float]:
     """The best rates seen of GEMM (FLOP/s) and memory reads (bytes/s), and the interpreter's usual one (rounds/s).
+
+    On a CPU also how often its threads can meet (1/s), named after how many they are: on CPUs that the host moved apart
+    that is less often, and memory may be read twice as fast.
 
     A roof is what no kernel passes, so the best of several kernels and repetitions counts. The weights are laid out
     both ways, since a CPU without instructions for a type may multiply one of them 17 times as fast as the other; and
@@ -48,6 +51,7 @@ def measure(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.3) ->
     def best(work: Any, amount: float) -> float:
         return amount / min(timed(work))
 
+    met = barrier() if device == "cpu" else None
     side = 8192 if device != "cpu" else 1024
     flops = 0.0
     for one in dict.fromkeys((kind, torch.float32)):
@@ -65,4 +69,8 @@ def measure(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.3) ->
         best(lambda: half @ half_vector, float(half.numel() * half.element_size())),
     )
     interpreter = f"interpreter {sys.implementation.cache_tag}"
-    return {"flops": flops, "bandwidth": bandwidth, interpreter: ROUNDS / median(timed(loop))}
+    found = {"flops": flops, "bandwidth": bandwidth, interpreter: ROUNDS / median(timed(loop))}
+    again = barrier() if met else None
+    if met and again:
+        found[f"meetings {met.threads}"] = 1 / min(met.seconds, again.seconds)
+    return found
