@@ -102,7 +102,7 @@ class Gate:
         Args:
             case: which.
             first: what this run's engine measured.
-            reference: what the reference measured of the same workload in this run, or None.
+            reference: what the reference measured of the same workload in this run, or None; where there is no witness.
             tolerance: the slowdown allowed, as a fraction.
             fresh: that many measurements in fresh processes, those made before among them; None to screen only.
             witness: the reference in its first, second ... fresh process beside this case, or None if it failed.
@@ -113,40 +113,36 @@ class Gate:
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
         if not own:
             return self._elsewhere(case, recorded, first, reference, tolerance)
-        entry, (newest, *earlier) = own[0], [one.invocations for one in own]
+        entry = own[0]
         found = self._screen(case, first, tolerance)
         if not found.flagged or fresh is None:
             return self._cleared(found, first)
         if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._weaker(entry)):
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
-        confirmations, moved = _unmoved(fresh, 1, entry)
-        if moved:
-            return _untold(found, moved)
-        figures = [one.figures(case.metric) for one in confirmations]
-        cleared = verdict.clear(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier)
-        if cleared is not None and not self._disturbed(confirmations):
+        made, sets = self._in_a_known_state(case, fresh, 1)
+        if not sets:
+            return _untold(found, _moved(made, entry))
+        cleared = verdict.clear(sets[0], [made[0].figures(case.metric)], tolerance, ABSOLUTE_FLOOR, sets[1:])
+        if cleared is not None and not self._disturbed(made):
             return cleared
 
         def confirmed(count: int) -> tuple[Verdict, str | None]:
-            confirmations, moved = _unmoved(fresh, count, entry)
-            if moved:
-                return _untold(found, moved), None
-            figures = [one.figures(case.metric) for one in confirmations]
-            return (
-                verdict.confirm(newest, figures, tolerance, ABSOLUTE_FLOOR, earlier),
-                self._disturbed(confirmations),
-            )
+            made, sets = self._in_a_known_state(case, fresh, count)
+            if not sets:
+                return _untold(found, _moved(made, entry)), None
+            figures = [one.figures(case.metric) for one in made]
+            return verdict.confirm(sets[0], figures, tolerance, ABSOLUTE_FLOOR, sets[1:]), self._disturbed(made)
 
         found, doubt = confirmed(CONFIRMATIONS)
         if found.outcome is Outcome.REGRESSION and not doubt:
-            doubt = self._shared(case, reference, found) or self._weaker(entry)
-            seen = None
+            doubt, seen = self._weaker(entry), None
             if not doubt and self._witnessed(case):
-                seen = witness(1)
-                if self._no_witness(case, seen):
-                    seen = witness(2) or seen
-                doubt = self._no_witness(case, seen) or self._shared(case, seen, found, SUSCEPTIBLE)
+                for number in (1, 2):  # one is a little slow by chance, or its CPUs were moved
+                    seen = witness(number) or seen
+                    doubt = self._no_witness(case, seen) or self._shared(case, seen or reference, found)
+                    if not doubt:
+                        break
             if not doubt:
                 found, doubt = confirmed(CONFIRMATIONS + 1)
             if found.outcome is Outcome.REGRESSION and not doubt and seen is None and case.backend != self.reference:
@@ -308,6 +304,24 @@ class Gate:
         of = f"{len(disturbed)} of {len(measured)} processes" if len(measured) > 1 else "the process"
         return f"too few samples of {of} were undisturbed: {disturbed[0].culprit}"
 
+    def _in_a_known_state(
+        self, case: Case, fresh: Callable[[int], Sequence[Measurement]], count: int
+    ) -> tuple[list[Measurement], list[verdict.Invocations]]:
+        """Make that many fresh processes in one state of the CPUs of which there are sets; at most twice as many.
+
+        Returns:
+            Those, and the sets, newest first; or all that were made, and no sets.
+        """
+        made = list[Measurement]()
+        for asked in range(count, 2 * max(count, CONFIRMATIONS) + 1):
+            made = list(fresh(asked))
+            for one in made:
+                sets = self.like(case, one.barrier)
+                alike = [other for other in made if self.like(case, other.barrier) == sets]
+                if sets and len(alike) >= count:
+                    return alike[:count], [one.invocations for one in sets]
+        return made, []
+
     def _weaker(self, entry: store.Entry) -> str | None:
         """Whether the machine itself is slower now than when the baseline was recorded."""
         if self.measure_peaks is None:
@@ -338,7 +352,7 @@ class Gate:
         moved = _moved([seen], self._compared_with(replace(case, backend=self.reference), seen)[0])
         return f"{self.reference} cannot witness it: {moved}" if moved else None
 
-    def _shared(self, case: Case, reference: Measurement | None, found: Verdict, susceptible: float = 1) -> str | None:
+    def _shared(self, case: Case, reference: Measurement | None, found: Verdict) -> str | None:
         """Whether the reference is slower than its own baseline by so much that too little is left for this case.
 
         Drift outlasts a run, and slows what ran just before or after it too. What slows every backend alike, as a new
@@ -349,7 +363,6 @@ class Gate:
             case: which.
             reference: its figures, or None.
             found: of the case.
-            susceptible: how many times as much, in logarithms, the case may have been slowed.
         """
         if reference is None or not self._witnessed(case):
             return None
@@ -357,7 +370,7 @@ class Gate:
         if not like:
             return None
         drift = verdict.centre([reference.figures(case.metric)]) / like[0].median
-        left = found.ratio / drift**susceptible
+        left = found.ratio / drift**SUSCEPTIBLE
         if drift <= 1 + found.threshold * verdict.CONSISTENT or left > 1 + found.threshold:
             return None
         return f"{self.reference} is {verdict.change_of(drift)} than its baseline too, so it may be the machine"
@@ -451,26 +464,9 @@ def _moved(measured: Iterable[Measurement], entry: store.Entry) -> str | None:
     return None
 
 
-def _unmoved(
-    fresh: Callable[[int], Sequence[Measurement]], count: int, entry: store.Entry
-) -> tuple[Sequence[Measurement], str | None]:
-    """Make that many fresh processes on CPUs as far apart as with the baseline, of at most twice as many.
-
-    Returns:
-        Those, and None; or those that there are, and why they are too few.
-    """
-    made, unmoved = list[Measurement](), list[Measurement]()
-    for asked in range(count, 2 * max(count, CONFIRMATIONS) + 1):
-        made = list(fresh(asked))
-        unmoved = [one for one in made if _moved([one], entry) is None]
-        if len(unmoved) >= count:
-            return unmoved[:count], None
-    return unmoved, _moved(made, entry)
-
-
-def _untold(found: Verdict, why: str) -> Verdict:
+def _untold(found: Verdict, why: str | None) -> Verdict:
     """Neither slower, nor faster, nor as fast as ever."""
-    reason = f"{found.reason}, but {why}" if found.reason else why
+    reason = ", but ".join(filter(None, [found.reason, why]))
     return replace(found, outcome=Outcome.INCONCLUSIVE, reason=reason, flagged=False)
 
 
