@@ -34,6 +34,8 @@ BELIEVED = 60.0
 #: How many times as much as its witness, in logarithms, a case may have been slowed by what slowed both: on two shared
 #: cores sdpa's prefill of four prompts was 19 % slower one run later, and eager's 9 %.
 SUSCEPTIBLE = 2
+#: Said where it is in none of the processes alone.
+MOVED_MEANWHILE = "the host moved its CPUs meanwhile, it seems"
 #: Said of a regression that had no witness, with the reference's name.
 UNWITNESSED = "with no figures of {} to tell slow code from a slow machine"
 #: What of a machine is looked at, by the first word of its name, and how it is called.
@@ -51,14 +53,23 @@ def weaker(now: Mapping[str, float], recorded: Mapping[str, float]) -> str | Non
     What several threads do together can be compared only while they meet as soon: on two shared CPUs memory was read
     almost twice as fast while the host had them apart, and GEMM was 10 % slower.
     """
-    met = [name for name in recorded if name.split()[0] == "meetings" and name in now]
-    moved = any(fitness.moved(Barrier(1 / now[name], 2), Barrier(1 / recorded[name], 2)) for name in met)
+    moved = _moved_since(now, recorded)
     for name, before in recorded.items():
         kind = name.split()[0]
         if kind in PEAKS and not (moved and kind != "interpreter") and now.get(name, math.inf) < SAME_STATE * before:
             title = PEAKS[kind]
             return f"this machine's {title} is {1 - now[name] / before:.0%} below what it was with the baseline"
     return None
+
+
+def _moved_since(now: Mapping[str, float], recorded: Mapping[str, float]) -> bool:
+    """Whether by a machine's rates its CPUs are others than when it was recorded."""
+    for name in recorded.keys() & now.keys():
+        kind, *threads = name.split()
+        if kind == "meetings":
+            met = [Barrier(1 / rates[name], int(threads[0])) for rates in (now, recorded)]
+            return fitness.moved(*met)
+    return False
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,8 @@ class Gate:
         Args:
             case: which.
             first: what this run's engine measured.
-            reference: what the reference measured of the same workload in this run, or None; where there is no witness.
+            reference: what the reference measured of the same workload in this run, or None; what stands in for a
+                witness that fails, and what a speedup is over.
             tolerance: the slowdown allowed, as a fraction.
             fresh: that many measurements in fresh processes, those made before among them; None to screen only.
             witness: the reference in its first, second ... fresh process beside this case, or None if it failed.
@@ -121,30 +133,41 @@ class Gate:
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
         made, sets = self._in_a_known_state(case, fresh, 1)
+        moved = _moved(made, entry)
         if not sets:
-            return _untold(found, _moved(made, entry))
-        cleared = verdict.clear(sets[0], [made[0].figures(case.metric)], tolerance, ABSOLUTE_FLOOR, sets[1:])
-        if cleared is not None and not self._disturbed(made):
+            return _untold(found, moved or MOVED_MEANWHILE)
+        earlier = [one.invocations for one in sets]
+        figures = [one.figures(case.metric) for one in made]
+        cleared = verdict.clear(earlier[0], figures, tolerance, ABSOLUTE_FLOOR, earlier[1:])
+        if cleared is not None and not moved and not self._disturbed(made):
             return cleared
 
         def confirmed(count: int) -> tuple[Verdict, str | None]:
+            """What that many say; in another state than the first one they convict, but do not clear."""
+            nonlocal entry
             made, sets = self._in_a_known_state(case, fresh, count)
+            moved = _moved(made, own[0])
             if not sets:
-                return _untold(found, _moved(made, entry)), None
+                return _untold(found, moved or MOVED_MEANWHILE), None
+            entry, earlier = sets[0], [one.invocations for one in sets]
             figures = [one.figures(case.metric) for one in made]
-            return verdict.confirm(sets[0], figures, tolerance, ABSOLUTE_FLOOR, sets[1:]), self._disturbed(made)
+            said = verdict.confirm(earlier[0], figures, tolerance, ABSOLUTE_FLOOR, earlier[1:])
+            if moved and said.outcome is not Outcome.REGRESSION:
+                return _untold(found, moved), None
+            return said, self._disturbed(made)
 
         found, doubt = confirmed(CONFIRMATIONS)
         if found.outcome is Outcome.REGRESSION and not doubt:
-            doubt, seen = self._weaker(entry), None
+            doubt, seen, number = self._weaker(entry), None, 1
             if not doubt and self._witnessed(case):
                 for number in (1, 2):  # one is a little slow by chance, or its CPUs were moved
                     seen = witness(number) or seen
                     doubt = self._no_witness(case, seen) or self._shared(case, seen or reference, found)
                     if not doubt:
                         break
-            if not doubt:
-                found, doubt = confirmed(CONFIRMATIONS + 1)
+            if not doubt:  # for each witness one more, which was made after it whichever metric asked for it first
+                found, doubt = confirmed(CONFIRMATIONS + number)
+                doubt = doubt or self._shared(case, seen or reference, found)
             if found.outcome is Outcome.REGRESSION and not doubt and seen is None and case.backend != self.reference:
                 found = replace(found, reason=f"{found.reason}, {UNWITNESSED.format(self.reference)}")
         return verdict.contaminated(found, doubt) if doubt else found
@@ -306,8 +329,10 @@ class Gate:
 
     def _in_a_known_state(
         self, case: Case, fresh: Callable[[int], Sequence[Measurement]], count: int
-    ) -> tuple[list[Measurement], list[verdict.Invocations]]:
-        """Make that many fresh processes in one state of the CPUs of which there are sets; at most twice as many.
+    ) -> tuple[list[Measurement], list[store.Entry]]:
+        """Make that many fresh processes in one state of the CPUs of which there are sets.
+
+        At most twice as many are made, or twice as many as confirm a case.
 
         Returns:
             Those, and the sets, newest first; or all that were made, and no sets.
@@ -316,10 +341,9 @@ class Gate:
         for asked in range(count, 2 * max(count, CONFIRMATIONS) + 1):
             made = list(fresh(asked))
             for one in made:
-                sets = self.like(case, one.barrier)
-                alike = [other for other in made if self.like(case, other.barrier) == sets]
-                if sets and len(alike) >= count:
-                    return alike[:count], [one.invocations for one in sets]
+                alike = [other for other in made if not fitness.moved(other.barrier, one.barrier)]
+                if len(alike) >= count and (sets := self.like(case, one.barrier)):
+                    return alike[:count], sets
         return made, []
 
     def _weaker(self, entry: store.Entry) -> str | None:
@@ -332,12 +356,18 @@ class Gate:
             return known
         recorded = self.stored.environments[entry.environment].peaks
         now: dict[str, float] = {}
+        rates: Mapping[str, float] = {}
         for _ in range(PROBES):  # one may itself be disturbed: the best of a few says what the machine can do now
-            now = {name: max(rate, now.get(name, 0.0)) for name, rate in self.measure_peaks().items()}
-            below = weaker(now, recorded)
-            if below is None:
+            rates = self.measure_peaks()
+            if _moved_since(rates, recorded):
+                continue  # rates of two states are those of none
+            now = {name: max(rate, now.get(name, 0.0)) for name, rate in rates.items()}
+            if weaker(now, recorded) is None:
                 return None
-            known = below
+        below = weaker(now or rates, recorded)
+        if below is None:
+            return None
+        known = below
         self._weak[entry.environment] = time.monotonic(), known
         return known
 
@@ -464,9 +494,9 @@ def _moved(measured: Iterable[Measurement], entry: store.Entry) -> str | None:
     return None
 
 
-def _untold(found: Verdict, why: str | None) -> Verdict:
+def _untold(found: Verdict, why: str) -> Verdict:
     """Neither slower, nor faster, nor as fast as ever."""
-    reason = ", but ".join(filter(None, [found.reason, why]))
+    reason = f"{found.reason}, but {why}" if found.reason else why
     return replace(found, outcome=Outcome.INCONCLUSIVE, reason=reason, flagged=False)
 
 

@@ -111,8 +111,8 @@ def median_barrier(barriers: Iterable[Barrier | None]) -> Barrier | None:
 def by_state(measured: Sequence[Measurement]) -> list[list[Measurement]]:
     """Those whose threads met about as soon as one another's, the most first: a host may move a machine's CPUs.
 
-    Each of those that follow had its CPUs moved (`fitness.moved`) from all before. What is of no such state, since its
-    threads took longer than any way between CPUs explains or are others, is left out.
+    Each of those that follow had its CPUs moved (`fitness.moved`) from all before. What is neither as soon as one of
+    them nor moved from it is left out, as where threads took longer than any way between CPUs explains.
     """
 
     def group(soonest: Measurement) -> list[Measurement]:

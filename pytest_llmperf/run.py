@@ -499,7 +499,7 @@ class Run:
         for attempt in range(2 if measured else 1):
             if attempt:
                 again = self.measure_peaks()
-                self.peaks.update({name: max(rate, again[name]) for name, rate in self.peaks.items()})
+                self.peaks.update({name: max(rate, again.get(name, rate)) for name, rate in self.peaks.items()})
             found = roofline.utilization(
                 self.model.architecture,
                 case.workload,

@@ -162,10 +162,11 @@ def test_sets_of_both_states_of_the_cpus_are_kept(suite: Suite) -> None:
         suite.decode().stdout.fnmatch_lines(f"1 cases gated: 1 {said}")
 
 
-@pytest.mark.parametrize(("tpot", "said"), [(0.0055, "regression"), (0.005, "ok")])
+@pytest.mark.parametrize(("tpot", "said"), [(0.0055, "regression"), (0.005, "inconclusive")])
 def test_a_process_is_held_against_its_own_state_wherever_the_first_one_was(
     suite: Suite, tpot: float, said: str
 ) -> None:
+    """Those of another state convict, but do not clear: what is slow in one may not be in the other."""
     suite.record({"sim/tpot": 0.006}, barrier=4.5e-6)
     suite.record({"sim/tpot": 0.005}, barrier=3e-6)
     near = f"Simulated(tpot={tpot}, barrier=3e-6)"
@@ -656,7 +657,7 @@ def pytest_sessionstart():
     [
         ("0.005 if process == 4 else 0.006", "0.010", 1, "inconclusive: 20.0% slower in 3 fresh processes, but *"),
         ("0.006", "0.010 if process == 1 else 0.012", 2, "inconclusive: 20.0% slower in 2 fresh *, but ref is *"),
-        ("0.006", "0.012 if process == 2 else 0.010", 2, "regression: 20.0% slower in 3 fresh processes"),
+        ("0.006", "0.012 if process == 2 else 0.010", 2, "regression: 20.0% slower in 4 fresh processes"),
         ("0.006", "0.0105 if process == 1 else 0.010", 1, "regression: 20.0% slower in 3 fresh processes"),
         ("0.006", "0.010 if process == 1 else 1 / 0", 1, f"regression: 20.0% slower in 3 fresh processes{UNSEEN}"),
         ("0.006", "0.0105 if process == 1 else 1 / 0", 2, "inconclusive: 20.0% slower in 2 fresh *, but ref is *"),
@@ -671,7 +672,7 @@ def test_a_slow_spell_that_outlasts_the_confirmation_is_no_regression(
     suite.backends(sim=f"Simulated(tpot=lambda number: {sim})", ref=f"Simulated(tpot=lambda number: {ref})")
     result = suite.decode(backends="ref,sim")
     result.stdout.fnmatch_lines(f"{said} (tpot b1-p16-n8 sim*")
-    assert suite.loads == {"ref": witnesses + 1, "sim": 3 if "2 fresh" in said else 4}
+    assert suite.loads == {"ref": witnesses + 1, "sim": 1 + int(said.split(" fresh")[0][-1])}
     assert result.ret == ("regression" in said)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -23,7 +26,23 @@ def test_a_linear_layer_does_not_pass_the_roof(dtype: str) -> None:
     assert measure("cpu", dtype, 2**22, seconds=0.2)["flops"] > best / 3
 
 
-@pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread meets no other")
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_cpus_rates_say_how_soon_its_threads_met() -> None:
-    found = measure("cpu", "bfloat16", 2**20, seconds=0.01)
-    assert 1e3 < found[f"meetings {torch.get_num_threads()}"] < 1e7
+    with threads(2):
+        found = measure("cpu", "bfloat16", 2**20, seconds=0.01)
+    assert 1 < found["meetings 2"] < 1e7, "a thread that has no CPU of its own waits for one"
+
+
+def test_one_thread_meets_no_other() -> None:
+    with threads(1):
+        found = measure("cpu", "bfloat16", 2**20, seconds=0.01)
+    assert found.keys() == {"flops", "bandwidth", f"interpreter {sys.implementation.cache_tag}"}
