@@ -365,11 +365,9 @@ class Gate:
             if weaker(now, recorded) is None:
                 return None
         below = weaker(now or rates, recorded)
-        if below is None:
-            return None
-        known = below
-        self._weak[entry.environment] = time.monotonic(), known
-        return known
+        if below is not None:
+            self._weak[entry.environment] = time.monotonic(), below
+        return below
 
     def _witnessed(self, case: Case) -> bool:
         """Whether this machine recorded the reference's figures of another backend's case."""
