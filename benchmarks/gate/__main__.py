@@ -146,7 +146,11 @@ def with_stored(folder: Path, metrics: Sequence[str], sizes: Mapping[str, str], 
     stored = json.loads(file.read_text())["entries"]
     found = {}
     measured = by_workload(measure(folder, *arguments, backends=WITNESSED, sizes=sizes))
-    complete = {name: one for name, one in measured.items() if len(one) == len(metrics)}
+    complete = {
+        name: one  # what failed has no verdict, and what could not be recorded no baseline
+        for name, one in measured.items()
+        if len(one) == len(metrics) and all(result["case"] in stored for result in one.values())
+    }
     for workload, results in complete.items():
         arms = {
             "base": {metric: compared(stored[results[metric]["case"]], results[metric]) for metric in metrics},
