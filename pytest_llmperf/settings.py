@@ -282,14 +282,14 @@ OPTIONS = (
            "pytest's rootdir. Example: --llm-baseline-dir=perf/baselines", Path("baselines")),
     Option("update-baselines", _update, "WHICH", "Accept the new figures: measure every selected case in fresh processes and write "
            "its baseline; nothing fails for being slower, but where the CI variable is set, a case that is slower than the gate "
-           "allows is not written and the run fails. Values: all (or none); slower: also in CI; new: only cases without a "
+           "allows is not written and the run fails. Values: all (the same as the option without a value); slower: also in CI; new: only cases without a "
            "baseline of this machine, the others are gated. Default: off. Example: pytest suites/ --llm-update-baselines",
            bare="all"),
     Option("max-regression", _fraction, "FRACTION", "Slowdown against the baseline above which a test fails, if confirmed in "
            "fresh processes. Default: 3%% with a base; else 5%% on an accelerator, 10%% on the CPU. "
            "Example: --llm-max-regression=8%%"),
-    Option("base", str, "REVISION", "Git revision to compare with, side by side in fresh processes: cases that its stored baseline flags "
-           "or has no figures of. Default: none. Example: --llm-base=origin/main"),
+    Option("base", str, "REVISION", "Git revision to compare with, side by side in fresh processes: cases that the stored baseline does "
+           "not clear, or that it has no figures of on this machine. Default: none. Example: --llm-base=origin/main"),
     Option("base-python", str, "PATH", "Interpreter to compare with in the same way: another environment, with other versions. "
            "Default: that of head. Example: --llm-base-python=/opt/torch-2.12/bin/python"),
     Option("compare", _comparison, "WHICH", "Cases that are compared with the base, if one is given: 'flagged' or 'always'. Default: flagged. "
@@ -307,8 +307,9 @@ OPTIONS = (
            "Default: off. Example: pytest --llm-self-test suites/", False),
     Option("invocations", _invocations, "N", "Fresh processes that a new baseline is made of, at least 3. Default: 5. "
            "Example: --llm-invocations=9", 5),
-    Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive or missing baselines, backends that "
-           "cannot run here. Default: off. Example: pytest suites/ --llm-strict", False),
+    Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive, new, no baseline, incomparable, an improvement of more than "
+           "20%%; a backend that cannot run here ends the run before it measures."
+           " Default: off. Example: pytest suites/ --llm-strict", False),
     Option("timeout", _seconds, "SECONDS", "Longest time for one request to a worker (loading a model, a generation with its "
            "compilation). Default: 600. Example: --llm-timeout=1800", 600.0),
     Option("concurrency", _sizes, "LIST", "Under load, requests that a server has to answer at a time, comma-separated: a case each. "

@@ -45,7 +45,7 @@ class Change:
     @property
     def questionable(self) -> bool:
         """Whether a gated case became faster by more than can be taken on trust, as `Verdict.questionable`."""
-        return self.resolution is not None and self.ratio is not None and self.ratio * (1 + LARGE) < 1
+        return self.resolution is not None and self.ratio is not None and self.ratio < 1 - LARGE
 
     @property
     def beyond_noise(self) -> bool:

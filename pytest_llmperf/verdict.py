@@ -37,7 +37,7 @@ OUTSIDE, FAR_OUT = 1.5, 3.0
 
 #: An improvement beyond this fraction is asked about: a step that was skipped looks like one, and so does a baseline
 #: that nobody has renewed.
-LARGE = 0.25
+LARGE = 0.2
 
 
 class Outcome(str, Enum):
@@ -103,7 +103,7 @@ class Verdict:
     @property
     def questionable(self) -> bool:
         """Whether it is an improvement too large to be taken on trust."""
-        return self.outcome is Outcome.FASTER and self.ratio * (1 + LARGE) < 1
+        return self.outcome is Outcome.FASTER and self.ratio < 1 - LARGE
 
     @property
     def change(self) -> float:

@@ -131,7 +131,7 @@ def test_a_large_improvement_is_accepted_with_a_question(recorded: Suite) -> Non
     recorded.backends(sim="Simulated(tpot=0.003)")
     result = recorded.decode("--llm-update-baselines")
     assert result.ret == 0
-    asked = "faster by more than 25%: tpot b1-p16-n8 sim: is something not measured any more[?]"
+    asked = "faster by more than 20%: tpot b1-p16-n8 sim: is something not measured any more[?]"
     result.stdout.fnmatch_lines(asked)
     recorded.decode("--llm-update-baselines").stdout.no_fnmatch_line(asked)
 

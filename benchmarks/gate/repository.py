@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +112,8 @@ def tpots_of(raw: dict[str, Any]) -> dict[tuple[int, int], float]:
 def shown(ratio: float | None) -> str:
     """A change; there is none where every turn was disturbed."""
     return "-" if ratio is None else f"{ratio - 1:+.1%}"
+
+
+def untold(verdicts: Iterable[Mapping[str, Any]]) -> int:
+    """How many are inconclusive since the CPUs were moved, which the threads' meetings tell, not the figures."""
+    return sum(one["outcome"] == "inconclusive" and "the host moved its CPUs" in one["reason"] for one in verdicts)

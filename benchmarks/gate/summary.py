@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.gate.repository import shown
+from benchmarks.gate.repository import shown, untold
 
 DATA = Path(__file__).parent / "data"
 README = Path(__file__).parent / "README.md"
@@ -18,8 +18,8 @@ BEGIN, END = "<!-- table -->", "<!-- end -->"
 METRICS = (("tpot", "latency"), ("ttft",))
 TITLES = {"tpot": "TPOT", "latency": "latency", "ttft": "TTFT"}
 HEAD = (
-    "| command | on | metrics | decisions | regression | ok | faster | inconclusive | furthest from 0 "
-    "| pytest-benchmark fails | asv | nvbench |"
+    "| command | on | metrics | decisions | regression | ok | faster | inconclusive | of these CPUs moved "
+    "| furthest from 0 | pytest-benchmark fails | asv | nvbench |"
 )
 
 
@@ -40,6 +40,7 @@ def rows(path: Path) -> list[str]:
         ratios = [one["ratio"] for one in verdicts if one["ratio"] is not None]
         furthest = max(ratios, key=lambda ratio: abs(ratio - 1), default=None)
         counts = [outcomes[name] for name in ("regression", "ok", "faster", "inconclusive")]
+        counts.append(untold(verdicts))
         others = [failed[rule] for rule in ("pytest-benchmark", "asv", "nvbench")]
         command = f"[`{held['command'].removeprefix('python -m benchmarks.')}`](data/{path.name})"
         title = ", ".join(TITLES[metric] for metric in metrics)
