@@ -128,7 +128,7 @@ class Gate:
         entry = own[0]
         found = self._screen(case, first, tolerance)
         if not found.flagged or fresh is None:
-            return self._cleared(found, first)
+            return self._resolved(case, reference, self._cleared(found, first))
         if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._weaker(entry)):
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
@@ -140,7 +140,7 @@ class Gate:
         figures = [one.figures(case.metric) for one in made]
         cleared = verdict.clear(earlier[0], figures, tolerance, ABSOLUTE_FLOOR, earlier[1:])
         if cleared is not None and not moved and not self._disturbed(made):
-            return cleared
+            return self._resolved(case, reference, cleared)
 
         def confirmed(count: int) -> tuple[Verdict, str | None]:
             """What that many say; in another state than the first one they convict, but do not clear."""
@@ -170,7 +170,7 @@ class Gate:
                 doubt = doubt or self._shared(case, seen or reference, found)
             if found.outcome is Outcome.REGRESSION and not doubt and seen is None and case.backend != self.reference:
                 found = replace(found, reason=f"{found.reason}, {UNWITNESSED.format(self.reference)}")
-        return verdict.contaminated(found, doubt) if doubt else found
+        return verdict.contaminated(found, doubt) if doubt else self._resolved(case, reference, found)
 
     def judge_beside(
         self,
@@ -392,16 +392,29 @@ class Gate:
             reference: its figures, or None.
             found: of the case.
         """
-        if reference is None or not self._witnessed(case):
-            return None
-        like = self.like(replace(case, backend=self.reference), reference.barrier)
-        if not like:
-            return None
-        drift = verdict.centre([reference.figures(case.metric)]) / like[0].median
+        drift = self._drift(case, reference)
         left = found.ratio / drift**SUSCEPTIBLE
         if drift <= 1 + found.threshold * verdict.CONSISTENT or left > 1 + found.threshold:
             return None
         return f"{self.reference} is {verdict.change_of(drift)} than its baseline too, so it may be the machine"
+
+    def _resolved(self, case: Case, reference: Measurement | None, found: Verdict) -> Verdict:
+        """A verdict whose resolution takes into account what a machine hides that is faster than it was.
+
+        Nothing is rescaled, since the reference's code may have become faster instead. A reference that is a little
+        fast, as one process in two is by chance, hides nothing.
+        """
+        drift = self._drift(case, reference)
+        if drift * (1 + found.threshold * verdict.CONSISTENT) >= 1:
+            return found
+        return replace(found, resolution=(1 + found.resolution) / drift - 1)
+
+    def _drift(self, case: Case, reference: Measurement | None) -> float:
+        """The reference's ratio to its own baseline; 1 if it has none, or was not measured."""
+        if reference is None or not self._witnessed(case):
+            return 1.0
+        like = self.like(replace(case, backend=self.reference), reference.barrier)
+        return verdict.centre([reference.figures(case.metric)]) / like[0].median if like else 1.0
 
     def accept(
         self,

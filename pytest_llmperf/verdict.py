@@ -71,8 +71,9 @@ class Verdict:
         threshold: the slowdown that was needed, as a fraction.
         resolution: the smallest slowdown, as a fraction, that would surely have been called had these samples come
             out that much slower: the threshold widened, on the log scale, by the lower half of the interval,
-            ``(1 + threshold) * ratio / low - 1``; more where the least slow process or the floor would object.
-            (A slowdown of just the threshold is called half the time.)
+            ``(1 + threshold) * ratio / low - 1``; more where the least slow process or the floor would object,
+            or where the reference is faster than it was, which the gate adds. (A slowdown of just the threshold is
+            called half the time.)
         processes, blocks: how many invocations head has, and how many blocks in all.
         basis: what was compared.
         reason: one readable clause; empty for a plain ok.

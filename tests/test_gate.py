@@ -258,7 +258,17 @@ def test_a_baseline_that_hides_slowdowns_is_said(recorded: Suite) -> None:
 
 
 def test_a_baseline_that_hides_none_is_not(recorded: Suite) -> None:
-    recorded.decode().stdout.no_fnmatch_line("slowdowns that would not*")
+    recorded.decode().stdout.no_fnmatch_line("this run could have missed*")
+
+
+@pytest.mark.parametrize(("ref", "said"), [(0.009, ["22% (tpot b1-p16-n8 sim)"]), (0.0098, [])])
+def test_what_a_machine_hides_that_is_faster_than_it_was_is_said(recorded: Suite, ref: float, said: list[str]) -> None:
+    """Where the reference takes 0.9 of its time, code that is 22 % slower takes 1.1 times as long as was recorded."""
+    recorded.backends(ref=f"Simulated(tpot={ref})")
+    result = recorded.decode(backends="ref,sim")
+    assert result.ret == 0
+    blind = "this run could have missed slowdowns of up to "
+    assert [line.removeprefix(blind) for line in result.outlines if line.startswith(blind)] == said
 
 
 # Slower, faster, the same

@@ -39,6 +39,7 @@ from benchmarks import script
 from benchmarks.gate.repository import (
     BACKEND,
     KINDS,
+    REFERENCE,
     SIZES,
     TESTS,
     WITNESSED,
@@ -106,7 +107,7 @@ def kept(results: dict[str, Any], samples: Sequence[dict[str, Any]], **more: Any
         samples: of each pair, or of each process that was recorded or measured, by arm and metric.
         more: to keep.
     """
-    names = ("outcome", "ratio", "low", "high", "processes", "reason")
+    names = ("outcome", "ratio", "low", "high", "resolution", "processes", "reason")
     return {
         "verdicts": {metric: {name: found["verdict"][name] for name in names} for metric, found in results.items()},
         "others": {metric: others(*(samples[0][arm][metric] for arm in ("base", "head"))) for metric in results},
@@ -147,7 +148,8 @@ def with_stored(folder: Path, metrics: Sequence[str], sizes: Mapping[str, str], 
     (file,) = (folder / "baselines").glob("*/*.json")
     stored = json.loads(file.read_text())["entries"]
     found = {}
-    measured = by_workload(measure(folder, *arguments, backends=WITNESSED, sizes=sizes))
+    raw = measure(folder, *arguments, backends=WITNESSED, sizes=sizes)
+    measured, reference = by_workload(raw), by_workload(raw, REFERENCE)
     complete = {
         name: one  # what failed has no verdict, and what could not be recorded no baseline
         for name, one in measured.items()
@@ -167,7 +169,9 @@ def with_stored(folder: Path, metrics: Sequence[str], sizes: Mapping[str, str], 
             }
             for number in range(count)
         ]
-        found[workload] = kept(results, samples)
+        # How fast the machine is by now, which code that is not slowed tells.
+        drift = {metric: one["verdict"]["ratio"] for metric, one in reference.get(workload, {}).items()}
+        found[workload] = kept(results, samples, drift=drift)
     return found
 
 

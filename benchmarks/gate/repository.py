@@ -17,7 +17,8 @@ from pytest_llmperf.cases import Workload
 ROOT = Path(__file__).parent.parent.parent
 KINDS = {"same": 0.0, "sleep-5": 0.05, "sleep-10": 0.10, "work-5": 0.05, "work-10": 0.10}
 #: Of the repository's conftest.py, and with the reference, which tells a slow machine from slow code.
-BACKEND, WITNESSED = "slowed", "eager,slowed"
+BACKEND, REFERENCE = "slowed", "eager"
+WITNESSED = f"{REFERENCE},{BACKEND}"
 #: The test that gates a metric, which has a file of its own.
 TESTS = {"ttft": "test_prefill", "tpot": "test_decode", "latency": "test_latency"}
 #: What is measured, if nothing else is asked for.
@@ -93,12 +94,12 @@ def slowed(kind: str, tpots: dict[tuple[int, int], float]) -> str:
     return WORK.format(rounds={sizes: max(1, round(rate * one)) for sizes, one in seconds.items()})
 
 
-def by_workload(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each workload's results of the repository's backend, by metric."""
+def by_workload(raw: dict[str, Any], backend: str = BACKEND) -> dict[str, dict[str, Any]]:
+    """Each workload's results of a backend, by metric."""
     found: dict[str, dict[str, Any]] = {}
     for result in raw["results"]:
-        *_, backend, workload, metric = result["case"].split("/")
-        if backend == BACKEND:
+        *_, name, workload, metric = result["case"].split("/")
+        if name == backend:
             found.setdefault(workload, {})[metric] = result
     return found
 
