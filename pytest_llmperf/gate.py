@@ -170,12 +170,14 @@ class Gate:
                 doubt = doubt or self._shared(case, seen or reference, found)
             if found.outcome is Outcome.REGRESSION and not doubt and seen is None and case.backend != self.reference:
                 found = replace(found, reason=f"{found.reason}, {UNWITNESSED.format(self.reference)}")
-        return verdict.contaminated(found, doubt) if doubt else self._resolved(case, reference, found)
+        found = verdict.contaminated(found, doubt) if doubt else found
+        return self._resolved(case, reference, found)
 
     def judge_beside(
         self,
         case: Case,
         first: Measurement,
+        reference: Measurement | None,
         tolerance: float,
         beside_base: Callable[[], Verdict],
         by_baseline: Callable[[], Verdict],
@@ -183,11 +185,13 @@ class Gate:
     ) -> Verdict:
         """Compare a case with base where its baseline does not clear it, or always; by the baseline if base cannot.
 
-        A baseline of this machine clears what is no slower than the tolerance.
+        A baseline of this machine clears what is no slower than the tolerance, unless the machine is faster now, by
+        the reference, and it is slower than that allows.
 
         Args:
             case: which.
             first: what this run's engine measured.
+            reference: what the reference measured of the same workload in this run, or None.
             tolerance: the slowdown allowed beside base, as a fraction.
             beside_base: compares the case with base.
             by_baseline: judges it as `judge` does.
@@ -196,8 +200,10 @@ class Gate:
         if self.is_new(case):
             return beside_base()
         screened = self._screen(case, first, tolerance)
-        if not (always or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
-            return self._cleared(screened, first)
+        gain = self._gain(case, reference, screened)
+        hidden = gain < 1 and screened.ratio > gain * (1 + screened.threshold)
+        if not (always or hidden or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
+            return self._resolved(case, reference, self._cleared(screened, first))
         beside = beside_base()
         if beside.basis != "base":  # a base that broke is no reason to let a slowdown pass
             found = by_baseline()
@@ -401,13 +407,15 @@ class Gate:
     def _resolved(self, case: Case, reference: Measurement | None, found: Verdict) -> Verdict:
         """A verdict whose resolution takes into account what a machine hides that is faster than it was.
 
-        Nothing is rescaled, since the reference's code may have become faster instead. A reference that is a little
-        fast, as one process in two is by chance, hides nothing.
+        The figures stay as they are, since the reference's code may have become faster instead.
         """
+        gain = self._gain(case, reference, found)
+        return found if gain == 1 else replace(found, resolution=(1 + found.resolution) / gain - 1)
+
+    def _gain(self, case: Case, reference: Measurement | None, found: Verdict) -> float:
+        """The reference's drift where it is faster than it was; 1 for a little, as one process in two is by chance."""
         drift = self._drift(case, reference)
-        if drift * (1 + found.threshold * verdict.CONSISTENT) >= 1:
-            return found
-        return replace(found, resolution=(1 + found.resolution) / drift - 1)
+        return drift if drift * (1 + found.threshold * verdict.CONSISTENT) < 1 else 1.0
 
     def _drift(self, case: Case, reference: Measurement | None) -> float:
         """The reference's ratio to its own baseline; 1 if it has none, or was not measured."""

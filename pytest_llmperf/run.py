@@ -445,7 +445,7 @@ class Run:
         else:
             beside = partial(self.beside.base, case, tolerance)
             always = self.settings.compare == "always"
-            found = self.gate.judge_beside(case, first, tolerance, beside, by_baseline, always)
+            found = self.gate.judge_beside(case, first, reference, tolerance, beside, by_baseline, always)
         slower = found.outcome is Outcome.REGRESSION  # than base: a new case is screened by no baseline
         quiet = self.quiet(backend, workload) if update and not slower else []
         if quiet:

@@ -512,6 +512,18 @@ def test_what_the_baseline_cannot_tell_is_compared_with_base(repository: Suite) 
     result.stdout.fnmatch_lines("*regression: decode latency*base 5.000 ms, in turns +5.0%*")
 
 
+@pytest.mark.parametrize("faster", [True, False])
+def test_what_a_machine_may_hide_that_is_faster_than_it_was_is_compared_with_base(
+    repository: Suite, faster: bool
+) -> None:
+    """Head takes what was recorded; if the reference takes less than was, so may base."""
+    repository.backends(sim=SLOW)
+    repository.record({"sim/tpot": TPOT * 1.05, "ref/tpot": 0.0105 if faster else 0.010})
+    result = repository.decode("--llm-base=base", backends="ref,sim")
+    assert result.ret == faster
+    assert repository.loads["sim"] == (1 + 4 if faster else 1)  # of head
+
+
 def test_a_failure_of_head_is_an_error_and_not_news(repository: Suite) -> None:
     repository.backends(sim="Simulated(tpot=lambda number: 0.005 if process == 1 else 1 / 0)")
     result = repository.decode("--llm-base=base")

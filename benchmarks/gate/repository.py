@@ -116,6 +116,7 @@ def shown(ratio: float | None) -> str:
 
 
 def untold(verdicts: Iterable[Mapping[str, Any]]) -> int:
-    """How many are inconclusive since the machine was not quiet, by the records of its fitness, not by the figures."""
+    """How many are inconclusive since the machine was not quiet, and not because the figures say too little."""
     inconclusive = [one["reason"] for one in verdicts if one["outcome"] == "inconclusive"]
-    return sum("undisturbed" in reason or "the host moved its CPUs" in reason for reason in inconclusive)
+    disturbed = [reason for reason in inconclusive if "undisturbed" in reason or "the host moved its CPUs" in reason]
+    return sum("too little to tell" not in reason for reason in disturbed)

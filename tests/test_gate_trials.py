@@ -1,0 +1,24 @@
+"""What the trials of the gate count."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.gate.repository import untold
+from pytest_llmperf.gate import MOVED_MEANWHILE
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "counted"),
+    [
+        ("inconclusive", f"flagged: 14.2% slower in one process, but {MOVED_MEANWHILE}", 1),
+        ("inconclusive", "9.0% slower in 3 fresh processes, but too few samples of 1 of 3 were undisturbed", 1),
+        ("inconclusive", "give or take 4.1%: too little to tell 3%; 1 of 7 pairs had too few undisturbed turns", 0),
+        ("inconclusive", "11.0% slower in 2 fresh processes, but one process was 1.0% slower, not above 1.7%", 0),
+        ("ok", MOVED_MEANWHILE, 0),
+    ],
+)
+def test_what_a_disturbed_machine_left_open_is_told_from_what_the_figures_did(
+    outcome: str, reason: str, counted: int
+) -> None:
+    assert untold([{"outcome": outcome, "reason": reason}]) == counted
