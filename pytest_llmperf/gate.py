@@ -36,6 +36,8 @@ BELIEVED = 60.0
 SUSCEPTIBLE = 2
 #: Said where it is in none of the processes alone.
 MOVED_MEANWHILE = "the host moved its CPUs meanwhile, it seems"
+#: Said of what is as fast as it was, where the reference is faster than it was.
+HIDDEN = "the machine may be too, and hide a slowdown"
 #: Said of a regression that had no witness, with the reference's name.
 UNWITNESSED = "with no figures of {} to tell slow code from a slow machine"
 #: What of a machine is looked at, by the first word of its name, and how it is called.
@@ -108,13 +110,14 @@ class Gate:
         """Screen a case by its baseline, and confirm it in fresh processes if it was flagged.
 
         A slow spell of a shared machine may outlast the processes that confirm a slowdown. What would be a regression
-        is one only if a further process is slow again, and the reference, measured before that, as fast as ever.
+        is one only if a further process is slow again, and the reference, measured before that, as fast as ever. And
+        what is as fast as ever is so only on a machine that is no faster than it was, by the reference.
 
         Args:
             case: which.
             first: what this run's engine measured.
-            reference: what the reference measured of the same workload in this run, or None; what stands in for a
-                witness that fails, and what a speedup is over.
+            reference: what the reference measured of the same workload in this run, or None; what tells of a faster
+                machine, what stands in for a witness that fails, and what a speedup is over.
             tolerance: the slowdown allowed, as a fraction.
             fresh: that many measurements in fresh processes, those made before among them; None to screen only.
             witness: the reference in its first, second ... fresh process beside this case, or None if it failed.
@@ -125,10 +128,24 @@ class Gate:
             return verdict.nothing(Outcome.NO_BASELINE, f"{why}; accept the figures with --llm-update-baselines")
         if not own:
             return self._elsewhere(case, recorded, first, reference, tolerance)
+        found = self._by_own(case, first, reference, tolerance, fresh, witness)
+        return self._unless_hidden(case, reference, found)
+
+    def _by_own(
+        self,
+        case: Case,
+        first: Measurement,
+        reference: Measurement | None,
+        tolerance: float,
+        fresh: Callable[[int], Sequence[Measurement]] | None,
+        witness: Callable[[int], Measurement | None],
+    ) -> Verdict:
+        """`judge`, of a case that this machine has a baseline of, whatever a faster machine may hide."""
+        own = self._compared_with(case, first)
         entry = own[0]
         found = self._screen(case, first, tolerance)
         if not found.flagged or fresh is None:
-            return self._resolved(case, reference, self._cleared(found, first))
+            return self._cleared(found, first)
         if found.outcome is Outcome.INCONCLUSIVE and (doubt := self._weaker(entry)):
             # Fresh processes of a slower machine would prove nothing, so none is started.
             return replace(found, reason=f"{found.reason}, but {doubt}")
@@ -140,7 +157,7 @@ class Gate:
         figures = [one.figures(case.metric) for one in made]
         cleared = verdict.clear(earlier[0], figures, tolerance, ABSOLUTE_FLOOR, earlier[1:])
         if cleared is not None and not moved and not self._disturbed(made):
-            return self._resolved(case, reference, cleared)
+            return cleared
 
         def confirmed(count: int) -> tuple[Verdict, str | None]:
             """What that many say; in another state than the first one they convict, but do not clear."""
@@ -170,8 +187,7 @@ class Gate:
                 doubt = doubt or self._shared(case, seen or reference, found)
             if found.outcome is Outcome.REGRESSION and not doubt and seen is None and case.backend != self.reference:
                 found = replace(found, reason=f"{found.reason}, {UNWITNESSED.format(self.reference)}")
-        found = verdict.contaminated(found, doubt) if doubt else found
-        return self._resolved(case, reference, found)
+        return verdict.contaminated(found, doubt) if doubt else found
 
     def judge_beside(
         self,
@@ -185,8 +201,8 @@ class Gate:
     ) -> Verdict:
         """Compare a case with base where its baseline does not clear it, or always; by the baseline if base cannot.
 
-        A baseline of this machine clears what is no slower than the tolerance, unless the machine is faster now, by
-        the reference, and it is slower than that allows.
+        A baseline of this machine clears what is no slower than the tolerance, on a machine that is no faster than it
+        was.
 
         Args:
             case: which.
@@ -199,11 +215,9 @@ class Gate:
         """
         if self.is_new(case):
             return beside_base()
-        screened = self._screen(case, first, tolerance)
-        gain = self._gain(case, reference, screened)
-        hidden = gain < 1 and screened.ratio > gain * (1 + screened.threshold)
-        if not (always or hidden or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
-            return self._resolved(case, reference, self._cleared(screened, first))
+        screened = self._unless_hidden(case, reference, self._screen(case, first, tolerance))
+        if not (always or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
+            return self._cleared(screened, first)
         beside = beside_base()
         if beside.basis != "base":  # a base that broke is no reason to let a slowdown pass
             found = by_baseline()
@@ -336,9 +350,9 @@ class Gate:
     def _in_a_known_state(
         self, case: Case, fresh: Callable[[int], Sequence[Measurement]], count: int
     ) -> tuple[list[Measurement], list[store.Entry]]:
-        """Make that many fresh processes in one state of the CPUs of which there are sets.
+        """Make that many undisturbed fresh processes in one state of the CPUs of which there are sets.
 
-        At most twice as many are made, or twice as many as confirm a case.
+        At most twice as many are made, or twice as many as confirm a case. If that is not enough, disturbed ones count.
 
         Returns:
             Those, and the sets, newest first; or all that were made, and no sets.
@@ -346,11 +360,19 @@ class Gate:
         made = list[Measurement]()
         for asked in range(count, 2 * max(count, CONFIRMATIONS) + 1):
             made = list(fresh(asked))
-            for one in made:
-                alike = [other for other in made if not fitness.moved(other.barrier, one.barrier)]
-                if len(alike) >= count and (sets := self.like(case, one.barrier)):
-                    return alike[:count], sets
-        return made, []
+            if found := self._of_one_state(case, [one for one in made if one.clean], count):
+                return found
+        return self._of_one_state(case, made, count) or (made, [])
+
+    def _of_one_state(
+        self, case: Case, made: Sequence[Measurement], count: int
+    ) -> tuple[list[Measurement], list[store.Entry]] | None:
+        """The first so many processes in one state of which there are sets, and those; None if there are fewer."""
+        for one in made:
+            alike = [other for other in made if not fitness.moved(other.barrier, one.barrier)]
+            if len(alike) >= count and (sets := self.like(case, one.barrier)):
+                return alike[:count], sets
+        return None
 
     def _weaker(self, entry: store.Entry) -> str | None:
         """Whether the machine itself is slower now than when the baseline was recorded."""
@@ -404,18 +426,21 @@ class Gate:
             return None
         return f"{self.reference} is {verdict.change_of(drift)} than its baseline too, so it may be the machine"
 
-    def _resolved(self, case: Case, reference: Measurement | None, found: Verdict) -> Verdict:
-        """A verdict whose resolution takes into account what a machine hides that is faster than it was.
+    def _unless_hidden(self, case: Case, reference: Measurement | None, found: Verdict) -> Verdict:
+        """A verdict, as far as a machine that is faster than it was hides nothing from it.
 
-        The figures stay as they are, since the reference's code may have become faster instead.
+        Where the reference is faster than it was, the resolution is larger by as much. What would be too slow for a
+        machine that is as much faster is neither ok nor faster: nobody can tell that from code that is slower, nor the
+        machine from the reference's own code. No figure is rescaled. A reference that is a little fast, as one process
+        in two is by chance, hides nothing.
         """
-        gain = self._gain(case, reference, found)
-        return found if gain == 1 else replace(found, resolution=(1 + found.resolution) / gain - 1)
-
-    def _gain(self, case: Case, reference: Measurement | None, found: Verdict) -> float:
-        """The reference's drift where it is faster than it was; 1 for a little, as one process in two is by chance."""
-        drift = self._drift(case, reference)
-        return drift if drift * (1 + found.threshold * verdict.CONSISTENT) < 1 else 1.0
+        gain = self._drift(case, reference)
+        if gain * (1 + found.threshold * verdict.CONSISTENT) >= 1:
+            return found
+        found = replace(found, resolution=(1 + found.resolution) / gain - 1)
+        if found.outcome not in (Outcome.OK, Outcome.FASTER) or found.ratio <= gain * (1 + found.threshold):
+            return found
+        return _untold(found, f"{self.reference} is {verdict.change_of(gain)} than its baseline: {HIDDEN}")
 
     def _drift(self, case: Case, reference: Measurement | None) -> float:
         """The reference's ratio to its own baseline; 1 if it has none, or was not measured."""
