@@ -304,6 +304,38 @@ def test_what_is_too_slow_for_a_machine_that_is_faster_than_it_was_is_not_told(
     result = recorded.decode(backends="ref,sim")
     result.stdout.fnmatch_lines(f"2 cases gated: {outcomes}")
     assert result.ret == ("regression" in outcomes)
+    assert recorded.loads["ref"] == 1 + ("1 faster" in outcomes)  # asked again, as witness of a regression too
+
+
+def test_a_reference_that_is_fast_in_one_process_alone_hides_nothing(recorded: Suite) -> None:
+    recorded.backends(sim="Simulated(tpot=0.0051)", ref="Simulated(tpot=0.0092 if process == 1 else 0.010)")
+    recorded.decode(backends="ref,sim").stdout.fnmatch_lines("2 cases gated: 2 ok")
+    assert recorded.loads == {"ref": 2, "sim": 1}
+
+
+def test_a_machine_hides_nothing_beneath_the_floor(suite: Suite) -> None:
+    suite.record({"sim/tpot": 0.0003, "ref/tpot": 0.010})
+    suite.backends(sim="Simulated(tpot=0.00031)", ref="Simulated(tpot=0.0092)")
+    suite.decode(backends="ref,sim").stdout.fnmatch_lines("2 cases gated: 2 ok")
+
+
+@pytest.mark.parametrize(("day", "outcomes"), [("2026-01-31", "1 ok, 1 inconclusive"), ("2026-01-30", "2 ok")])
+def test_a_reference_that_was_recorded_on_another_day_says_nothing_of_a_faster_machine(
+    recorded: Suite, day: str, outcomes: str
+) -> None:
+    """A case that was recorded later may have been so on the faster machine."""
+    stored = recorded.stored()
+    stored["entries"][f"{REF}/tpot"][0]["recorded"] = day
+    recorded.baseline.write_text(json.dumps(stored))
+    recorded.backends(sim="Simulated(tpot=0.0051)", ref="Simulated(tpot=0.0092)")
+    recorded.decode(backends="ref,sim").stdout.fnmatch_lines(f"2 cases gated: {outcomes}")
+
+
+def test_what_is_accepted_is_not_asked_about_a_faster_machine(recorded: Suite) -> None:
+    recorded.backends(ref="Simulated(tpot=0.009)")
+    result = recorded.decode("--llm-update-baselines", "--llm-invocations=3", backends="ref,sim")
+    result.stdout.no_fnmatch_line("*may be too*")
+    assert recorded.loads == {"ref": 3, "sim": 3}
 
 
 # Slower, faster, the same
@@ -504,6 +536,12 @@ def test_a_disturbed_process_that_confirms_is_replaced(
     assert (result.ret, recorded.loads["sim"]) == (ret, loads)
     if ret:
         result.stdout.fnmatch_lines("*15.0% slower in 3 fresh processes*")
+
+
+def test_where_too_few_processes_were_undisturbed_those_count_first(recorded: Suite) -> None:
+    recorded.backends(sim="Simulated(tpot=0.00575) if process == 4 else Busy(0.00575)", extra=BUSY)
+    result = recorded.decode()
+    result.stdout.fnmatch_lines("inconclusive: 15.0% slower in 2 fresh *, but too few samples of 1 of 2 processes *")
 
 
 def test_processes_that_stay_disturbed_are_replaced_no_more_than_once_each(recorded: Suite) -> None:

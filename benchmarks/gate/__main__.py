@@ -15,7 +15,7 @@ before the first run, as a run without ``--llm-base`` does, where eager is recor
 a process that uses a core half of the time. An output that exists is continued: its runs count with these, which may be
 of another day. The criterion: of unchanged code no decision is a regression, with a load too; of the decode and
 latency decisions of slowed code 90 % (5 %) or 99 % (10 %) are; with ``--stored`` 90 % (10 %) of those that were not
-left untold for the machine's sake, which have to be half of all. Side by side, what other rules, which
+left open by the machine, which have to be half of all. Side by side, what other rules, which
 compare one process with one, say of the samples of each run's first pair, or of the first process recorded and that of
 the run: pytest-benchmark's ``--benchmark-compare-fail=median:5%``; asv's, 5 % and a Mann-Whitney test with p < 0.002;
 nvbench's, a difference of means above the smaller of the two relative standard deviations.
@@ -242,10 +242,10 @@ def main() -> int:
             )
             script.write(options.output, command, backends=backends, outcomes=found, others=rules, runs=runs)
     decisions = sum(found.values())
-    disturbed = untold(one["verdicts"][metric] for one in made for metric in affected)
-    print(f"{command}: of {decisions} decisions {dict(found)}; {disturbed} untold for the machine's sake")
+    by_the_machine = untold(one["verdicts"][metric] for one in made for metric in affected)
+    print(f"{command}: of {decisions} decisions {dict(found)}; {by_the_machine} left open by the machine")
     print(f"failed by other rules: {dict(rules)}")
-    told = decisions - disturbed if options.stored else decisions
+    told = decisions - by_the_machine if options.stored else decisions
     share = found["regression"] / max(1, told)
     wanted = {0.05: 0.9, 0.10: 0.9 if options.stored else 0.99}.get(KINDS[options.kind])
     # Of few that were told a share says nothing.

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- table -->", "<!-- end -->"
 METRICS = (("tpot", "latency"), ("ttft",))
 TITLES = {"tpot": "TPOT", "latency": "latency", "ttft": "TTFT"}
 HEAD = (
-    "| command | on | metrics | decisions | regression | ok | faster | inconclusive | of these disturbed "
+    "| command | on | metrics | decisions | regression | ok | faster | inconclusive | of these by the machine "
     "| furthest from 0 | pytest-benchmark fails | asv | nvbench |"
 )
 
