@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gate.repository import untold
+from benchmarks.gate.repository import moved, quiet, untold
 from pytest_llmperf.gate import HIDDEN, MOVED_MEANWHILE
 
 
@@ -25,3 +25,15 @@ def test_what_a_disturbed_machine_left_open_is_told_from_what_the_figures_did(
     outcome: str, reason: str, counted: int
 ) -> None:
     assert untold([{"outcome": outcome, "reason": reason}]) == counted
+
+
+def test_moved_is_what_is_not_in_the_state_of_most_looks_of_recording_and_run() -> None:
+    together, apart = [3e-6, 3.1e-6, 3.3e-6], [4.5e-6]
+    assert moved(together * 6) == 0
+    assert moved([*together * 3, *apart * 3]) == 0.25
+    assert moved([*apart * 3, *together * 3]) == 0.25
+
+
+def test_a_run_of_which_nobody_knows_whether_cpus_were_moved_is_not_quiet() -> None:
+    rows: list[dict[str, object]] = [{"moved": 0.02}, {"moved": 0.4}, {}]
+    assert quiet(rows) == [{"moved": 0.02}]
