@@ -131,9 +131,9 @@ class Gate:
         found = self._by_own(case, first, own, reference, tolerance, fresh, witness)
         if fresh is None:
             return found
-        gain = self._gain(case, own, reference, found)
-        if _hides(gain, found) and (seen := witness(1)) and not self._no_witness(case, seen):
-            gain = max(gain, self._gain(case, own, seen, found))  # one is a little fast by chance
+        gain = self._gain(case, own, found, reference)
+        if _hides(gain, found) and (seen := witness(1)) and seen.clean:
+            gain = self._gain(case, own, found, reference, seen)  # one is a little fast by chance
         return self._unless_hidden(gain, found)
 
     def _by_own(
@@ -221,7 +221,7 @@ class Gate:
         if self.is_new(case):
             return beside_base()
         screened = self._screen(case, first, tolerance)
-        gain = self._gain(case, self._compared_with(case, first), reference, screened)
+        gain = self._gain(case, self._compared_with(case, first), screened, reference)
         screened = self._unless_hidden(gain, screened)
         if not (always or screened.flagged or screened.outcome is Outcome.INCONCLUSIVE):
             return self._cleared(screened, first)
@@ -427,7 +427,7 @@ class Gate:
             reference: its figures, or None.
             found: of the case.
         """
-        drift = self._drift(case, reference)
+        drift = self._drift(case, reference) or 1.0
         left = found.ratio / drift**SUSCEPTIBLE
         if drift <= 1 + found.threshold * verdict.CONSISTENT or left > 1 + found.threshold:
             return None
@@ -444,21 +444,22 @@ class Gate:
             return found
         return _untold(found, f"{self.reference} is {verdict.change_of(gain)} than its baseline: {HIDDEN}")
 
-    def _gain(self, case: Case, own: Sequence[store.Entry], reference: Measurement | None, found: Verdict) -> float:
+    def _gain(self, case: Case, own: Sequence[store.Entry], found: Verdict, *references: Measurement | None) -> float:
         """The reference's ratio to what was recorded of it beside a case, if it is faster than that; else 1.
 
-        A reference that is a little fast, as one process in two is by chance, is not.
+        Of several processes the least fast tells. A little fast, as one process in two is by chance, is not faster.
         """
-        drift = self._drift(case, reference, own[0].recorded)
-        return drift if drift * (1 + found.threshold * verdict.CONSISTENT) < 1 else 1.0
+        drifts = [self._drift(case, one, own[0].recorded) for one in references]
+        gain = max(filter(None, drifts), default=1.0)
+        return gain if gain * (1 + found.threshold * verdict.CONSISTENT) < 1 else 1.0
 
-    def _drift(self, case: Case, reference: Measurement | None, day: str | None = None) -> float:
-        """The reference's ratio to its own newest baseline, or its newest of a day; 1 if it has none, or no figures."""
+    def _drift(self, case: Case, reference: Measurement | None, day: str | None = None) -> float | None:
+        """The reference's ratio to its own newest baseline, or its newest of a day; None if either is not known."""
         if reference is None or not self._witnessed(case):
-            return 1.0
+            return None
         like = self.like(replace(case, backend=self.reference), reference.barrier)
         beside = [one for one in like if day in (None, one.recorded)]
-        return verdict.centre([reference.figures(case.metric)]) / beside[0].median if beside else 1.0
+        return verdict.centre([reference.figures(case.metric)]) / beside[0].median if beside else None
 
     def accept(
         self,

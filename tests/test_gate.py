@@ -313,6 +313,24 @@ def test_a_reference_that_is_fast_in_one_process_alone_hides_nothing(recorded: S
     assert recorded.loads == {"ref": 2, "sim": 1}
 
 
+@pytest.mark.parametrize("state", ["of another day", "disturbed"])
+def test_a_witness_that_tells_nothing_of_a_faster_machine_clears_nothing(suite: Suite, state: str) -> None:
+    """Asked again, the reference is on CPUs of which it has a set of another day alone, or it is disturbed."""
+    suite.record({"ref/tpot": 0.010}, barrier=4.5e-6)
+    stored = suite.stored()
+    stored["entries"][f"{REF}/tpot"][0]["recorded"] = "2026-01-30"
+    suite.baseline.write_text(json.dumps(stored))
+    suite.record({"sim/tpot": TPOT, "ref/tpot": 0.010}, barrier=3e-6)
+    witness = "Simulated(tpot=0.010, barrier=4.5e-6)" if state == "of another day" else "Busy(0.010)"
+    suite.backends(
+        sim="Simulated(tpot=0.0051, barrier=3e-6)",
+        ref=f"Simulated(tpot=0.0092, barrier=3e-6) if process == 1 else {witness}",
+        extra=BUSY,
+    )
+    suite.decode(backends="ref,sim").stdout.fnmatch_lines("2 cases gated: 1 ok, 1 inconclusive")
+    assert suite.loads["ref"] == 2
+
+
 def test_a_machine_hides_nothing_beneath_the_floor(suite: Suite) -> None:
     suite.record({"sim/tpot": 0.0003, "ref/tpot": 0.010})
     suite.backends(sim="Simulated(tpot=0.00031)", ref="Simulated(tpot=0.0092)")
