@@ -30,7 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pytest_llmperf.devices import detect
+from pytest_llmperf.machine import detect
 from pytest_llmperf.models import CONFIGS
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +126,7 @@ class Steps:
             self._run("machine", "-m", "pytest", option, f"--llm-device={self._device}", *LLAMA)
         code = (
             "import sys; from pathlib import Path; from benchmarks import script; "
-            "from pytest_llmperf.worker.peaks import measure; "
+            "from pytest_llmperf.worker.rates import measure; "
             "peaks = measure('cuda', 'bfloat16', 13_476_831_232); "
             "script.write(Path(sys.argv[1]), 'benchmarks.accelerator', peaks=peaks)"
         )

@@ -19,9 +19,9 @@ from statistics import median
 from typing import Any
 
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.devices.fitness import CANARY_SLOWER
+from pytest_llmperf.gate.verdict import noise_floor
+from pytest_llmperf.machine.fitness import CANARY_SLOWER
 from pytest_llmperf.report import document, figures
-from pytest_llmperf.verdict import noise_floor
 
 Data = dict[str, dict[str, Any]]
 MS, GIB = 1e3, 2**30

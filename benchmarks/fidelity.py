@@ -30,10 +30,10 @@ from benchmarks import script
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.host import Arm, Host
+from pytest_llmperf.measure.trace import checked
+from pytest_llmperf.measure.worker_process import Arm, Host
 from pytest_llmperf.models import ready, resolve
 from pytest_llmperf.prompts import Prompts
-from pytest_llmperf.trace import checked
 from pytest_llmperf.worker.convert import convert
 
 BARE = Path(__file__).parent / "bare_transformers.py"

@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks import script
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.devices.fitness import APART
-from pytest_llmperf.trace import Trace
+from pytest_llmperf.machine.fitness import APART
+from pytest_llmperf.measure.trace import Trace
 
 #: Generations of either state without which nothing is said.
 FEW = 4

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.devices import fingerprint
-from pytest_llmperf.scope import cpu_dtype
+from pytest_llmperf.machine import fingerprint
+from pytest_llmperf.plan import cpu_dtype
 
 #: The type that a run takes on this machine's CPU.
 DTYPE = cpu_dtype()

@@ -27,11 +27,11 @@ from benchmarks import script
 from pytest_llmperf.backends import vllm_serve
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.host import Arm, Host
+from pytest_llmperf.measure.trace import checked
+from pytest_llmperf.measure.worker_process import Arm, Host
 from pytest_llmperf.models import ready, resolve
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.served.vllm import MAIN
-from pytest_llmperf.trace import checked
 from pytest_llmperf.worker.convert import convert
 
 WORKLOAD = Workload(1, 256, 32)

@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf import accept
-from pytest_llmperf import baseline as store
-from pytest_llmperf.gate import Gate
+from pytest_llmperf.gate import accept
+from pytest_llmperf.gate import baseline as store
+from pytest_llmperf.gate.judge import Gate
 from pytest_llmperf.report import markdown, terminal, trend, write
 from pytest_llmperf.report.document import Document, ReportError, of
 

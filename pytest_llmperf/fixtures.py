@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf import load, trace
-from pytest_llmperf.base import BaseError
-from pytest_llmperf.beside import DisturbedError
+from pytest_llmperf import load
 from pytest_llmperf.cases import GATED, METRICS
-from pytest_llmperf.host import WorkerError
+from pytest_llmperf.gate.beside import DisturbedError
+from pytest_llmperf.gate.checkout import BaseError
+from pytest_llmperf.gate.verdict import Outcome
+from pytest_llmperf.measure import trace
+from pytest_llmperf.measure.worker_process import WorkerError
+from pytest_llmperf.plan import UnusableError
 from pytest_llmperf.report.terminal import verdict_line
-from pytest_llmperf.run import ImpossibleError, ParityError, Run
-from pytest_llmperf.scope import UnusableError
-from pytest_llmperf.verdict import Outcome
+from pytest_llmperf.session import ImpossibleError, ParityError, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.backends.registry import Combination
     from pytest_llmperf.cases import Workload
     from pytest_llmperf.load import LoadResult, Traffic
+    from pytest_llmperf.measure.trace import Trace
     from pytest_llmperf.result import ParityResult, Result
-    from pytest_llmperf.trace import Trace
 
     T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from pytest_llmperf.verdict import quantile
+from pytest_llmperf.gate.verdict import quantile
 
 #: What is said of every figure.
 PERCENTILES = (0.50, 0.90, 0.99)

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from pytest_llmperf.backends.registry import Registry
-    from pytest_llmperf.baseline import Entry
     from pytest_llmperf.cases import Case, Workload
-    from pytest_llmperf.devices.table import Device
     from pytest_llmperf.fixtures import Engine, Load, ParityCheck, Perf, VirtualClock
+    from pytest_llmperf.gate.baseline import Entry
     from pytest_llmperf.load import Traffic
+    from pytest_llmperf.machine.table import Device
     from pytest_llmperf.models import Model
     from pytest_llmperf.prune import Watch
     from pytest_llmperf.report.terminal import Progress
     from pytest_llmperf.result import Result
-    from pytest_llmperf.run import Run
+    from pytest_llmperf.session import Run
 
 MARKER = (
     "llm(backends=None, batch_sizes=None, prompt_lengths=None, max_new_tokens=None, devices=None, max_regression=None):"
@@ -165,7 +165,7 @@ class Session:
             ValueError: the settings rule it out.
         """
         if self._run is None:
-            from pytest_llmperf.run import begin
+            from pytest_llmperf.session import begin
 
             self._run = begin(self.settings, self.registry, self.config.rootpath, self.progress)
         return self._run
@@ -387,7 +387,7 @@ def _reason_to_skip(item: pytest.Item, session: Session, run: Run) -> str | None
     Raises:
         pytest.UsageError: its marker is wrong, or it was asked for with --llm-strict.
     """
-    from pytest_llmperf.devices.table import DEVICES
+    from pytest_llmperf.machine.table import DEVICES
 
     try:
         devices = _marker_arguments(item).get("devices")
@@ -587,7 +587,7 @@ def _failure(write: Callable[[], None]) -> str | None:
 
 def _write_baselines(run: Run, exitstatus: int) -> dict[Case, list[Entry]] | str:
     """The baselines written, or why none were."""
-    from pytest_llmperf.baseline import BaselineError
+    from pytest_llmperf.gate.baseline import BaselineError
 
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         return "interrupted: no baseline was written"
@@ -600,7 +600,7 @@ def _write_baselines(run: Run, exitstatus: int) -> dict[Case, list[Entry]] | str
 def _prune_baselines(session: Session, run: Run, exitstatus: int) -> list[str] | str:
     """The keys of the baselines removed, or why none were."""
     from pytest_llmperf import prune
-    from pytest_llmperf.baseline import BaselineError
+    from pytest_llmperf.gate.baseline import BaselineError
 
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         return "interrupted: no baseline was removed"
@@ -698,8 +698,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
 
 def _what_next(session: Session, run: Run) -> list[str]:
     """What to run where the gate failed: the tests that did, or pytest's own list of many, with our options."""
+    from pytest_llmperf.gate.verdict import Outcome
     from pytest_llmperf.report import terminal
-    from pytest_llmperf.verdict import Outcome
 
     config = session.config
     failed = {

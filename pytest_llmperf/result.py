@@ -8,9 +8,9 @@ from typing import Any
 
 from pytest_llmperf.backends.base import IN_PROCESS
 from pytest_llmperf.cases import METRICS, Case
-from pytest_llmperf.parity import Parity
+from pytest_llmperf.gate.verdict import Spread, Verdict
+from pytest_llmperf.parity.decision import Parity
 from pytest_llmperf.roofline import Utilization
-from pytest_llmperf.verdict import Spread, Verdict
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from platformdirs import user_cache_path
 import pytest_llmperf.fixtures
 import pytest_llmperf.report.html
 import pytest_llmperf.report.results
-import pytest_llmperf.run  # noqa: F401
+import pytest_llmperf.session  # noqa: F401
 from pytest_llmperf import models
-from pytest_llmperf.devices import facts
+from pytest_llmperf.machine import facts
 from pytest_llmperf.models import Model
 
 pytest_plugins = "pytester"
@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--page",
         metavar="FILE",
-        help="the HTML report that tests/test_browser.py looks at, instead of one that it makes",
+        help="the HTML report that tests/suites/test_browser.py looks at, instead of one that it makes",
     )
 
 

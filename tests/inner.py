@@ -16,10 +16,10 @@ import psutil
 import pytest
 from simulated import CONFIG
 
-from pytest_llmperf import baseline as store
 from pytest_llmperf.cases import METRICS
-from pytest_llmperf.devices.fingerprint import take, versions
-from pytest_llmperf.devices.fitness import Barrier
+from pytest_llmperf.gate import baseline as store
+from pytest_llmperf.machine.fingerprint import take, versions
+from pytest_llmperf.machine.fitness import Barrier
 
 TESTS = Path(__file__).parent
 #: What the outer run's environment says of itself and an inner run's must not: where these tests run in parallel, the
@@ -52,7 +52,7 @@ def pytest_configure(config):
     import pytest
 
     patch = pytest.MonkeyPatch()
-    patch.setattr("pytest_llmperf.run.Run.measure_peaks", lambda run: PEAKS)
+    patch.setattr("pytest_llmperf.session.Run.measure_peaks", lambda run: PEAKS)
     config.add_cleanup(patch.undo)
 
 {extra}
@@ -77,7 +77,7 @@ class Busy(Simulated):
     def __init__(self, tpot):
         super().__init__(tpot=tpot)
         from itertools import count
-        from pytest_llmperf.devices import health
+        from pytest_llmperf.machine import health
         wall = count(1)
         health.snapshot = lambda _processes: health.Snapshot(now := float(next(wall)), 4 * now, 0.0, 0.0)
 """

@@ -7,8 +7,8 @@ from itertools import count
 from typing import Any
 
 from pytest_llmperf import Engagement, Observation, Score
-from pytest_llmperf.devices import health
-from pytest_llmperf.devices.fitness import Barrier, Fitness
+from pytest_llmperf.machine import health
+from pytest_llmperf.machine.fitness import Barrier, Fitness
 from pytest_llmperf.worker import recorder, watch
 
 CONFIG = {

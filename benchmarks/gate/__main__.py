@@ -56,8 +56,8 @@ from benchmarks.gate.repository import (
     untold,
 )
 from pytest_llmperf.cases import GATED
-from pytest_llmperf.devices import fingerprint
-from pytest_llmperf.trace import Trace
+from pytest_llmperf.machine import fingerprint
+from pytest_llmperf.measure.trace import Trace
 
 #: Uses a core half of the time, in turns of a second.
 LOAD = "import time\nwhile True:\n    end = time.time() + 1\n    while time.time() < end: pass\n    time.sleep(1)\n"

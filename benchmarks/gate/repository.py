@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import script
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.devices.fitness import APART
+from pytest_llmperf.machine.fitness import APART
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = {"same": 0.0, "sleep-5": 0.05, "sleep-10": 0.10, "work-5": 0.05, "work-10": 0.10}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from pytest_llmperf.devices.table import Device
+    from pytest_llmperf.machine.table import Device
 
 #: Called by an engine the moment a token is on the host, with the request's index in the batch and the token's id.
 OnToken = Callable[[int, int], None]

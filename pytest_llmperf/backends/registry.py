@@ -29,7 +29,7 @@ from pytest_llmperf.backends import (
 from pytest_llmperf.backends.base import APPLIED, CLIENT, SLOTS, Backend
 
 if TYPE_CHECKING:
-    from pytest_llmperf.devices.table import Device
+    from pytest_llmperf.machine.table import Device
 
 #: What runs a combination that names no engine.
 TRANSFORMERS = Backend("transformers", "pytest_llmperf.backends.transformers_engine:TransformersEngine")

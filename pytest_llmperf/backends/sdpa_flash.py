@@ -8,7 +8,7 @@ from pytest_llmperf.backends.base import Backend
 
 if TYPE_CHECKING:
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
-    from pytest_llmperf.devices.table import Device
+    from pytest_llmperf.machine.table import Device
 
 
 def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.backends.base import NotEngagedError
 
 if TYPE_CHECKING:
-    from pytest_llmperf.devices.table import Device
+    from pytest_llmperf.machine.table import Device
 
 
 def cpp_compiler_missing(device: Device) -> str | None:

@@ -17,7 +17,7 @@ from pytest_llmperf.backends.base import Backend, Engagement
 
 if TYPE_CHECKING:
     from pytest_llmperf.backends.base import Engine, EngineSpec, OnToken
-    from pytest_llmperf.devices.table import Device
+    from pytest_llmperf.machine.table import Device
 
 #: The candidate that is PyTorch's own choice without tuning.
 UNTUNED = "Default"

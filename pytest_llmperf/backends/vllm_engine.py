@@ -30,7 +30,7 @@ from pytest_llmperf.backends.base import (
     OnToken,
     RequestStatistics,
 )
-from pytest_llmperf.devices.health import highest_memory, peak_memory
+from pytest_llmperf.machine.health import highest_memory, peak_memory
 
 #: Forward passes that `evidence` profiles.
 PROFILED = 3

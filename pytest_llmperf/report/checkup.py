@@ -10,10 +10,10 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from pytest_llmperf.backends.registry import Registry
-from pytest_llmperf.devices import facts
-from pytest_llmperf.devices.doctor import LEVELS, Finding
+from pytest_llmperf.machine import facts
+from pytest_llmperf.machine.doctor import LEVELS, Finding
+from pytest_llmperf.plan import Scope
 from pytest_llmperf.report.listing import table
-from pytest_llmperf.scope import Scope
 from pytest_llmperf.settings import Settings
 
 

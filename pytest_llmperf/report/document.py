@@ -15,11 +15,11 @@ from typing import Any
 
 from pytest_llmperf.backends.base import CLIENT, IN_PROCESS, TIME_IN_COLLECTIVES
 from pytest_llmperf.cases import METRICS, Case, Workload, place
-from pytest_llmperf.devices.doctor import Finding
+from pytest_llmperf.gate.verdict import Outcome, quantile
 from pytest_llmperf.load import attained
+from pytest_llmperf.machine.doctor import Finding
+from pytest_llmperf.measure.trace import Trace
 from pytest_llmperf.report.text import boundaries
-from pytest_llmperf.trace import Trace
-from pytest_llmperf.verdict import Outcome, quantile
 
 #: Of a JSON report, and of the results file that every report is made of.
 SCHEMA, RESULTS_SCHEMA = 1, 2

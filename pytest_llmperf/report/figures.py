@@ -15,10 +15,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 
 from pytest_llmperf.cases import METRICS
+from pytest_llmperf.gate.verdict import Outcome
 from pytest_llmperf.report import scaling, text, trend
 from pytest_llmperf.report.document import Document, Row
 from pytest_llmperf.report.trend import Series
-from pytest_llmperf.verdict import Outcome
 
 #: Colours that nobody sees: they become the page's own, light or dark.
 INK, GRID = "#010203", "#040506"

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import files
-from pytest_llmperf.devices import fingerprint
+from pytest_llmperf.machine import fingerprint
 from pytest_llmperf.report.document import RESULTS_SCHEMA
 from pytest_llmperf.report.terminal import verdict_line
 
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Case
-    from pytest_llmperf.run import Run
+    from pytest_llmperf.session import Run
 
 
 def finite(value: Any) -> Any:

@@ -10,21 +10,21 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS, place
+from pytest_llmperf.gate.verdict import LARGE, Outcome
 from pytest_llmperf.report import cells
 from pytest_llmperf.report.scaling import placed
 from pytest_llmperf.report.text import change, figure, roof, speedup, spread
 from pytest_llmperf.report.trend import same_machine
-from pytest_llmperf.verdict import LARGE, Outcome
 
 if TYPE_CHECKING:
     import pytest
 
     from pytest_llmperf.cases import Case
-    from pytest_llmperf.parity import Parity
+    from pytest_llmperf.gate.selftest import Assessment
+    from pytest_llmperf.gate.update import Change
+    from pytest_llmperf.parity.decision import Parity
     from pytest_llmperf.report.document import Document, LoadRow, Row
     from pytest_llmperf.result import ParityResult, Result
-    from pytest_llmperf.selftest import Assessment
-    from pytest_llmperf.update import Change
 
 
 def label(case: Case) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from pytest_llmperf.devices.fingerprint import Fingerprint
+from pytest_llmperf.machine.fingerprint import Fingerprint
 from pytest_llmperf.report.document import Document, Row
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.backends.base import EngineSpec
-from pytest_llmperf.devices.health import highest_memory
+from pytest_llmperf.machine.health import highest_memory
 from pytest_llmperf.served.client import Address, ServerError
 from pytest_llmperf.served.completions import CompletionsEngine
 from pytest_llmperf.served.engine import BATCH

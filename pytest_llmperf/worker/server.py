@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.backends.base import UNKNOWN, Engine, EngineSpec, Observation
-from pytest_llmperf.devices.health import peak_memory
+from pytest_llmperf.machine.health import peak_memory
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder
 from pytest_llmperf.worker.watch import Watch
@@ -199,7 +199,7 @@ class Worker:
 
     def peaks(self, dtype: str, buffer_bytes: int, device: str) -> dict[str, float]:
         """The machine's measured roofs."""
-        from pytest_llmperf.worker.peaks import measure
+        from pytest_llmperf.worker.rates import measure
 
         return measure(device, dtype, buffer_bytes)
 

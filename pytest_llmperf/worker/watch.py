@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llmperf.devices import fitness, gpu, health
-from pytest_llmperf.devices.fitness import Barrier, Fitness
+from pytest_llmperf.machine import fitness, gpu, health
+from pytest_llmperf.machine.fitness import Barrier, Fitness
 
 #: Rounds of one burst of the canary, and bursts; see `canary`.
 ROUNDS, BURSTS = 20_000, 3

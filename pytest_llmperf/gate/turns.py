@@ -1,0 +1,153 @@
+"""How two processes take turns: step by step where both can wait, else generation by generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from pytest_llmperf.cases import Workload
+from pytest_llmperf.gate.pairs import Block
+from pytest_llmperf.machine import fitness
+from pytest_llmperf.measure.process import Sample, generate, sample_of
+from pytest_llmperf.measure.trace import TraceError
+from pytest_llmperf.measure.worker_pool import Side, no_room_for_both
+from pytest_llmperf.measure.worker_process import WorkerError, unable
+
+#: Generations that each process makes before its turns begin: the first pays for compilation, tuning and caches.
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Samples of two arms next to each other in time.
+
+    In step: one generation of each, of which now one computes a step and now the other. Where an engine cannot be
+    paused: base, head, head, base, or the other way round.
+
+    Attributes:
+        samples: of each arm, by its name, in the order taken.
+        culprit: what disturbed some of them; None if nothing did.
+        in_step: whether they were generated in step.
+    """
+
+    samples: Mapping[str, tuple[Sample, ...]]
+    culprit: str | None
+    in_step: bool = False
+
+    @classmethod
+    def of(cls, samples: Mapping[str, Sequence[Sample]], in_step: bool = False) -> Turn:
+        """A turn, judged by itself: a clock that is low in all of it disturbs no comparison.
+
+        Canaries and meetings of threads are left out. Where a neighbour on a core's other hardware thread comes and
+        goes, they disturbed more than half of the turns, and two or three pairs of four were left; what is faster than
+        a turn is left to the statistics, which see it in how pairs differ.
+        """
+        records = [replace(sample.fitness, canaries=None, barriers=None) for arm in samples.values() for sample in arm]
+        culprit = next(filter(None, fitness.culprits(records)), None)
+        return cls({name: tuple(arm) for name, arm in samples.items()}, culprit, in_step)
+
+    def block(self, metric: str, base: str, head: str) -> Block:
+        """The best of either arm: a neighbour makes a sample slower, never faster."""
+        best = [min(sample.trace.metric(metric) for sample in self.samples[arm]) for arm in (base, head)]
+        return Block(*best)
+
+
+class Turns:
+    """Two processes of one workload.
+
+    Args:
+        arms: how to ask ``base`` and the others, of which several may be one process.
+        workload: what is generated.
+        prompts: token ids, one row per request.
+        progress: told what is being done.
+
+    Attributes:
+        kinds: how many turns `take` takes: where steps alternate, one for each arm beside base; else one for all.
+    """
+
+    def __init__(
+        self, arms: Mapping[str, Side], workload: Workload, prompts: list[list[int]], progress: Callable[[str], None]
+    ) -> None:
+        self._arms = arms
+        self._workload = workload
+        self._prompts = prompts
+        self._progress = progress
+        self._made = 0
+        self._pausable = all(side.pausable for side in arms.values())
+        self._pairings = [("base", name) for name in arms if name != "base"] if self._pausable else [tuple(arms)]
+        self.kinds = len(self._pairings)
+
+    def warm_up(self) -> None:
+        """Generations that do not count. Raises as `take`."""
+        for name in self._arms:
+            for _ in range(WARM_UP):
+                self._sample(name)
+
+    def take(self, base_first: bool) -> list[Turn]:
+        """A turn of each kind.
+
+        Raises:
+            BaseUnableError: base failed.
+            WorkerError, TraceError: head did.
+        """
+        turns = []
+        for arms in self._pairings:
+            order = arms if base_first else arms[::-1]
+            samples = self._in_step(*order) if self._pausable else self._whole(order)
+            turns.append(Turn.of(samples, self._pausable))
+        return turns
+
+    def prove(self) -> None:
+        """Both have to show that they ran what they are named after. Raises as `take`."""
+        for name in ("base", "head"):  # a base that fell back to a slow path would hide a slowdown of head
+            self._progress(f"{name}: proving that the optimization ran")
+            with self._side(name) as side:
+                side.prove()
+
+    @contextmanager
+    def _side(self, name: str) -> Iterator[Side]:
+        """What fails in it is this arm's failure."""
+        try:
+            yield self._arms[name]
+        except (WorkerError, TraceError) as error:
+            if lost := no_room_for_both(error):
+                raise lost from error
+            if name != "base":
+                raise
+            raise unable(error) from error
+
+    def _sample(self, name: str) -> Sample:
+        self._made += 1
+        self._progress(f"{name}: generation {self._made}")
+        with self._side(name) as side:
+            return generate(side, self._workload, self._prompts)
+
+    def _whole(self, order: Sequence[str]) -> dict[str, list[Sample]]:
+        """Two generations of each, there and back."""
+        samples: dict[str, list[Sample]] = {name: [] for name in order}
+        for name in (*order, *order[::-1]):
+            samples[name].append(self._sample(name))
+        return samples
+
+    def _in_step(self, first: str, second: str) -> dict[str, list[Sample]]:
+        """One generation of each: a step of the first, two of the second, two of the first, and so on."""
+        self._made += 1
+        self._progress(f"{first} and {second} in step: generation {self._made}")
+        waiting: list[str] = []
+        for name, other in ((first, second), (second, first)):
+            with self._side(name) as side:
+                request = {"prompts": self._prompts, "max_new_tokens": self._workload.max_new_tokens}
+                if side.begin("generate", self._arms[other], **request):
+                    waiting.append(name)
+        while waiting:
+            waiting.reverse()
+            for name in list(waiting):
+                with self._side(name) as side:
+                    if not side.resume("generate"):
+                        waiting.remove(name)
+        samples = {}
+        for name in (first, second):
+            with self._side(name) as side:
+                samples[name] = [sample_of(side.answer("generate"), self._workload)]
+        return samples

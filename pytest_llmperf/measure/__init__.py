@@ -1,0 +1,1 @@
+"""Measuring: worker processes and what one of them measures of a workload."""

@@ -1,0 +1,214 @@
+"""One process measuring one workload: warm-up, samples, and the proof that the optimization ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median
+from typing import Any
+
+from pytest_llmperf.backends.base import RequestStatistics
+from pytest_llmperf.cases import Workload
+from pytest_llmperf.machine import fitness
+from pytest_llmperf.machine.fitness import APART, Barrier, Fitness
+from pytest_llmperf.measure import sampling, trace
+from pytest_llmperf.measure.trace import Trace
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed generation: its trace, and what else the machine did meanwhile.
+
+    ``statistics`` is what the engine says of each request itself; empty where it keeps none. ``culprit`` is why the
+    sample is contaminated; None if it is not. ``texts`` are the tokens of each request as text, where their ids are
+    unknown; empty where they are known.
+    """
+
+    trace: Trace
+    fitness: Fitness
+    peak_memory: int
+    statistics: tuple[RequestStatistics, ...] = ()
+    culprit: str | None = None
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An invocation: what one fresh process measured of one workload.
+
+    Attributes:
+        load: seconds from the request to load until the engine was ready, imports included.
+        warm_up: the generations before the figures settled; the first pays for compilation, tuning and caches.
+        samples: those that count.
+        settled: whether the figures settled before the samples began.
+        engagement: what was seen of the optimization.
+        discarded: the contaminated generations, in whose place others were taken.
+        clean: whether there were enough others. If not, the contaminated ones are among the samples.
+    """
+
+    backend: str
+    workload: Workload
+    load: float
+    warm_up: tuple[Trace, ...]
+    samples: tuple[Sample, ...]
+    settled: bool
+    engagement: Mapping[str, Any]
+    discarded: tuple[Sample, ...] = ()
+    clean: bool = True
+
+    @property
+    def cold_start(self) -> float:
+        """Seconds until this shape's first generation was complete: load, compilation, generation."""
+        return self.load + self.warm_up[0].latency
+
+    @property
+    def compile_time(self) -> float:
+        """Seconds that this shape's first generation took beyond a settled one: compilation, tuning, filling caches."""
+        return max(0.0, self.warm_up[0].latency - median(self.figures("latency")))
+
+    def figures(self, metric: str) -> list[float]:
+        """The samples' figures of a metric, in seconds; a cold start has one."""
+        if metric == "cold-start":
+            return [self.cold_start]
+        return [sample.trace.metric(metric) for sample in self.samples]
+
+    @property
+    def contamination(self) -> float:
+        """Fraction of the generations after the warm-up that were contaminated."""
+        return fmean(one.culprit is not None for one in (*self.samples, *self.discarded))
+
+    @property
+    def culprit(self) -> str | None:
+        """What contaminated most of them, or the first; None if nothing did."""
+        return fitness.chief(one.culprit for one in (*self.discarded, *self.samples))
+
+    @property
+    def barrier(self) -> Barrier | None:
+        """How long the threads that computed the samples took to meet; None where that is not known."""
+        soonest = (min(one.fitness.barriers, key=_seconds) for one in self.samples if one.fitness.barriers)
+        return median_barrier(soonest)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes."""
+        return max(sample.peak_memory for sample in self.samples)
+
+    def token_rows(self) -> set[tuple[int, tuple[int, ...]]]:
+        """Every distinct (request index, tokens) of the timed generations."""
+        return {row for sample in self.samples for row in enumerate(sample.trace.tokens)}
+
+    def text_rows(self) -> set[tuple[int, str]]:
+        """Every distinct (request index, text) of the timed generations whose tokens are unknown."""
+        return {row for sample in self.samples for row in enumerate(sample.texts)}
+
+
+def median_barrier(barriers: Iterable[Barrier | None]) -> Barrier | None:
+    """The one in the middle of those that are known, the sooner of two; None if none is."""
+    known = sorted(filter(None, barriers), key=_seconds)
+    return known[(len(known) - 1) // 2] if known else None
+
+
+def by_state(measured: Sequence[Measurement]) -> list[list[Measurement]]:
+    """Those whose threads met about as soon as one another's, the most first: a host may move a machine's CPUs.
+
+    Each of those that follow had its CPUs moved (`fitness.moved`) from all before. What is neither as soon as one of
+    them nor moved from it is left out, as where threads took longer than any way between CPUs explains.
+    """
+
+    def group(soonest: Measurement) -> list[Measurement]:
+        if soonest.barrier is None:
+            return [one for one in left if one.barrier is None]
+        least = soonest.barrier.seconds
+        return [one for one in left if one.barrier and least <= one.barrier.seconds <= APART * least]
+
+    left, states = list(measured), list[list[Measurement]]()
+    while left:
+        states.append(max(map(group, left), key=len))
+        usual = median_barrier(one.barrier for one in states[-1])
+        left = [one for one in left if fitness.moved(one.barrier, usual)]
+    return states
+
+
+def _seconds(barrier: Barrier) -> float:
+    return barrier.seconds
+
+
+def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int]]) -> Sample:
+    """One generation by a loaded engine.
+
+    Raises:
+        WorkerError: the worker failed.
+        TraceError: what came back is not what was asked for.
+    """
+    return sample_of(ask("generate", prompts=prompts, max_new_tokens=workload.max_new_tokens), workload)
+
+
+def sample_of(answer: Mapping[str, Any], workload: Workload) -> Sample:
+    """What a worker answered to ``generate``. Raises TraceError as `generate`."""
+    found = trace.checked(
+        answer["tokens"],
+        answer["times"],
+        requests=workload.batch_size,
+        max_new_tokens=workload.max_new_tokens,
+    )
+    if "fitness" not in answer:
+        raise trace.TraceError(
+            "its worker is of another version of pytest-llmperf and does not say who used the machine"
+        )
+    statistics = tuple(RequestStatistics(**one) for one in answer["statistics"])
+    return Sample(
+        found, fitness.parse(answer["fitness"]), answer["peak_memory"], statistics, texts=tuple(answer.get("texts", ()))
+    )
+
+
+def measure(
+    ask: Callable[..., Any],
+    *,
+    backend: str,
+    workload: Workload,
+    prompts: list[list[int]],
+    load: float,
+    plan: sampling.Plan,
+    progress: Callable[[str], None],
+) -> Measurement:
+    """Measure a workload on a loaded engine.
+
+    Args:
+        ask: calls an operation of the worker.
+        backend: its name.
+        workload: what is generated.
+        prompts: token ids, one row per request.
+        load: the seconds that loading took.
+        plan: when to stop.
+        progress: told what is being done.
+
+    Raises:
+        WorkerError: the worker failed, or the optimization did not engage.
+        TraceError: a generation came back that is not what was asked for, or that the engine's own statistics deny.
+    """
+    made = 0
+
+    def next_sample() -> Sample:
+        nonlocal made
+        progress(f"{backend} {workload}: generation {made + 1}" + (" (warm-up)" if not made else ""))
+        made += 1
+        return generate(ask, workload, prompts)
+
+    def culprits(samples: Sequence[Sample]) -> list[str | None]:
+        return fitness.culprits([sample.fitness for sample in samples])
+
+    collected = sampling.collect(next_sample, lambda sample: sample.trace.latency, culprits, plan)
+    for sample, _ in collected.kept:  # in a first generation the engine may begin to count after having set itself up
+        trace.check_statistics(sample.trace, sample.statistics)
+    progress(f"{backend} {workload}: proving that the optimization ran")
+    return Measurement(
+        backend=backend,
+        workload=workload,
+        load=load,
+        warm_up=tuple(sample.trace for sample in collected.warm_up),
+        samples=tuple(replace(sample, culprit=culprit) for sample, culprit in collected.kept),
+        settled=collected.settled,
+        engagement=ask("evidence"),
+        discarded=tuple(replace(sample, culprit=culprit) for sample, culprit in collected.discarded),
+        clean=collected.clean,
+    )

@@ -1,0 +1,305 @@
+"""The worker processes of a run: one per engine, loaded when first asked, given back when the memory is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from pytest_llmperf.backends.base import EngineSpec
+from pytest_llmperf.backends.registry import Combination
+from pytest_llmperf.measure.ranks import Ranks
+from pytest_llmperf.measure.worker_process import (
+    Arm,
+    BaseLostError,
+    BaseUnableError,
+    Checkout,
+    Host,
+    WorkerError,
+    WorkerFailedError,
+    WorkerHungError,
+    WorkerLostError,
+    unable,
+)
+
+OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
+#: After one of these an engine's state cannot be relied on, though its process still answers.
+FATAL = {*OUT_OF_MEMORY, "AcceleratorError", "NotEngagedError"}
+
+
+def hopeless(error: Exception) -> bool:
+    """Whether the same request would fail again, and would cost another engine: for time, for memory, unengaged."""
+    return isinstance(error, WorkerHungError) or (isinstance(error, WorkerFailedError) and error.kind in FATAL)
+
+
+def no_room_for_both(error: Exception) -> BaseLostError | None:
+    """What it means that one of two processes side by side has no memory: nothing of either's code."""
+    if isinstance(error, WorkerFailedError) and error.kind in OUT_OF_MEMORY:
+        return BaseLostError(f"no memory for two processes at once: {error}")
+    return None
+
+
+def spoiled(error: Exception) -> bool:
+    """Whether the engine that raised this can be asked nothing more."""
+    return isinstance(error, WorkerLostError) or hopeless(error)
+
+
+@dataclass
+class Loaded:
+    """A worker, or its ranks, with an engine."""
+
+    host: Host | Ranks
+    arm: Arm
+    load_seconds: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two processes that are measured side by side, and how to ask it.
+
+    Attributes:
+        pausable: whether it can wait between steps.
+        slowdown: the share that each of its steps takes longer.
+        checkout: the revision that it has to import something of; None for the tree under test.
+    """
+
+    host: Host | Ranks
+    timeout: float
+    pausable: bool
+    slowdown: float = 0.0
+    checkout: Checkout | None = None
+
+    def __call__(self, operation: str, **arguments: Any) -> Any:
+        """Call an operation of its worker. Raises WorkerError."""
+        return self.host.call(operation, self.timeout, **self._slowed(operation), **arguments)
+
+    def prove(self) -> None:
+        """Have it show that it ran what it is named after, since it generated something.
+
+        Raises:
+            BaseUnableError: it ran the same code as head.
+            WorkerError: the optimization did not run.
+        """
+        self("evidence")
+        if self.checkout is not None and not self("imported", folder=str(self.checkout.folder)):
+            raise BaseUnableError(
+                f"it imported nothing from {self.checkout.root} at that revision, so it is the same code as head; "
+                "is what you test installed from elsewhere?"
+            )
+
+    def begin(self, operation: str, beside: Side, **arguments: Any) -> bool:
+        """Ask, and wait for the first step, as `paused` does; the other one computes none meanwhile."""
+        self.host.ask(operation, **self._slowed(operation), **arguments, beside=beside.host.pids)
+        return self.paused(operation)
+
+    def resume(self, operation: str) -> bool:
+        """Let it compute the next step, as `paused`."""
+        assert isinstance(self.host, Host)
+        self.host.resume()
+        return self.paused(operation)
+
+    def paused(self, operation: str) -> bool:
+        """Whether it computed a step; if not, it has answered."""
+        assert isinstance(self.host, Host)
+        return self.host.paused(operation, self.timeout)
+
+    def answer(self, operation: str) -> Any:
+        """What came of it. Raises WorkerError."""
+        return self.host.answer(operation, self.timeout)
+
+    def _slowed(self, operation: str) -> dict[str, float]:
+        return {"slowdown": self.slowdown} if self.slowdown and operation == "generate" else {}
+
+
+class Engines:
+    """Starts, keeps and stops the engines of a run.
+
+    Args:
+        spec: what every engine is asked to load.
+        arm: where a backend's worker runs; where work runs that is no backend's, for None.
+        attached: what of the spec is a backend's own: a server, and what is sent to it.
+        devices: the variables that tell a backend's worker which devices it may use.
+        cache: folder for compile caches that outlive the process.
+        timeout: seconds for one request.
+        roomy: whether the device's memory holds the reference, idle, beside another engine.
+        reference: its name; empty where nothing is judged by it, so that it need not stay.
+        progress: told what is being done.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        arm: Callable[[Combination | None], Arm],
+        *,
+        attached: Callable[[Combination], dict[str, Any]] = lambda backend: {},
+        devices: Callable[[Combination], dict[str, str]] = lambda backend: {},
+        cache: str,
+        timeout: float,
+        roomy: bool,
+        reference: str,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._spec = spec
+        self._arm = arm
+        self._attached = attached
+        self._devices = devices
+        self._timeout = timeout
+        self._roomy = roomy
+        self._reference = reference
+        self._progress = progress
+        self._loaded: dict[str, Loaded] = {}
+        self._unloadable: dict[str, WorkerError] = {}
+        self._environment = {
+            "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),  # nothing is downloaded while something is timed
+            # Compiled kernels survive the process: the second run of a suite is not a cold start.
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache),
+        }
+
+    @contextlib.contextmanager
+    def _started(self, backend: Combination, arm: Arm) -> Iterator[Host | Ranks]:
+        """A new process that was asked to load the backend and has yet to answer; it is gone if that fails."""
+        environment = {**self._environment, **backend.environment, **self._devices(backend)}
+        host = Host(arm, environment) if backend.ranks == 1 else Ranks(backend.ranks, arm, environment)
+        try:
+            own = backend.reference()
+            parts = [arm.checkout.reference(part) for part in own] if arm.checkout else own
+            cache = self._spec.cache
+            if arm.checkout and parts != own:  # code of the repository: what head built is not base's
+                cache = str(arm.checkout.folder.parent / "cache")
+            spec = asdict(replace(self._spec, tp=backend.tp, cache=cache)) | self._attached(backend)
+            host.ask("load", backend=parts, spec=spec, ranks=host.pids)
+            yield host
+        except BaseException:
+            host.close()
+            raise
+
+    def _load(self, backend: Combination) -> Loaded:
+        self._progress(f"{backend.name}: loading")
+        arm = self._arm(backend)
+        with self._started(backend, arm) as host:
+            return Loaded(host, arm, float(host.answer("load", self._timeout)["seconds"]))
+
+    def get(self, backend: Combination) -> Loaded:
+        """The backend's engine, loaded now if it is not. A backend that failed to load is not tried again."""
+        if backend.name in self._unloadable:
+            raise self._unloadable[backend.name]
+        if backend.name not in self._loaded:
+            self._make_room(backend.name)
+            try:
+                self._loaded[backend.name] = self._load(backend)
+            except WorkerError as error:
+                self._unloadable[backend.name] = error
+                raise
+        return self._loaded[backend.name]
+
+    def _make_room(self, name: str) -> None:
+        for other in list(self._loaded):
+            if other != name and not (self._roomy and self._reference in (other, name)):
+                self.close(other)
+        if self._spec.device == "cpu":
+            return
+        for idle in list(self._loaded):
+            # A device's allocator keeps what a generation used: 87 GiB of an H200 after 32 prompts of 2,048 tokens.
+            with contextlib.suppress(WorkerError), self._dropping(idle):
+                self._loaded[idle].host.call("rest", self._timeout)
+
+    def ask(self, backend: Combination, operation: str, **arguments: Any) -> Any:
+        """Call an operation of the backend's engine. After a loss the next call starts a new one."""
+        loaded = self.get(backend)
+        with self._dropping(backend.name):
+            return loaded.host.call(operation, self._timeout, **arguments)
+
+    @contextlib.contextmanager
+    def _dropping(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except WorkerError as error:
+            if spoiled(error):
+                self.close(name)
+            raise
+
+    @contextlib.contextmanager
+    def fresh(self, backend: Combination) -> Iterator[tuple[Callable[..., Any], float]]:
+        """A new process of the backend, gone afterwards: how to ask it, and the seconds it took to load."""
+        if not self._roomy:
+            self.close(backend.name)
+        self._make_room(backend.name)
+        loaded = self._load(backend)
+        try:
+            yield partial(self._call, loaded.host), loaded.load_seconds
+        finally:
+            loaded.host.close()
+
+    @contextlib.contextmanager
+    def pair(self, backend: Combination, base: Arm) -> Iterator[dict[str, Side]]:
+        """A new process of the base arm and one of head, gone afterwards, as ``base`` and ``head``.
+
+        Raises:
+            BaseUnableError: base cannot load the backend, or there is no memory for both.
+            WorkerError: head cannot.
+        """
+        if not self._roomy:
+            self.close(backend.name)
+        self._make_room(backend.name)
+        self._progress(f"{backend.name}: loading a pair of processes, base and head")
+        with contextlib.ExitStack() as stack:
+            # Side by side: loading is not timed.
+            hosts = [stack.enter_context(self._started(backend, arm)) for arm in (base, self._arm(backend))]
+            for host in hosts:
+                stack.callback(host.close)
+            try:
+                loaded = [hosts[0].answer("load", self._timeout)]
+            except WorkerError as error:
+                raise no_room_for_both(error) or unable(error) from error
+            try:
+                loaded.append(hosts[1].answer("load", self._timeout))
+            except WorkerError as error:
+                if lost := no_room_for_both(error):
+                    raise lost from error
+                raise
+            # A base of before this was possible does not say.
+            pausable = [one.get("pausable", False) for one in loaded]
+            yield {
+                "base": Side(hosts[0], self._timeout, pausable[0], checkout=base.checkout),
+                "head": Side(hosts[1], self._timeout, pausable[1]),
+            }
+
+    def _call(self, host: Host | Ranks, operation: str, **arguments: Any) -> Any:
+        return host.call(operation, self._timeout, **arguments)
+
+    @contextlib.contextmanager
+    def any_worker(self) -> Iterator[Callable[..., Any]]:
+        """Any worker, loaded or new, for work that needs torch but no engine: conversions, the machine's peaks."""
+        for name, loaded in list(self._loaded.items()):
+            if not loaded.host.alive:  # an idle one may have been killed for its memory
+                self.close(name)
+        own = self._arm(None)
+        if (at_hand := next((name for name, loaded in self._loaded.items() if loaded.arm == own), None)) is not None:
+            idle = self._loaded[at_hand].host
+            with self._dropping(at_hand):
+                yield partial(self._call, idle)
+            return
+        host = Host(own, self._environment)
+        try:
+            yield partial(self._call, host)
+        finally:
+            host.close()
+
+    def release(self, name: str) -> None:
+        """The backend's tests are over: close its engine, unless it is the reference and may stay."""
+        if not (self._roomy and name == self._reference):
+            self.close(name)
+
+    def close(self, name: str) -> None:
+        if name in self._loaded:
+            self._loaded.pop(name).host.close()
+
+    def close_all(self) -> None:
+        for name in list(self._loaded):
+            self.close(name)

@@ -1,0 +1,1 @@
+"""Parity: are the tokens ones that the reference could have chosen?"""

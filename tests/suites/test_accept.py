@@ -1,0 +1,248 @@
+"""``pytest-llmperf accept``: baselines from the results of a run elsewhere, or of one that was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from inner import BUSY, Suite
+
+from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.cli import main
+from pytest_llmperf.gate.baseline import Environment
+
+UPDATE = ("--llm-update-baselines", "--llm-invocations=3", "--llm-results=raw.json")
+TPOT = "bfloat16/sim/b1-p16-n8/tpot"
+
+
+def accept(suite: Suite, *files: str, folder: str = "baselines") -> int:
+    paths = [str(suite.path / file) for file in files or ("raw.json",)]
+    return main(["accept", *paths, f"--baseline-dir={suite.path / folder}"])
+
+
+def edit(suite: Suite, change: Callable[[dict[str, Any]], object], file: str = "raw.json") -> None:
+    """Another results file, of the one that a run has left."""
+    data = json.loads((suite.path / "raw.json").read_text())
+    change(data)
+    (suite.path / file).write_text(json.dumps(data))
+
+
+def aged(day: str) -> Callable[[dict[str, Any]], None]:
+    """Of another day, with another figure."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["when"] = f"{day}T00:00:00+00:00"
+        for row in data["update"]["baseline"]["entries"].values():
+            row[0]["recorded"] = day
+            row[0]["invocations"][0].append(row[0]["median"] * int(day.replace("-", "")) / 1e7)
+
+    return change
+
+
+@pytest.fixture
+def updated(suite: Suite, capsys: pytest.CaptureFixture[str]) -> Suite:
+    """A suite whose run with an update left results, and a baseline."""
+    suite.decode(*UPDATE, backends="ref,sim").assert_outcomes(passed=2)
+    capsys.readouterr()
+    return suite
+
+
+def test_it_writes_what_the_update_wrote_byte_for_byte(updated: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    assert accept(updated, folder="mine") == 0
+    assert (updated.path / "mine" / "cpu" / "tiny.json").read_bytes() == updated.baseline.read_bytes()
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("tpot b1-p16-n8 sim") and line.endswith("new     10.0%") for line in lines)
+    assert lines[-1].startswith("4 entries of ")  # two of them cold starts
+
+
+def test_sets_of_both_states_of_the_cpus_are_written_alike(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    far = "Simulated(tpot=0.006, barrier=4.5e-6) if process in (1, 3, 5) else Simulated(tpot=0.005, barrier=3e-6)"
+    suite.backends(sim=far)
+    suite.decode("--llm-update-baselines", "--llm-invocations=4", "--llm-results=raw.json")
+    capsys.readouterr()
+    assert accept(suite, folder="mine") == 0
+    assert (suite.path / "mine" / "cpu" / "tiny.json").read_bytes() == suite.baseline.read_bytes()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("4 entries of ")
+    assert accept(suite, folder="mine") == 1, "both are accepted already"
+    mine = suite.path / "mine" / "cpu" / "tiny.json"
+    held = json.loads(mine.read_text())
+    for row in held["entries"].values():
+        del row[0]
+    mine.write_text(json.dumps(held))
+    capsys.readouterr()
+    assert accept(suite, folder="mine") == 0
+    said = capsys.readouterr().out
+    assert "left out" not in said
+    assert said.splitlines()[-1].startswith("2 entries of ")
+    edit(suite, lambda data: data["update"]["baseline"]["entries"][TPOT][0].update(recorded="2020-01-01"))
+    assert accept(suite, folder="mine") == 2
+    assert "sets of one case that are of several days" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["sim", "sdpa+tp2", "team/kernel"])
+def test_a_case_is_known_by_its_key(backend: str) -> None:
+    case = Case("tiny", "bfloat16", backend, Workload(1, 16, 8), "tpot")
+    assert Case.parse("tiny", case.key) == case
+
+
+def test_a_run_that_was_stopped_is_accepted_as_far_as_it_came(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    suite.test(
+        "def test_one(llm_perf):\n    llm_perf.gate('tpot')\n    raise KeyboardInterrupt\n"
+        "def test_two(llm_perf):\n    llm_perf.gate('ttft')\n"
+    )
+    suite.run("test_it.py", "--llm-backends=sim", *UPDATE, no_reraise_ctrlc=True)
+    assert not suite.baseline.exists()
+    capsys.readouterr()
+    assert accept(suite) == 0
+    assert set(suite.stored()["entries"]) == {TPOT, "bfloat16/sim/b1-p16-n8/cold-start"}
+    assert "left out: 1 of that run's tests have no figure" in capsys.readouterr().out
+
+
+def test_accepted_twice_is_accepted_once(updated: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    before = updated.baseline.read_bytes()
+    assert accept(updated) == 1
+    assert updated.baseline.read_bytes() == before
+    assert f"left out: {TPOT}: it is accepted already" in capsys.readouterr().out.splitlines()
+
+
+def test_files_are_taken_by_their_age_and_what_is_older_is_left_out(
+    updated: Suite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(updated, aged("2031-01-02"), "a.json")
+    edit(updated, aged("2031-01-01"), "b.json")
+    assert accept(updated, "a.json", "b.json") == 0
+    assert [one["recorded"] for one in updated.stored()["entries"][TPOT]][:2] == ["2031-01-02", "2031-01-01"]
+    edit(updated, aged("2030-01-01"), "c.json")
+    capsys.readouterr()
+    assert accept(updated, "c.json") == 1
+    why = "that machine has figures of 2031-01-02, and these are of 2030-01-01"
+    assert f"left out: {TPOT}: {why}" in capsys.readouterr().out.splitlines()
+
+
+def test_another_machine_s_figures_are_that_machine_s(updated: Suite) -> None:
+    def elsewhere(data: dict[str, Any]) -> None:
+        update = data["update"]["baseline"]
+        (environment,) = update["environments"].values()
+        environment["fingerprint"]["cpus"] += 1
+        new = Environment(**environment).id
+        update["environments"] = {new: environment}
+        for row in update["entries"].values():
+            row[0]["environment"] = new
+
+    edit(updated, elsewhere, "other.json")
+    assert accept(updated, "other.json") == 0
+    assert len({one["environment"] for one in updated.stored()["entries"][TPOT]}) == 2
+
+
+def test_what_the_run_gated_is_left_out(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two fresh processes were started since the first was slow: they are a sample of nothing."""
+    suite.record({"sim/tpot": 0.005})
+    suite.backends(sim="Simulated(tpot=0.007)")
+    suite.run("suites/test_decode.py", "suites/test_prefill.py", "--llm-update-baselines=new", *UPDATE[1:], "-k", "sim")
+    capsys.readouterr()
+    assert accept(suite, folder="mine") == 0
+    written = json.loads((suite.path / "mine" / "cpu" / "tiny.json").read_text())["entries"]
+    assert set(written) == {"bfloat16/sim/b1-p16-n8/ttft", "bfloat16/sim/b1-p16-n8/cold-start"}
+    assert f"left out: {TPOT}: it was gated, not accepted" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("sim", "ci", "why"),
+    [
+        ("Busy(0.005)", "", "it was disturbed"),
+        ("Simulated(tpot=0.005, wrong_from=3)", "", "its tokens were not shown to be right"),
+        ("Simulated(tpot=0.007)", "true", "it is slower than the gate allows"),
+    ],
+    ids=["disturbed", "wrong", "slower"],
+)
+def test_what_the_run_refused_is_left_out_with_the_reason(
+    suite: Suite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sim: str, ci: str, why: str
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    suite.record({"sim/tpot": 0.005})
+    before = suite.baseline.read_bytes()
+    suite.backends(sim=sim, extra=BUSY)
+    suites = ("suites/test_decode.py", "suites/test_greedy_parity.py")
+    suite.run(*suites, "--llm-backends=ref,sim", "-k", "sim", *UPDATE)
+    if ci:  # the cold start, which is never gated, is written
+        before = suite.baseline.read_bytes()
+    capsys.readouterr()
+    assert accept(suite) == 1
+    assert f"left out: {TPOT}: {why}" in capsys.readouterr().out.splitlines()
+    assert suite.baseline.read_bytes() == before
+
+
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_in_ci_it_refuses_what_an_update_would(
+    suite: Suite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ci: str
+) -> None:
+    suite.record({"sim/tpot": 0.004})
+    suite.decode(*UPDATE, "--llm-baseline-dir=elsewhere")
+    monkeypatch.setenv("CI", ci)
+    capsys.readouterr()
+    assert accept(suite) == 0, "the cold start is written"
+    refused = f"left out: {TPOT}: slower than the gate allows, so not written in CI"
+    assert (refused in capsys.readouterr().out.splitlines()) == bool(ci)
+    assert len(suite.stored()["entries"][TPOT]) == (1 if ci else 2)
+
+
+@pytest.mark.parametrize("options", [(), ("--llm-self-test", "--llm-budget=0.001")], ids=["gated", "self-test"])
+def test_a_run_that_was_to_accept_nothing_is_refused(
+    suite: Suite, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    suite.record({"sim/tpot": 0.005})
+    before = suite.baseline.read_bytes()
+    suite.decode("--llm-results=raw.json", *options)
+    capsys.readouterr()
+    assert accept(suite) == 2
+    said = "it is not of a run with --llm-update-baselines, so there is nothing to accept\n"
+    assert capsys.readouterr().err == f"pytest-llmperf: {suite.path / 'raw.json'}: {said}"
+    assert suite.baseline.read_bytes() == before
+
+
+def test_a_change_is_told_as_an_update_tells_it(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    suite.record({"sim/tpot": 0.004})
+    suite.decode(*UPDATE, "--llm-baseline-dir=elsewhere")
+    capsys.readouterr()
+    assert accept(suite) == 0
+    assert "+25.0%*" in capsys.readouterr().out
+    assert len(suite.stored()["entries"][TPOT]) == 2, "the old set is history"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data.update(kind="report"), "its schema is 2"),
+        (lambda data: data.update(schema=99), "its schema is 99"),
+        (lambda data: data.update(when=None), "it has no update that can be accepted (TypeError("),
+        (lambda data: data.pop("update"), "(KeyError('update'))"),
+        (lambda data: data["update"].pop("tolerances"), "(KeyError('tolerances'))"),
+        (lambda data: data["update"].update(tolerances={}), "its tolerances are of other cases than its figures"),
+        (lambda data: data["update"]["baseline"]["entries"][TPOT][0].update(median=1.0), "was edited: its median is"),
+        (lambda data: data["update"]["baseline"].update(entries={"sim": []}), "is not a list of records"),
+    ],
+)
+def test_what_is_no_such_file_is_one_line_and_nothing_is_written(
+    updated: Suite, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    edit(updated, change, "bad.json")
+    assert accept(updated, "raw.json", "bad.json", folder="mine") == 2
+    error = capsys.readouterr().err
+    assert f"{updated.path / 'bad.json'}: " in error
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (updated.path / "mine").exists()
+
+
+def test_a_baseline_file_or_folder_that_cannot_be_used_is_one_line(
+    updated: Suite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    updated.baseline.write_text("{")
+    assert accept(updated) == 2
+    assert "is not JSON" in capsys.readouterr().err
+    assert updated.baseline.read_text() == "{"
+    (updated.path / "taken").write_text("")
+    assert accept(updated, folder="taken") == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,694 @@
+"""Base beside head, end to end: revisions of a repository with simulated backends, measured in turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from inner import BACKENDS, BUSY, HANGING, SERVING, TESTS, Suite, eventually, pytest_process, usage_error
+
+from pytest_llmperf.gate.checkout import BaseError, resolve
+from pytest_llmperf.measure.worker_process import Checkout
+from pytest_llmperf.worker.bootstrap import moved, own
+
+TPOT = 0.005
+FAST, SLOW = "Simulated(tpot=0.005)", "Simulated(tpot=0.005 * 1.05)"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def commit(suite: Suite) -> str:
+    git(suite.path, "add", "--all")
+    git(suite.path, "commit", "--quiet", "--message", "a revision")
+    return git(suite.path, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repository(suite: Suite) -> Suite:
+    """A repository whose first revision, ``base``, needs 5 ms per token."""
+    git(suite.path, "init", "--quiet")
+    (suite.path / ".gitignore").write_text("*.pids\nserved\n*.json\n__pycache__\n.pytest_cache\n")
+    suite.backends(sim=FAST)
+    commit(suite)
+    git(suite.path, "tag", "base")
+    return suite
+
+
+def worktrees(suite: Suite) -> int:
+    return len(git(suite.path, "worktree", "list").splitlines())
+
+
+# The verdict
+
+
+def test_a_slowdown_of_head_alone_is_found_without_a_baseline(repository: Suite) -> None:
+    repository.backends(sim=SLOW)
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        "*regression: decode latency*5.250 ms, base 5.000 ms, in turns +5.0%*at 99 %, 4 pairs of fresh processes, "
+        "16 blocks; allowed 3% (default with a base)*"
+    )
+    result.stdout.fnmatch_lines(
+        [
+            "1 cases gated: 1 regression",
+            "to measure that alone again: pytest '*[[]sim-b1-p16-n8]' --llm-backends=sim --llm-base=base "
+            "--llm-compare=always",
+        ]
+    )
+
+
+@pytest.mark.parametrize(("committed", "before"), [(False, "HEAD"), (True, "HEAD~1")])
+def test_a_regression_from_a_baseline_is_to_be_measured_beside_the_code_before(
+    repository: Suite, committed: bool, before: str
+) -> None:
+    repository.record({"sim/tpot": TPOT})
+    repository.backends(sim="Simulated(tpot=0.005 * 1.15)")
+    if committed:
+        commit(repository)
+    result = repository.decode()
+    said = "to measure it in turns with the code before: pytest "
+    (line,) = [line for line in result.outlines if line.startswith(said)]
+    command = shlex.split(line.removeprefix(said))
+    assert command[-2:] == [f"--llm-base={before}", "--llm-compare=always"]
+    again = repository.run(*command)
+    again.stdout.fnmatch_lines("*regression: decode latency*, base 5.000 ms, in turns +15.0%*")
+
+
+def test_a_slowdown_of_both_is_not(repository: Suite) -> None:
+    repository.backends(sim=SLOW)
+    commit(repository)
+    repository.record({"sim/tpot": TPOT / 1.3})  # the stored figures flag it
+    result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*+0.0%*ok", "1 cases gated: 1 ok"])
+
+
+def test_what_its_baseline_does_not_flag_is_not_compared_with_base(repository: Suite) -> None:
+    repository.record({"sim/tpot": TPOT})
+    assert repository.decode("--llm-base=base").ret == 0
+    assert repository.loads["sim"] == 1
+    result = repository.decode("--llm-base=base", "--llm-compare=always")
+    assert result.ret == 0
+    assert repository.loads["sim"] == 2 + 3  # of head; base's write beside their own conftest.py
+
+
+def test_an_improvement_is_said(repository: Suite) -> None:
+    repository.backends(sim="Simulated(tpot=0.004)")
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim*-20.0%*faster")
+
+
+def test_one_comparison_serves_all_metrics(repository: Suite) -> None:
+    repository.run("suites", "--llm-backends=sim", "--llm-base=base", "-k", "not parity", "--llm-results=raw.json")
+    assert repository.loads["sim"] == 1 + 3
+    raw = json.loads((repository.path / "raw.json").read_text())
+    (comparison,) = raw["comparisons"]
+    assert (comparison["backend"], len(comparison["pairs"])) == ("sim", 3)
+    turn = comparison["pairs"][0]["turns"][0]
+    samples = turn["samples"]
+    assert turn["in_step"]
+    assert [len(samples[arm]) for arm in ("base", "head")] == [1, 1]
+    assert samples["base"][0]["trace"]["tokens"] == samples["head"][0]["trace"]["tokens"]
+
+
+LOGGED = """\
+class Logged(Simulated):
+    def __init__(self, arm, **options):
+        super().__init__(**options)
+        self.arm = arm
+
+    def generate(self, prompts, max_new_tokens, on_token):
+        def logged(request, token):
+            with open(LOG, "a") as file:
+                file.write(self.arm)
+            on_token(request, token)
+
+        super().generate(prompts, max_new_tokens, logged)
+"""
+
+
+@pytest.mark.parametrize("pausable", [True, False])
+def test_base_and_head_compute_in_step_where_both_can_wait(repository: Suite, pausable: bool) -> None:
+    log = repository.path / "log"
+    (repository.path / ".gitignore").write_text("*.pids\n__pycache__\n.pytest_cache\nlog\n")
+    for arm in "bh":
+        repository.backends(
+            sim=f"Logged({arm!r}, tpot=0.005, pausable={pausable})", extra=f"LOG = {str(log)!r}\n{LOGGED}"
+        )
+        if arm == "b":
+            commit(repository)
+    result = repository.decode("--llm-base=HEAD", "--llm-results=raw.json")
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim*+0.0%*ok")
+    raw = json.loads((repository.path / "raw.json").read_text())
+    assert all(turn["in_step"] is pausable for pair in raw["comparisons"][0]["pairs"] for turn in pair["turns"])
+    steps = log.read_text()
+    in_step, in_turns = "bhhbbhhbbhhbbhhb", "b" * 8 + "h" * 16 + "b" * 8
+    assert (in_step in steps, in_turns in steps) == (pausable, not pausable)
+
+
+FAILING = """\
+class Failing(Simulated):
+    def __init__(self, fail, **options):
+        super().__init__(**options)
+        self.fail, self.seen = fail, 0
+
+    def generate(self, prompts, max_new_tokens, on_token):
+        def failing(request, token):
+            self.seen += 1
+            if self.seen == 20:  # in the third generation, the first that counts
+                self.fail()
+            on_token(request, token)
+
+        super().generate(prompts, max_new_tokens, failing)
+
+
+def die():
+    os.kill(os.getpid(), 9)
+
+
+def miss():
+    raise LookupError("no such step")
+"""
+
+
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [("die", "was lost: worker died during generate*"), ("miss", "cannot run it: LookupError: no such step*")],
+)
+def test_a_base_that_fails_in_the_middle_of_a_generation_is_no_comparison(
+    repository: Suite, fail: str, said: str
+) -> None:
+    repository.backends(sim=f"Failing({fail}, tpot=0.005)", extra=FAILING)
+    commit(repository)
+    repository.backends(sim=FAST)
+    result = repository.decode("--llm-base=HEAD")
+    result.stdout.fnmatch_lines(f"*: base, HEAD (*), {said}")
+
+
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [("die", "worker died during generate: killed by signal 9*"), ("miss", "LookupError: no such step*")],
+)
+def test_a_head_that_fails_in_the_middle_of_a_generation_fails_its_test(
+    repository: Suite, fail: str, said: str
+) -> None:
+    failing = f"Failing({fail}, tpot=0.005) if process > 1 else Simulated(tpot=0.005)"
+    repository.backends(sim=failing, extra=FAILING)
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(f"*{said}")
+
+
+def test_a_new_case_that_is_slower_than_base_fails_and_is_not_accepted(repository: Suite) -> None:
+    repository.backends(sim=SLOW)
+    result = repository.decode("--llm-base=base", "--llm-update-baselines=new")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*regression: decode latency*", "1 cases gated: 1 regression"])
+    assert not repository.baseline.exists()
+    repository.backends(sim=FAST)
+    assert repository.decode("--llm-base=base", "--llm-update-baselines=new").ret == 0
+    assert "bfloat16/sim/b1-p16-n8/tpot" in repository.stored()["entries"]
+
+
+# Pairs that several workloads share
+
+BATCHES = ("--llm-batch-sizes=1,2,4", "--llm-results=raw.json")
+
+
+def serving(suite: Suite, fail: str = "None") -> None:
+    """Keep a record of what each process is asked for; ``fail`` is an expression of ``batch`` and ``process``."""
+    suite.backends(sim=f"Serving(lambda batch: {fail}, tpot=0.005)", extra=SERVING + MIDWAY)
+
+
+#: An engine that fails at a step of batch size 2, so that the other arm is left waiting for its next one.
+MIDWAY = """
+
+class Midway(Simulated):
+    def generate(self, prompts, max_new_tokens, on_token):
+        def failing(request, token):
+            self.seen = getattr(self, "seen", 0) + (len(prompts) == 2)
+            if self.seen == 2 * 2 * 8 + 5:  # in the third generation, the first that counts
+                raise LookupError("no such step")
+            on_token(request, token)
+
+        super().generate(prompts, max_new_tokens, failing)
+"""
+
+
+def pairs(suite: Suite) -> dict[str, int]:
+    """How many pairs each batch size was compared in."""
+    raw = json.loads((suite.path / "raw.json").read_text())
+    return {one["workload"][:2]: len(one["pairs"]) for one in raw["comparisons"]}
+
+
+@pytest.mark.parametrize("compare", [(), ("--llm-compare=always",)])
+def test_a_pair_serves_every_workload_that_is_compared_anyway(repository: Suite, compare: tuple[str, ...]) -> None:
+    serving(repository)
+    result = repository.decode("--llm-base=base", *BATCHES, *compare)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("3 cases gated: 3 ok")
+    assert repository.served == [[1, 2, 4]] * (1 + 3)
+    assert pairs(repository) == {"b1": 3, "b2": 3, "b4": 3}
+
+
+def test_what_its_baseline_may_pass_joins_no_pair(repository: Suite) -> None:
+    repository.record({"sim/tpot": TPOT})
+    serving(repository)
+    assert repository.decode("--llm-base=base", *BATCHES).ret == 0
+    assert repository.served == [[1, 2, 4], *[[2, 4]] * 3]
+    (repository.path / "served").unlink()
+    assert repository.decode("--llm-base=base", "--llm-compare=always", *BATCHES).ret == 0
+    assert repository.served == [[1, 2, 4]] * (1 + 3)
+
+
+def test_what_is_flagged_has_others_join_its_pair(repository: Suite) -> None:
+    repository.record({"sim/tpot": TPOT / 1.3})
+    serving(repository)
+    assert repository.decode("--llm-base=base", *BATCHES).ret == 0
+    assert repository.served == [[1, 2, 4]] * (1 + 3)
+
+
+def test_whoever_asks_is_first_and_others_are_in_the_order_of_the_tests(repository: Suite) -> None:
+    serving(repository)
+    repository.test(
+        "import pytest\n"
+        "def test_a(llm_perf):\n"
+        "    if llm_perf.workload.batch_size == 1:\n        pytest.skip('not now')\n"
+        "    llm_perf.gate('tpot')\n"
+        "@pytest.mark.llm(batch_sizes=[1])\ndef test_own(llm_perf):\n    llm_perf.gate('latency')\n"
+    )
+    run = repository.run("test_it.py", "--llm-backends=sim", "--llm-base=base", *BATCHES)
+    run.assert_outcomes(passed=3, skipped=1)
+    assert repository.served == [[2, 4, 1], *[[2, 1, 4]] * 3]
+
+
+def test_what_is_deselected_joins_no_pair(repository: Suite) -> None:
+    serving(repository)
+    assert repository.decode("--llm-base=base", *BATCHES, "-k", "not b2").ret == 0
+    assert repository.served == [[1, 4]] * (1 + 3)
+    assert pairs(repository) == {"b1": 3, "b4": 3}
+
+
+@pytest.mark.parametrize(("fail", "said"), [("1 / 0", "ZeroDivisionError"), ("die()", "killed by signal 9")])
+def test_a_head_that_fails_at_one_workload_costs_the_others_no_pair(repository: Suite, fail: str, said: str) -> None:
+    serving(repository, f"batch == 2 and process > 1 and {fail}")
+    result = repository.decode("--llm-base=base", *BATCHES)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines([f"*{said}*", "2 cases gated: 2 ok"])
+    # It ends the turns in the first pair, joins no other, and fails again where it asks for itself.
+    assert repository.served == [[1, 2, 4], [1, 2], [1, 4], [1, 4], [2], [4]]
+    assert pairs(repository) == {"b1": 3, "b2": 0, "b4": 3}
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("Serving(lambda batch: batch == 2 and 1 / 0, tpot=0.005)", "cannot run it: ZeroDivisionError*"),
+        ("Serving(lambda batch: batch == 2 and die(), tpot=0.005)", "was lost: worker died during generate*"),
+        ("Midway(tpot=0.005)", "cannot run it: LookupError: no such step*"),
+    ],
+)
+def test_a_base_that_fails_at_one_workload_costs_the_others_no_pair(repository: Suite, engine: str, said: str) -> None:
+    """Neither if it is gone, or in the middle of a generation, when its processes are to end."""
+    repository.backends(sim=engine, extra=SERVING + MIDWAY)
+    commit(repository)
+    serving(repository)
+    result = repository.decode("--llm-base=HEAD", *BATCHES)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines([f"*: base, HEAD (*), {said}", "* cases gated: 2 ok, 1 *"])
+    assert pairs(repository) == {"b1": 3, "b2": 0, "b4": 3}
+    assert repository.loads["sim"] == 1 + 3 + 1 + 1
+
+
+def test_of_a_test_that_never_ran_no_comparison_is_reported(repository: Suite) -> None:
+    serving(repository, "batch == 2 and process == 1 and 1 / 0")
+    result = repository.decode("--llm-base=base", *BATCHES, "-x", "--llm-report=report.md")
+    result.assert_outcomes(passed=1, failed=1)
+    assert pairs(repository) == {"b1": 3, "b2": 3, "b4": 3}, "they were measured"
+    raw = json.loads((repository.path / "raw.json").read_text())
+    assert [one["case"] for one in raw["results"]] == ["bfloat16/sim/b1-p16-n8/tpot"]
+    result.stdout.fnmatch_lines("1 cases gated: 1 ok")
+
+
+# What base imports
+
+
+def test_base_runs_its_own_modules(repository: Suite) -> None:
+    """A package in the repository, found by PYTHONPATH: base's workers find base's."""
+    package = repository.path / "src" / "stack"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("TPOT = 0.005\n")
+    repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)")
+    commit(repository)
+    (package / "__init__.py").write_text("TPOT = 0.00525\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(repository.path / "src"), prepend=os.pathsep)
+        assert repository.decode("--llm-base=HEAD").ret == 1
+        commit(repository)
+        assert repository.decode("--llm-base=HEAD").ret == 0
+
+
+def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> None:
+    """Else base would run head's code, and never be any faster."""
+    (repository.path / "lib").mkdir()
+    (repository.path / "lib" / "fresh.py").write_text("TPOT = 0.005\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(repository.path / "lib"), prepend=os.pathsep)
+        repository.backends(sim="Simulated(tpot=__import__('fresh').TPOT)")
+        git(repository.path, "add", "conftest.py")
+        git(repository.path, "commit", "--quiet", "--message", "the module is forgotten")
+        result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 1  # nothing was compared
+    result.stdout.fnmatch_lines(
+        "new: base, HEAD (*), cannot run it: *base has no fresh of its own: it would be head's*"
+    )
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_what_was_installed_from_head_is_not_bases(
+    repository: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, editable: bool
+) -> None:
+    """By ``pip install .``, as CI does: the copy in site-packages is head's code, whatever revision is checked out."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "stack.py").write_text("TPOT = 0.005\n")
+    (site / "stack-1.dist-info").mkdir()
+    origin = {"url": repository.path.as_uri(), "dir_info": {"editable": True} if editable else {}}
+    for name, text in (("METADATA", "Name: stack\nVersion: 1\n"), ("RECORD", "stack.py,,\n")):
+        (site / "stack-1.dist-info" / name).write_text(text)
+    (site / "stack-1.dist-info" / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)")
+    commit(repository)
+    result = repository.decode("--llm-base=HEAD")
+    result.stdout.fnmatch_lines(f"tpot b1-p16-n8 sim*{'ok' if editable else 'new'}")
+    if not editable:
+        result.stdout.fnmatch_lines("new: base, HEAD (*), cannot run it: *stack.py was installed from head*")
+
+
+@pytest.mark.parametrize("base", ["broken", "raising", "idle"])
+def test_what_base_cannot_run_is_new_and_nothing_was_gated(repository: Suite, base: str) -> None:
+    engine = {
+        "broken": "no_such_name",
+        "raising": "Simulated(tpot=lambda number: 1 / 0)",
+        "idle": 'Simulated(tpot=0.01, evidence=Engagement(False, "fell back"))',
+    }[base]
+    repository.backends(sim=engine)
+    commit(repository)
+    repository.backends(sim=FAST)
+    result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 sim*new", "ERROR: nothing was compared*"])
+
+
+def test_a_base_that_is_heads_code_is_no_comparison(
+    repository: Suite, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The stack under test is installed from elsewhere, and the repository holds its suites alone."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "stack.py").write_text("from simulated import Simulated\n\ndef load(spec):\n    return Simulated()\n")
+    repository.backends(backends=f'[{BACKENDS}, Backend("stack", "stack:load")]')
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in (elsewhere, TESTS):
+            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        result = repository.decode("--llm-base=base", *BATCHES, backends="stack")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("new: base, base (*), cannot run it: it imported nothing from *, so it is the same*")
+    assert pairs(repository) == {"b1": 0, "b2": 0, "b4": 0}, "of any workload"
+
+
+def test_what_base_cannot_run_beside_others_is_no_failure_unless_strict(repository: Suite) -> None:
+    repository.backends(sim="no_such_name")
+    commit(repository)
+    repository.backends(sim=FAST)
+    result = repository.decode("--llm-base=HEAD", backends="ref,sim")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("1 cases gated: 1 ok, 1 new")
+    assert repository.decode("--llm-base=HEAD", "--llm-strict", backends="ref,sim").ret == 1
+
+
+DIES = "Simulated(tpot=lambda number: os.kill(os.getpid(), 9))"
+
+
+@pytest.mark.parametrize("always", [(), ("--llm-compare=always",)], ids=["", "always"])
+@pytest.mark.parametrize(("base", "said"), [("no_such_name", "cannot run it"), (DIES, "was lost")])
+@pytest.mark.parametrize(
+    ("now", "outcome"), [(SLOW, "ok: "), ("Simulated(tpot=0.005 * 1.15)", "regression: 15.0% slower*; ")]
+)
+def test_where_base_cannot_its_baseline_decides(
+    repository: Suite, now: str, outcome: str, base: str, said: str, always: tuple[str, ...]
+) -> None:
+    """By the tolerance of a baseline, 10 % on a CPU, not by the 3 % beside base."""
+    repository.backends(sim=base)
+    commit(repository)
+    repository.backends(sim=now)
+    repository.record({"sim/tpot": TPOT})
+    result = repository.decode("--llm-base=HEAD", *always)
+    assert result.ret == ("regression" in outcome)
+    result.stdout.fnmatch_lines(f"{outcome}base, HEAD (*), {said}*")
+
+
+def test_where_all_turns_were_disturbed_the_baseline_s_tolerance_is_no_excuse(repository: Suite) -> None:
+    repository.backends(sim="Busy(0.005)", extra=BUSY)
+    commit(repository)
+    repository.backends(sim=SLOW)
+    repository.record({"sim/tpot": TPOT})
+    result = repository.decode("--llm-base=HEAD", "--llm-strict")
+    assert result.ret == 1
+    said = "pairs had too few undisturbed turns: others used 4.0 cores*"
+    result.stdout.fnmatch_lines(f"inconclusive: * of * {said}")
+
+
+def test_a_base_that_dies_has_compared_nothing(repository: Suite) -> None:
+    repository.backends(sim=DIES)
+    commit(repository)
+    repository.backends(sim=FAST)
+    result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("inconclusive: base, HEAD (*), was lost: worker died during generate*")
+    result.stdout.fnmatch_lines("ERROR: nothing was compared*")
+
+
+@pytest.mark.parametrize("where", ["load", "generate"])
+@pytest.mark.parametrize("arm", ["base", "head"])
+def test_where_there_is_no_memory_for_both_its_baseline_decides(repository: Suite, arm: str, where: str) -> None:
+    full = {"load": "exec('raise MemoryError')", "generate": "Simulated(tpot=lambda number: exec('raise MemoryError'))"}
+    # Head's first process, and those that confirm, have the memory to themselves.
+    arms = {"base": full[where], "head": f"{full[where]} if process == 2 else {SLOW}"}
+    if arm == "base":
+        repository.backends(sim=arms["base"])
+        commit(repository)
+    repository.backends(sim=arms["head"] if arm == "head" else SLOW)
+    repository.record({"sim/tpot": TPOT})
+    result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("ok: base, HEAD (*), was lost: no memory for two processes at once: *")
+
+
+def test_what_is_slower_than_its_baseline_but_not_than_base_says_so(repository: Suite) -> None:
+    repository.record({"sim/tpot": TPOT / 1.3})
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("ok: 30.0% slower than its baseline, but not than base: the machine is, or base was*")
+
+
+def test_what_the_baseline_cannot_tell_is_compared_with_base(repository: Suite) -> None:
+    """Slower than the tolerance, but not than processes of the baseline differ."""
+    repository.backends(sim=SLOW)
+    repository.record({"sim/tpot": TPOT})
+    repository.spread("sim/tpot", 0.9, 1.0, 1.1)
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*regression: decode latency*base 5.000 ms, in turns +5.0%*")
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_what_a_machine_may_hide_that_is_faster_than_it_was_is_compared_with_base(
+    repository: Suite, faster: bool
+) -> None:
+    """Head takes what was recorded; if the reference takes less than was, so may base."""
+    repository.backends(sim=SLOW)
+    repository.record({"sim/tpot": TPOT * 1.05, "ref/tpot": 0.0105 if faster else 0.010})
+    result = repository.decode("--llm-base=base", backends="ref,sim")
+    assert result.ret == faster
+    assert repository.loads["sim"] == (1 + 4 if faster else 1)  # of head
+
+
+def test_a_failure_of_head_is_an_error_and_not_news(repository: Suite) -> None:
+    repository.backends(sim="Simulated(tpot=lambda number: 0.005 if process == 1 else 1 / 0)")
+    result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*ZeroDivisionError*")
+
+
+def test_an_interpreter_may_be_the_base(repository: Suite) -> None:
+    result = repository.decode(f"--llm-base-python={sys.executable}")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim*+0.0%*ok")
+
+
+# The checkout
+
+
+def test_nothing_is_left_behind(repository: Suite) -> None:
+    repository.decode("--llm-base=base")
+    assert worktrees(repository) == 1
+
+
+def test_nor_after_a_failure(repository: Suite) -> None:
+    repository.backends(sim="Simulated(tpot=lambda number: 0.005 if process == 1 else 1 / 0)")
+    repository.decode("--llm-base=base")
+    assert worktrees(repository) == 1
+
+
+def test_nor_by_a_run_that_is_stopped(repository: Suite) -> None:
+    repository.backends(sim="Simulated(tpot=lambda number: 0.005 if process <= 2 else hang())", extra=HANGING)
+    options = ("suites/test_decode.py", "--llm-backends=sim", "--llm-base=base", "--llm-compare=always")
+    with pytest_process(*options, cwd=repository.path) as process:
+        assert eventually((repository.path / "hangs").exists, 30)
+        assert worktrees(repository) == 2
+        process.terminate()
+        process.communicate(timeout=30)
+    assert worktrees(repository) == 1
+
+
+def test_a_checkout_that_is_gone_already_spoils_no_run(repository: Suite) -> None:
+    base = resolve("base", None, repository.path)
+    assert base is not None
+    with base.arm() as arm:
+        checkout = arm(sys.executable).checkout
+        assert checkout is not None
+        git(repository.path, "worktree", "remove", "--force", str(checkout.folder))
+    assert worktrees(repository) == 1
+
+
+def test_a_checkout_that_fails_fails_its_test_in_one_line(repository: Suite) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(repository.path / "tmp"))
+        patch.setattr("tempfile.tempdir", None)
+        (repository.path / "tmp").mkdir()
+        hook = repository.path / ".git" / "worktrees"
+        hook.write_text("not a folder")
+        result = repository.decode("--llm-base=base")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("--llm-base: git worktree in * failed: *")
+    assert "Traceback" not in result.stdout.str()
+    result.stdout.no_fnmatch_line("*base.py:*")
+
+
+def test_in_a_hook_of_git_its_index_is_left_alone(repository: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository.path / "staged.txt").write_text("for the next commit")
+    git(repository.path, "add", "staged.txt")
+    monkeypatch.setenv("GIT_INDEX_FILE", str(repository.path / ".git" / "index"))
+    base = resolve("base", None, repository.path)
+    assert base is not None
+    with base.arm():
+        pass
+    assert git(repository.path, "status", "--porcelain") == "A  staged.txt"
+
+
+def test_base_builds_kernels_elsewhere(repository: Suite) -> None:
+    """By torch.utils.cpp_extension.load, say: whoever comes second is given what the first has built by that name."""
+    base = resolve("base", None, repository.path)
+    assert base is not None
+    with base.arm() as arm:
+        folder = arm(sys.executable).environment["TORCH_EXTENSIONS_DIR"]
+        assert not Path(folder).is_relative_to(repository.path)
+    assert not Path(folder).exists()
+
+
+def test_code_of_the_repository_finds_no_cache_of_head_s(repository: Suite) -> None:
+    keeping = """
+def kept(spec):
+    from pathlib import Path
+
+    built = Path(spec["cache"] if isinstance(spec, dict) else spec.cache) / "kernel"
+    built.parent.mkdir(parents=True, exist_ok=True)
+    if not built.exists():
+        built.write_text(TPOT)
+    return Simulated(tpot=float(built.read_text()))
+"""
+    repository.backends(sim="kept(spec)", extra="TPOT = '0.005'\n" + keeping)
+    commit(repository)
+    repository.backends(sim="kept(spec)", extra="TPOT = '0.006'\n" + keeping)
+    result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*regression: decode latency*base 5.000 ms, in turns +20.0%*")
+
+
+def test_head_is_the_tree_as_it_is(repository: Suite) -> None:
+    before = (repository.path / "conftest.py").read_text()
+    repository.decode("--llm-base=base")
+    assert (repository.path / "conftest.py").read_text() == before
+    assert git(repository.path, "status", "--porcelain") == ""
+
+
+def test_paths_of_the_tree_have_counterparts(tmp_path: Path) -> None:
+    root, folder = tmp_path / "head", tmp_path / "base"
+    for path in (root / "src", folder / "src", root / ".venv/lib/site-packages"):
+        path.mkdir(parents=True)
+    assert moved(str(root / "src"), root, folder) == str(folder / "src")
+    assert moved(str(root / "new"), root, folder) == str(root / "new")
+    assert moved("/elsewhere", root, folder) == "/elsewhere"
+    assert moved(str(root / ".venv/lib/site-packages"), root, folder) == str(root / ".venv/lib/site-packages")
+    assert own(root / "src" / "x.py", root)
+    assert not own(Path(sys.prefix) / "x.py", Path(sys.prefix).parent)
+
+
+def test_links_into_the_tree_are_followed(tmp_path: Path) -> None:
+    """Else base would import head's modules through a link, and find no difference."""
+    root, folder, link = tmp_path / "head", tmp_path / "base", tmp_path / "link"
+    for path in (root / "src", folder / "src"):
+        path.mkdir(parents=True)
+    link.symlink_to(root)
+    assert moved(str(link / "src"), root, folder) == str(folder / "src")
+    assert own(link / "src" / "x.py", root)
+    checkout = Checkout("abc", root, folder)
+    found = checkout.reference({"module": "conftest", "name": "load", "file": str(link / "conftest.py")})
+    assert found["file"] == str(folder / "conftest.py")
+
+
+@pytest.mark.parametrize("prefix", ["usr", "usr/src/app"])
+def test_a_tree_in_an_environment_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """A system's Python has the prefix /usr, and containers keep their application in /usr/src/app."""
+    root = tmp_path / "usr" / "src" / "app"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / prefix))
+    assert own(root / "stack.py", root)
+    assert not own(root / "lib" / "site-packages" / "x.py", root)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--llm-base=no-such"], "--llm-base=no-such: * has no such revision; fetch it*"),
+        (["--llm-base=--help"], "--llm-base=--help: * has no such revision*"),
+        (["--llm-base-python=/nowhere/python"], "*/nowhere/python*"),
+        (["--llm-base-python="], "*--llm-base-python: cannot ask '' what *"),
+        (["--llm-base=base", "--llm-compare=some"], "*'some' is neither 'flagged' nor 'always'"),
+        (["--llm-base=base", "--llm-update-baselines"], "--llm-update-baselines stores figures and --llm-base *"),
+        (["--llm-base=base", "--llm-budget=0"], "*--llm-budget*"),
+    ],
+)
+def test_bad_input_is_one_line(repository: Suite, options: list[str], said: str) -> None:
+    from fnmatch import fnmatch
+
+    assert fnmatch(usage_error(repository.decode(*options)), f"*{said}")
+    assert repository.loads["sim"] == 0
+
+
+def test_no_repository_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BaseError, match=r"git rev-parse in .* failed: .*not a git repository"):
+        resolve("main", None, tmp_path)

@@ -1,0 +1,432 @@
+"""Accepting figures: which baselines an update writes, what CI refuses, what is said, and what history changes."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from inner import SERVING, Suite
+
+from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.gate.baseline import HISTORY
+from pytest_llmperf.gate.update import change
+from pytest_llmperf.gate.verdict import centre, noise_floor
+
+TPOT = 0.005
+SIM, REF = "bfloat16/sim/b1-p16-n8", "bfloat16/ref/b1-p16-n8"
+SLOWER = "Simulated(tpot=0.005 * 1.15)"
+
+
+@pytest.fixture
+def recorded(suite: Suite) -> Suite:
+    """A suite with a baseline of 5 ms per token for ``sim``."""
+    suite.record({"sim/tpot": TPOT})
+    return suite
+
+
+def medians(suite: Suite, key: str = f"{SIM}/tpot") -> list[float]:
+    return [record["median"] for record in suite.stored()["entries"][key]]
+
+
+# The arithmetic
+
+CASE = Case("m", "bfloat16", "eager", Workload(1, 16, 8), "tpot")
+sets = st.lists(st.lists(st.lists(st.floats(0.5, 2), min_size=1, max_size=3), min_size=1, max_size=3), max_size=4)
+
+
+@given(sets.filter(bool), st.none() | st.floats(0, 0.5))
+def test_a_change_is_told_by_what_the_gate_would_say(history: Any, tolerance: float | None) -> None:
+    newest, before = history[0], history[1:]
+    found = change(CASE, before, newest, tolerance, 0)
+    assert found.new == centre(newest)
+    if tolerance is not None:
+        assert found.resolution == max(tolerance, noise_floor(newest, before))  # no floor
+    if not before:
+        assert (found.old, found.ratio, found.beyond_noise, found.slower) == (None, None, False, False)
+        return
+    assert found.ratio == pytest.approx(centre(newest) / centre(before[0]))
+    if found.slower:
+        assert found.ratio > 1 + tolerance
+        assert found.beyond_noise
+
+
+def test_a_slowdown_counts_beyond_tolerance_noise_and_floor() -> None:
+    calm, noisy = [[[1.0]] * 3], [[[1.0], [1.1], [1.2]]]
+    slow = [[1.25]] * 3
+    assert change(CASE, calm, slow, 0.2, 0.1).slower
+    assert not change(CASE, calm, slow, 0.3, 0.1).slower, "within the tolerance"
+    assert not change(CASE, noisy, slow, 0.1, 0.1).slower, "within the noise"
+    assert not change(CASE, calm, slow, 0.2, 0.3).slower, "within the floor"
+    assert not change(CASE, calm, slow, None, 0.1).slower, "never gated"
+    assert change(CASE, calm, [[0.2]] * 3, 0.1, 0.1).resolution == 0.5, "what never counts is not seen"
+    assert change(CASE, calm, [[0.8]] * 3, 0.2, 0.1).beyond_noise
+    assert not change(CASE, noisy, [[1.0]] * 3, 0.2, 0.1).beyond_noise
+
+
+# History
+
+
+def test_the_last_few_sets_are_kept_and_the_newest_is_compared(recorded: Suite) -> None:
+    for number in range(HISTORY):
+        recorded.backends(sim=f"Simulated(tpot=0.005 * {1 + (number + 1) / 1000})")
+        assert recorded.decode("--llm-update-baselines", "--llm-invocations=3").ret == 0
+    assert medians(recorded) == pytest.approx([TPOT * (1 + number / 1000) for number in range(HISTORY, 0, -1)])
+    recorded.backends(sim="Simulated(tpot=0.005)")
+    recorded.decode().stdout.fnmatch_lines("tpot b1-p16-n8 sim*-0.5% *ok")
+
+
+def test_days_that_differ_are_noise_to_the_gate(suite: Suite) -> None:
+    """Processes of a day differ by 1 %, two days by 3 %: a slowdown of 5 % may be a third such day."""
+    for day in (1.03, 1.0):
+        (suite.path / "sim.pids").unlink(missing_ok=True)
+        suite.backends(sim=f"Simulated(tpot={TPOT * day} * [1, 1.01, 1.02][process - 1])")
+        assert suite.decode("--llm-update-baselines", "--llm-invocations=3").ret == 0
+    suite.backends(sim=f"Simulated(tpot={TPOT * 1.01 * 1.05})")
+    (suite.path / "sim.pids").unlink()
+    result = suite.decode("--llm-max-regression=2%")
+    assert result.ret == 0
+    assert suite.loads["sim"] == 1, "not even flagged"
+    result.stdout.fnmatch_lines("inconclusive: 5.0% slower, more than the 2% allowed, but this baseline's own *")
+    (suite.path / "sim.pids").unlink()
+    suite.backends(sim=f"Simulated(tpot={TPOT * 1.01} * (1.3 if process == 1 else 1.05))")
+    assert suite.decode("--llm-max-regression=2%").ret == 0, "nor confirmed where one process was slower"
+    both = suite.stored()
+    del both["entries"][f"{SIM}/tpot"][1]
+    suite.baseline.write_text(json.dumps(both))
+    assert suite.decode("--llm-max-regression=2%").ret == 1, "with that day forgotten it is a regression"
+
+
+def test_an_old_schema_is_compared_and_written_anew_at_the_next_update(recorded: Suite) -> None:
+    recorded.baseline.write_text(recorded.baseline.read_text().replace('"schema": 4', '"schema": 2'))
+    before = recorded.baseline.read_bytes()
+    recorded.decode().stdout.fnmatch_lines("1 cases gated: 1 ok")
+    assert recorded.baseline.read_bytes() == before, "reading writes nothing"
+    assert recorded.decode("--llm-update-baselines").ret == 0
+    assert recorded.stored()["schema"] == 4
+    assert len(medians(recorded)) == 2
+
+
+# Which
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.8e15, 1), (0.9e15, 0)])
+def test_figures_of_a_machine_that_is_weaker_than_it_was_are_doubted_once(
+    recorded: Suite, rate: float, said: int
+) -> None:
+    recorded.record({"sim/tpot": TPOT, "sim/latency": 0.05})
+    recorded.backends(sim=SLOWER, extra=f'PEAKS["flops"] = {rate}')
+    result = recorded.run(
+        "suites/test_decode.py", "suites/test_latency.py", "--llm-backends=sim", "--llm-update-baselines"
+    )
+    assert result.ret == 0
+    doubt = "this machine's GEMM rate is 20% below what it was with the baseline: these figures would hide a slowdown *"
+    assert len(fnmatch.filter(result.outlines, doubt)) == said
+
+
+def test_a_large_improvement_is_accepted_with_a_question(recorded: Suite) -> None:
+    recorded.backends(sim="Simulated(tpot=0.003)")
+    result = recorded.decode("--llm-update-baselines")
+    assert result.ret == 0
+    asked = "faster by more than 20%: tpot b1-p16-n8 sim: is something not measured any more[?]"
+    result.stdout.fnmatch_lines(asked)
+    recorded.decode("--llm-update-baselines").stdout.no_fnmatch_line(asked)
+
+
+def test_a_change_within_the_noise_is_not_starred(suite: Suite) -> None:
+    suite.backends(sim="Simulated(tpot=0.005 * [1, 1.1, 1.2][process - 1])")
+    suite.decode("--llm-update-baselines", "--llm-invocations=3")
+    suite.backends(sim="Simulated(tpot=0.006)")
+    result = suite.decode("--llm-update-baselines", "--llm-invocations=3")
+    result.stdout.fnmatch_lines("tpot b1-p16-n8 sim *5.500 ms  6.000 ms  +9.1%  *")
+
+
+def test_new_accepts_what_has_no_baseline_and_gates_the_rest(recorded: Suite) -> None:
+    recorded.backends(sim=SLOWER)
+    result = recorded.decode("--llm-update-baselines=new", backends="ref,sim")
+    assert result.ret == 1
+    result.assert_outcomes(passed=1, failed=1)
+    assert recorded.loads == {"ref": 5, "sim": 4}, "one to screen and three to confirm"
+    assert medians(recorded) == [TPOT]
+    assert medians(recorded, f"{REF}/tpot") == pytest.approx([0.010])
+    assert f"{SIM}/cold-start" not in recorded.stored()["entries"]
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 ref *new *", "2 entries written to *", "1 cases gated: 1 regression"])
+
+
+def test_new_leaves_the_cold_start_that_it_has(suite: Suite) -> None:
+    suite.record({"sim/cold-start": 9.9})
+    assert suite.decode("--llm-update-baselines=new").ret == 0
+    assert medians(suite) == pytest.approx([TPOT])
+    assert medians(suite, f"{SIM}/cold-start") == [9.9]
+
+
+def test_new_of_another_machine_is_new(suite: Suite) -> None:
+    suite.record({"sim/tpot": TPOT}, cpu="a faster one")
+    assert suite.decode("--llm-update-baselines=new").ret == 0
+    assert len(medians(suite)) == 2
+
+
+def test_new_with_nothing_new_is_a_gate(recorded: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    before = recorded.baseline.read_bytes()
+    result = recorded.decode("--llm-update-baselines=new")
+    assert result.ret == 0
+    assert recorded.loads["sim"] == 1
+    assert recorded.baseline.read_bytes() == before
+    result.stdout.fnmatch_lines("1 cases gated: 1 ok")
+    recorded.test(
+        "import pytest\n@pytest.mark.llm(devices=['mi210'])\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')"
+    )
+    skipped = recorded.run("test_it.py", "--llm-update-baselines=new")
+    assert skipped.ret == 1
+    skipped.stdout.fnmatch_lines("ERROR: nothing was compared with a baseline*")
+
+
+# CI
+
+
+@pytest.mark.parametrize(("variable", "which", "written"), [("true", "", 0), ("true", "=slower", 1), ("", "", 1)])
+def test_in_ci_a_slowdown_is_accepted_only_if_that_was_asked_for(
+    recorded: Suite, variable: str, which: str, written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", variable)
+    recorded.backends(sim=SLOWER)
+    result = recorded.decode(f"--llm-update-baselines{which}", backends="ref,sim")
+    assert result.ret == (not written)
+    assert medians(recorded) == pytest.approx([TPOT * 1.15, TPOT] if written else [TPOT])
+    assert medians(recorded, f"{REF}/tpot") == pytest.approx([0.010]), "the others are written"
+    said = [line for line in result.outlines if line.startswith("ERROR: slower than the gate allows")]
+    assert len(said) == (not written)
+    if not written:
+        assert f"{SIM}/tpot +15.0%" in said[0]
+        assert "--llm-update-baselines=slower" in said[0]
+        result.stdout.no_fnmatch_line("*not in parity, were not accepted*")
+
+
+@pytest.mark.parametrize("sim", ["Simulated(tpot=0.0053)", "Simulated(tpot=0.003)"], ids=["allowed", "faster"])
+def test_in_ci_what_the_gate_allows_is_accepted(recorded: Suite, sim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    recorded.backends(sim=sim)
+    assert recorded.decode("--llm-update-baselines").ret == 0
+    assert len(medians(recorded)) == 2
+
+
+def test_in_ci_a_slowdown_that_a_case_s_own_tolerance_allows_is_accepted(
+    recorded: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    recorded.backends(sim=SLOWER)
+    recorded.ini(llm_tolerances="\n    */sim/* = 20%")
+    assert recorded.decode("--llm-update-baselines").ret == 0
+    assert len(medians(recorded)) == 2
+
+
+def test_a_tolerance_says_which_line_it_is_from(recorded: Suite) -> None:
+    recorded.ini(llm_tolerances="\n    */sim/*/tpot = 3%\n    */b32-* = 8%")
+    recorded.backends(sim="Simulated(tpot=0.005 * 1.05)")
+    result = recorded.decode("-v", "--llm-results=raw.json")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "*allowed 3% (llm_tolerances: [*]/sim/[*]/tpot)*",
+            "llm_tolerances that matched no case of this run: [*]/b32-[*]",
+        ]
+    )
+    (raw,) = json.loads((recorded.path / "raw.json").read_text())["results"]
+    assert raw["tolerance_source"] == "llm_tolerances: */sim/*/tpot"
+
+
+# Processes
+
+BATCHES = ("--llm-batch-sizes=1,2,4", "--llm-invocations=3")
+UPDATE = (*BATCHES, "--llm-update-baselines")
+
+
+def serving(suite: Suite, fail: str = "None", tpot: float = TPOT) -> None:
+    """Keep a record of what each process is asked for; ``fail`` is an expression of ``batch`` and ``process``."""
+    suite.backends(sim=f"Serving(lambda batch: {fail}, tpot={tpot}, cold=100.0)", extra=SERVING)
+
+
+def tpots(suite: Suite) -> dict[str, int]:
+    """How many processes each batch size's newest TPOT is of."""
+    entries = suite.stored()["entries"] if suite.baseline.exists() else {}
+    return {key.split("/")[2][:2]: len(row[0]["invocations"]) for key, row in entries.items() if key.endswith("/tpot")}
+
+
+def test_a_fresh_process_measures_every_workload_in_the_order_of_the_tests(suite: Suite) -> None:
+    serving(suite)
+    assert suite.decode(*UPDATE).ret == 0
+    assert suite.served == [[1, 2, 4]] * 3
+    assert tpots(suite) == {"b1": 3, "b2": 3, "b4": 3}
+
+
+@pytest.mark.parametrize("roomy", [True, False])
+def test_cold_starts_of_all_processes_mean_the_same(suite: Suite, roomy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first workload of a process pays for what is cold in it, 100 s here, and no other one does."""
+    monkeypatch.setattr("pytest_llmperf.session.Run._fits_twice", lambda run: roomy)
+    serving(suite)
+    assert suite.decode(*UPDATE).ret == 0
+    assert suite.loads["sim"] == 3, "where one makes room for the next, too"
+    for batch in (1, 2, 4):
+        ((entry,),) = [row for key, row in suite.stored()["entries"].items() if f"/b{batch}-p16-n8/cold-start" in key]
+        assert [figure > 100 for (figure,) in entry["invocations"]] == [batch == 1] * 3
+
+
+def test_processes_are_shared_by_metrics_and_markers_and_tests_of_ones_own(suite: Suite) -> None:
+    serving(suite)
+    suite.test(
+        "import pytest\n"
+        "@pytest.mark.llm(batch_sizes=[3])\ndef test_marked(llm_perf):\n    llm_perf.gate('tpot')\n"
+        "@pytest.fixture\ndef measured(llm_perf):\n    return llm_perf\n"
+        "def test_own(measured):\n    assert measured.gate('latency').spread.median > 0\n"
+        "@pytest.mark.llm(prompt_lengths=[5], batch_sizes=[2])\ndef test_short(llm_perf):\n    llm_perf.gate('ttft')\n"
+    )
+    assert suite.run("test_it.py", "--llm-backends=sim", *UPDATE).ret == 0
+    assert suite.served == [[3, 1, 2, 4]] * 3
+
+
+def test_what_is_deselected_is_not_measured(suite: Suite) -> None:
+    serving(suite)
+    assert suite.decode(*UPDATE, "-k", "not b2").ret == 0
+    assert suite.served == [[1, 4]] * 3
+
+
+def test_what_did_not_fail_last_time_is_not_measured(suite: Suite) -> None:
+    """``--lf`` deselects when every other plugin has had its turn."""
+    serving(suite, "batch != 2 and 1 / 0")
+    suite.decode(*BATCHES).assert_outcomes(passed=1, failed=2)
+    serving(suite)
+    (suite.path / "served").unlink()
+    suite.decode(*UPDATE, "--lf").assert_outcomes(passed=2)
+    assert suite.served == [[1, 4]] * 3
+
+
+def test_a_test_that_was_named_twice_is_waited_for_once(suite: Suite) -> None:
+    serving(suite)
+    one = "suites/test_decode.py::test_decode[sim-b1-p16-n8]"
+    assert suite.run("--keep-duplicates", one, one, "suites/test_prefill.py", "--llm-backends=sim", *UPDATE).ret == 0
+    assert suite.served == [[1, 2, 4]] * 3
+
+
+@pytest.mark.parametrize(
+    ("mark", "runs"),
+    [
+        ("skip", False),
+        ("skipif(True, reason='so')", False),
+        ("skipif(condition=True, reason='so')", False),
+        ("skipif('True', reason='so')", False),
+        ("llm(devices=['h100'])", False),
+        ("xfail(run=False)", False),
+        ("skipif(False, reason='so')", True),
+    ],
+)
+def test_what_is_skipped_is_not_measured(suite: Suite, mark: str, runs: bool) -> None:
+    serving(suite)
+    suite.test(
+        "import pytest\n"
+        "@pytest.mark.llm(batch_sizes=[1])\ndef test_one(llm_perf):\n    llm_perf.gate('tpot')\n"
+        f"@pytest.mark.llm(batch_sizes=[2])\n@pytest.mark.{mark}\ndef test_two(llm_perf):\n    llm_perf.gate('tpot')\n"
+    )
+    assert suite.run("test_it.py", "--llm-backends=sim", *UPDATE).ret == 0
+    assert suite.served == [[1, 2] if runs else [1]] * 3
+
+
+@pytest.mark.parametrize(
+    ("fail", "served", "said"),
+    [
+        ("1 / 0", [[1, 2, 4], [1, 2, 4], [1, 4], [2]], "ZeroDivisionError"),
+        ("exhaust()", [[1, 2, 4], [1, 2], [1, 4], [2], [4]], "MemoryError: no room"),
+        ("die()", [[1, 2, 4], [1, 2], [1, 4], [2], [4]], "killed by signal 9"),
+    ],
+)
+def test_a_workload_that_fails_costs_the_others_nothing(
+    suite: Suite, fail: str, served: list[list[int]], said: str
+) -> None:
+    """Only where it took the process with it have others to be measured in another one."""
+    serving(suite, f"batch == 2 and process > 1 and {fail}")
+    result = suite.decode(*UPDATE)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(f"*{said}*")
+    assert suite.served == served
+    assert tpots(suite) == {"b1": 3, "b4": 3}
+
+
+LATER = """\
+import pytest
+
+
+def test_a(llm_perf):
+    if llm_perf.workload.batch_size == 1:
+        pytest.skip("not now")
+    llm_perf.gate("tpot")
+
+
+def test_b(llm_perf):
+    llm_perf.gate("tpot")
+"""
+
+
+@pytest.mark.parametrize("fail", ["1 / 0", "die()"])
+def test_what_was_measured_before_a_failure_is_kept(suite: Suite, fail: str) -> None:
+    """The second workload asks first, is measured after the one before it, and fails: both its tests do, no other."""
+    serving(suite, f"batch == 2 and process > 1 and {fail}")
+    suite.test(LATER)
+    run = suite.run("test_it.py", "--llm-backends=sim", "--llm-batch-sizes=1,2", *UPDATE[1:])
+    run.assert_outcomes(passed=1, skipped=1, failed=2)
+    assert tpots(suite) == {"b1": 3}
+    assert suite.served == [[2, 1], [1, 2], [1], [2]]
+
+
+def test_a_workload_of_no_test_to_come_is_not_measured_again(suite: Suite) -> None:
+    """It failed, and its tests are over; what asks next is alone."""
+    serving(suite, "batch == 1 and 1 / 0")
+    suite.decode(*UPDATE).assert_outcomes(passed=2, failed=1)
+    assert suite.served == [[1, 2, 4], [2, 4], [2, 4]]
+
+
+def test_a_confirmation_measures_the_flagged_workload_alone(recorded: Suite) -> None:
+    serving(recorded, tpot=TPOT * 1.15)
+    result = recorded.decode("--llm-update-baselines=new", *BATCHES)
+    result.assert_outcomes(passed=2, failed=1)
+    assert recorded.served == [[1, 2, 4], [1], [1], [1], [2, 4], [2, 4]]
+
+
+def test_new_measures_no_other_workload_that_has_a_baseline(recorded: Suite) -> None:
+    serving(recorded)
+    assert recorded.decode("--llm-update-baselines=new", "--llm-batch-sizes=2,1,4", BATCHES[1]).ret == 0
+    assert recorded.served == [[2, 1, 4], [2, 4], [2, 4]]
+
+
+def test_what_others_disturbed_is_measured_again_alone(suite: Suite) -> None:
+    """One more process for the batch size 2, of which the others have enough."""
+    disturbed = (
+        "from pytest_llmperf.machine.fitness import Fitness\n"
+        "from pytest_llmperf.worker import watch\n"
+        "class Disturbed(Serving):\n"
+        "    def generate(self, prompts, *rest):\n"
+        "        others = 2.0 if len(prompts) == 2 and self.process == 2 else 0.0\n"
+        "        watch.Watch.end = lambda _watch, _before: Fitness(others=others)\n"
+        "        super().generate(prompts, *rest)\n"
+        "def disturbed(process):\n"
+        "    engine = Disturbed(tpot=0.005)\n"
+        "    engine.process = process\n"
+        "    return engine\n"
+    )
+    suite.backends(sim="disturbed(process)", extra=SERVING + disturbed)
+    assert suite.decode(*UPDATE).ret == 0
+    assert suite.served == [[1, 2, 4]] * 3 + [[2]]
+    assert tpots(suite) == {"b1": 3, "b2": 3, "b4": 3}
+
+
+def test_of_a_test_that_never_ran_nothing_is_written_or_reported(suite: Suite) -> None:
+    serving(suite, "batch == 2 and process == 1 and 1 / 0")
+    suite.decode(*UPDATE, "-x", "--llm-results=raw.json", "--llm-report=report.md").assert_outcomes(passed=1, failed=1)
+    assert suite.served[1:] == [[1, 2, 4]] * 2, "it was measured"
+    assert tpots(suite) == {"b1": 3}
+    raw = json.loads((suite.path / "raw.json").read_text())
+    assert [one["case"] for one in raw["results"]] == ["bfloat16/sim/b1-p16-n8/tpot"]
+    rows = [line for line in (suite.path / "report.md").read_text().splitlines() if line.startswith("|")]
+    assert not any("b4-p16-n8" in row for row in rows)

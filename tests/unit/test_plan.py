@@ -1,0 +1,175 @@
+"""What a run covers: types, names and sizes that the device, the registry and the tests decide."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inner import Suite
+
+from pytest_llmperf.backends.registry import BUILT_IN, Registry
+from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.machine import detect, fingerprint
+from pytest_llmperf.plan import Scope, UnusableError
+
+REGISTRY = Registry(BUILT_IN)
+
+
+@pytest.fixture
+def make(suite: Suite, tmp_path: Path) -> Any:
+    """A scope of the command line's settings and these."""
+    from pytest_llmperf import plugin
+
+    def scope(*arguments: str, **changes: Any) -> Scope:
+        suite.ini(llm_dtype="", llm_backends="", llm_reference="", llm_batch_sizes="", llm_max_new_tokens="")
+        config = suite.pytester.parseconfigure("-p", "benchmark", "-p", "llmperf", *arguments)
+        return Scope(replace(config.stash[plugin.KEY].settings, **changes), REGISTRY, tmp_path, tmp_path)
+
+    return scope
+
+
+@pytest.mark.parametrize(
+    ("isa", "dtype"),
+    [(("avx2",), "float32"), (("avx2", "avx512_bf16"), "bfloat16"), (("amx_bf16",), "bfloat16"), ((), "float32")],
+)
+def test_a_cpu_is_measured_in_the_type_that_it_multiplies(
+    make: Any, isa: tuple[str, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(fingerprint.take(), isa=isa)
+    monkeypatch.setattr(fingerprint, "take", lambda: here)
+    assert make().dtype == dtype
+    assert make("--llm-dtype=bfloat16").dtype == "bfloat16"
+
+
+def test_one_combination_is_measured_once_under_its_own_name(make: Any) -> None:
+    scope = make("--llm-backends=int8+compile-static,compile-static+int8,sdpa+compile,eager")
+    assert scope.backends == ("eager", "compile-static+int8", "compile")
+
+
+def test_the_reference_goes_by_its_own_name(make: Any) -> None:
+    with pytest.raises(UnusableError, match=r"--llm-reference=sdpa\+compile: that is compile, under its own name"):
+        make("--llm-reference=sdpa+compile")
+
+
+def test_the_largest_workload_is_that_of_all_tests_so_far(make: Any) -> None:
+    scope = make("--llm-batch-sizes=1,4", "--llm-prompt-lengths=16,64", "--llm-max-new-tokens=8")
+    assert scope.largest == Workload(4, 64, 8)
+    scope.workloads(batch_sizes=[8], prompt_lengths=[32])
+    assert scope.largest == Workload(8, 64, 8)
+
+
+CASE = Case("m", "bfloat16", "compile-static+int8", Workload(32, 256, 64), "tpot")
+
+
+@pytest.mark.parametrize(
+    ("lines", "marker", "option", "tolerance"),
+    [
+        ((), None, None, (0.10, "default of cpu")),
+        ((("*/b32-*", 0.2),), None, None, (0.2, "llm_tolerances: */b32-*")),
+        ((("*/b3-*", 0.2), ("*/ttft", 0.01), ("float32/*", 0.01)), None, None, (0.10, "default of cpu")),
+        ((("*int8*/tpot", 0.03), ("*", 0.05)), 0.04, "--llm-max-regression=6%", (0.03, "llm_tolerances: *int8*/tpot")),
+        ((("*", 0.05),), 0.04, "--llm-max-regression=6%", (0.04, "marker")),
+        ((("*", 0.05),), None, "--llm-max-regression=2%", (0.02, "--llm-max-regression")),
+    ],
+)
+def test_the_strictest_tolerance_stated_counts_and_says_where_it_was(
+    make: Any, lines: Any, marker: float | None, option: str | None, tolerance: tuple[float, str]
+) -> None:
+    assert make(*filter(None, [option]), tolerances=lines).tolerance(CASE, marker) == tolerance
+
+
+def test_a_line_of_the_table_that_matches_nothing_is_known(make: Any) -> None:
+    scope = make(tolerances=(("*/tpot", 0.1), ("tpot/*", 0.1)))
+    assert scope.idle([CASE]) == ["tpot/*"]
+
+
+def test_without_a_test_that_says_so_the_largest_workload_is_the_default(make: Any) -> None:
+    assert make("--llm-prompt-lengths=32").largest == Workload(4, 32, 32)
+
+
+# Devices
+
+
+@pytest.fixture
+def four_mi250(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight dies, two a package; links as RCCL has them of a chassis in which not every package is linked."""
+    monkeypatch.setattr(detect, "found", lambda: ("AMD Instinct MI250X / MI250",) * 8)
+    for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def links(path: Path) -> Path:
+    """As JSON: 200 GB/s within a package, 50 between packages 0 and 2, and 1 and 3, and 10 elsewhere."""
+    linked = {frozenset((0, 2)), frozenset((1, 3))}
+
+    def rate(one: int, other: int) -> float:
+        packages = frozenset((one // 2, other // 2))
+        return 200.0 if len(packages) == 1 else 50.0 if packages in linked else 10.0
+
+    path.write_text(json.dumps({"links": [[rate(one, other) for other in range(8)] for one in range(8)]}))
+    return path
+
+
+GPU_RUN = ("--llm-device=mi250", "--llm-model=llama-2-7b", "--llm-random-weights", "--llm-backends=sdpa")
+
+
+@pytest.mark.usefixtures("four_mi250")
+def test_ranks_use_the_dies_with_the_best_links_and_the_baseline_says_so(make: Any, tmp_path: Path) -> None:
+    scope = make(*GPU_RUN, "--llm-tp=1,4", f"--llm-topology={links(tmp_path / 'links.json')}")
+    assert scope.backends == ("sdpa", "sdpa+tp4")
+    one, four = (REGISTRY[name] for name in scope.backends)
+    assert scope.devices(one) is None
+    assert scope.device_variables(one) == {}
+    assert scope.devices(four).devices == (0, 1, 4, 5)
+    assert scope.device_variables(four)["HIP_VISIBLE_DEVICES"] == "0,1,4,5"
+    assert str(scope.devices(four)).startswith("0,1,4,5: the best interconnect")
+
+
+@pytest.mark.usefixtures("four_mi250")
+def test_what_is_stated_overrides_the_choice_also_of_one_device(make: Any) -> None:
+    scope = make(*GPU_RUN, "--llm-tp=1,2", "--llm-visible-devices=6,3")
+    one, two = (REGISTRY[name] for name in scope.backends)
+    assert scope.device_variables(one)["HIP_VISIBLE_DEVICES"] == "6"
+    assert scope.device_variables(two)["HIP_VISIBLE_DEVICES"] == "6,3"
+
+
+@pytest.mark.usefixtures("four_mi250")
+def test_why_ranks_cannot_be_placed_is_said(make: Any, tmp_path: Path) -> None:
+    scope = make(*GPU_RUN, "--llm-tp=16", f"--llm-topology={links(tmp_path / 'links.json')}")
+    with_reason = {"sdpa+tp16": "16 ranks need as many mi250 dies, and 8 are here"}
+    assert {name: scope._too_few(REGISTRY[name]) for name in scope.backends} == with_reason
+    scope = make(*GPU_RUN, "--llm-tp=4", "--llm-visible-devices=0,1")
+    assert "4 devices are needed" in str(scope._unplaced(REGISTRY["sdpa+tp4"]))
+
+
+@pytest.mark.usefixtures("four_mi250")
+def test_a_share_that_does_not_fit_a_die_is_said(make: Any, tmp_path: Path) -> None:
+    arguments = ("--llm-model=llama-2-70b", f"--llm-topology={links(tmp_path / 'links.json')}")
+    small, large = (make(*GPU_RUN, *arguments, f"--llm-tp={degree}") for degree in (2, 4))
+    assert "a rank's share of weights and cache is" in str(small._too_few(REGISTRY["sdpa+tp2"]))
+    assert large._too_few(REGISTRY["sdpa+tp4"]) is None
+    ray = make(*GPU_RUN, *arguments, "--llm-backends=vllm,sdpa", "--llm-tp=16", "--llm-executor=ray")
+    assert ray._too_few(REGISTRY["vllm+tp16"]) is None, "its ranks may be on other hosts"
+    assert ray._too_few(REGISTRY["sdpa+tp16"]) is not None
+
+
+def test_ray_on_a_cpu_is_skipped_with_the_reason(make: Any) -> None:
+    scope = make("--llm-device=cpu", "--llm-executor=ray", "--llm-backends=vllm,sdpa", "--llm-tp=2")
+    assert scope._too_few(REGISTRY["vllm+tp2"]) == "vLLM does not run over Ray on a CPU"
+    assert scope._too_few(REGISTRY["sdpa+tp2"]) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--llm-executor=ray", "--llm-backends=sdpa"), "no backend here is vLLM"),
+        (("--llm-device=cpu", "--llm-visible-devices=0,1"), "the CPU is one device"),
+        (("--llm-device=cpu", "--llm-topology=links.json"), "the CPU is one device"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(make: Any, arguments: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UnusableError, match=said):
+        make(*arguments)
