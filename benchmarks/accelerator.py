@@ -1,20 +1,22 @@
-"""The article's comparison on an accelerator: every figure of docs/results-<device>.md, by one command.
+"""Compare optimizations of Llama-2-7B's shape on an accelerator: every figure of docs/results-<device>.md.
 
-    python -m benchmarks.accelerator --output DIR [--steps sweep,parity,...]
+    python -m benchmarks.accelerator --output DIR [--page docs/results-h200.md] [--steps sweep,parity,...]
 
-Each step writes ``DIR/<step>.json`` and a log beside it; one that fails stops no other. They are:
+Each step writes ``DIR/<step>.json`` and a log beside it. A step that fails does not stop the others. The steps:
 
-machine   what is here: ``--llm-list``, ``--llm-doctor``, versions, and the roofs as measured, beside the data sheet's
-sweep     prefill and decode of Llama-2-7B (random weights: the shape is what counts), 2,048 tokens, batch 1 to 32
-parity    greedy tokens of SmolLM2's real weights against eager's, equal and unequal prompts
-control   TunableOp, of which a CUDA build has no candidate but its default (criterion: it does not count as engaged)
-stamps    the worker's stamps beside CUDA events (criterion: within 1 %), and what waits within a generation
-gate      the gate on unchanged code (criterion: no regression) and on code slowed by 5 % (criterion: all are)
-fault     a backend that writes to an address which is nobody's (criterion: its own tests fail, and no other)
-baseline  the figures of three processes each, as ``baselines/<device>/`` has them
+machine   ``--llm-list``, ``--llm-doctor``, versions, and the measured peaks beside those of the data sheet
+sweep     prefill and decode of Llama-2-7B with random weights (speed depends on the shape alone): 2,048 tokens,
+          batch 1 to 32
+parity    greedy tokens of SmolLM2's real weights against eager's, for equal and unequal prompts
+control   TunableOp, which has one candidate on CUDA, its default (criterion: it does not count as engaged)
+stamps    the worker's stamps beside CUDA events (criterion: within 1 %), and the waits within a generation
+gate      the gate on unchanged code (criterion: no regression) and on code slowed by 5 % (criterion: every case is
+          a regression)
+fault     a backend that writes to an invalid address (criterion: its own tests fail, and no other)
+baseline  the figures of three processes each, in the format of ``baselines/<device>/``
 
-It needs the project and what is to be measured beside eager: xformers, say. ``benchmarks.accelerator_page`` makes the
-page from the data.
+With ``--page`` it then writes the tables and figures of that page (``benchmarks.accelerator_page``, which needs the
+extra ``report``). The environment needs this project and the libraries of the backends, such as xformers.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ from pytest_llmperf.machine import detect
 from pytest_llmperf.models import CONFIGS
 
 ROOT = Path(__file__).parent.parent
-#: A server's load is not what is compared here.
+#: Without test_serving.py: servers are not compared here.
 SUITES = ("suites/test_prefill.py", "suites/test_decode.py", "suites/test_latency.py")
 BACKENDS = "eager,sdpa,sdpa-flash,xformers,compile,compile-static"
 LLAMA = ("--llm-model=llama-2-7b", "--llm-random-weights", "--llm-dtype=bfloat16")
-#: Layers of the model that the gate is tried with: several workloads in many processes are to take minutes.
+#: The gate is tried with a model of this many layers, so that many processes take minutes.
 FEW_LAYERS = 8
-#: Its kernel writes where nothing is, at the third token.
+#: A backend whose kernel writes to an invalid address at the third token.
 FAULTY = """\
 import torch
 import triton
@@ -80,10 +82,10 @@ def pytest_llmperf_backends():
 
 
 class Steps:
-    """What can be asked for, by name; each returns 0 where it went as it should.
+    """The steps, a method each, which returns 0 if the step met its criterion.
 
     Args:
-        options: of the command line.
+        options: those of the command line.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -94,7 +96,7 @@ class Steps:
         self._select: tuple[str, ...] = ("-k", options.select) if options.select else ()
 
     def _run(self, step: str, *arguments: str, folder: Path = ROOT) -> int:
-        """One Python command, its output added to the step's log. SIGTERM ends it, and then this script."""
+        """Run one Python command; append its output to the step's log. SIGTERM ends it, and then this script."""
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
         with (self._output / f"{step}.log").open("a") as log:
@@ -109,7 +111,7 @@ class Steps:
                 process.send_signal(number)
 
             before = signal.signal(signal.SIGTERM, pass_on)
-            code = process.wait()  # what it has measured it writes before it ends
+            code = process.wait()  # it writes its measurements before it ends
             signal.signal(signal.SIGTERM, before)
         if signals:
             sys.exit(f"{step}: stopped")
@@ -121,7 +123,7 @@ class Steps:
         return self._run(step, "-m", "pytest", *arguments, *common, folder=folder)
 
     def machine(self) -> int:
-        """The roofs are measured in a process of their own, whose memory is given back."""
+        """Measure the peaks in a process of their own, which frees their memory when it ends."""
         for option in ("--llm-list", "--llm-doctor"):
             self._run("machine", "-m", "pytest", option, f"--llm-device={self._device}", *LLAMA)
         code = (
@@ -165,10 +167,10 @@ class Steps:
         )
 
     def gate(self) -> int:
-        """Two prefills, and the same with a token more, unchanged and slowed, in five or six pairs of processes.
+        """Compare two prefills, and the same with one token more, unchanged and slowed, in five or six pairs.
 
-        The device bounds them. What the host bounds, as decode of few requests, differs from process to process by what
-        the host's cores do, and prefills of 50 to 100 ms by 2 to 3 ms: four pairs can be too few there to see 5 %.
+        The device bounds both. Decode of few requests waits for the host, whose speed differs between processes.
+        Prefills of 50 to 100 ms differ by 2 to 3 ms. In both, four pairs can be too few to see 5 %.
         """
         folder = self._output / f"llama-2-7b-{FEW_LAYERS}-layers"
         folder.mkdir(exist_ok=True)
@@ -176,7 +178,7 @@ class Steps:
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         code = self._pytest(
             "gate",
-            "suites/test_prefill.py",  # first: a pair ends when it tells enough of TTFT
+            "suites/test_prefill.py",  # first: a pair ends as soon as TTFT is precise enough
             "suites/test_latency.py",
             f"--llm-model={folder}",
             *LLAMA[1:],
@@ -184,13 +186,13 @@ class Steps:
             "--llm-backends=sdpa",
             "--llm-batch-sizes=16,24",
             "--llm-max-new-tokens=2",
-            "--llm-budget=120",  # of a workload, and a start serves both
+            "--llm-budget=120",  # for each workload; both share a start
         )
         tried = json.loads((self._output / "gate.json").read_text())["self_test"] if not code else []
         return int(not tried or any(one["false_alarms"] > 0 or one["power"] < 1 for one in tried))
 
     def fault(self) -> int:
-        """The faulty backend between two others."""
+        """Run the faulty backend between two others."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "pytest.ini").write_text("[pytest]\n")
@@ -231,14 +233,19 @@ NAMES = ("machine", "sweep", "parity", "control", "stamps", "gate", "fault", "ba
 
 
 def main() -> int:
-    """Take the steps; 1 if one of them did not go as it should."""
+    """Take the steps, write the page; return 1 if a step did not meet its criterion."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the data")
-    parser.add_argument("--steps", default=",".join(NAMES), help="which, comma-separated (default: all)")
-    parser.add_argument("--device", default=detect.resolve(None).name, help="--llm-device (default: what is here)")
-    parser.add_argument("--backends", default=BACKENDS, help=f"what is compared (default: {BACKENDS})")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="of each request (default: 128)")
-    parser.add_argument("--select", default="", help="pytest's -k, where sweep, parity and baseline are to do less")
+    parser.add_argument("--page", type=Path, help="page whose tables and figures to write from the data")
+    parser.add_argument("--steps", default=",".join(NAMES), help="steps to take, comma-separated (default: all)")
+    parser.add_argument(
+        "--device", default=detect.resolve(None).name, help="--llm-device (default: the device of this machine)"
+    )
+    parser.add_argument("--backends", default=BACKENDS, help=f"backends to compare (default: {BACKENDS})")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="tokens that each request generates (default: 128)"
+    )
+    parser.add_argument("--select", default="", help="pytest's -k for the steps sweep, parity and baseline")
     options = parser.parse_args()
     if unknown := set(options.steps.split(",")) - set(NAMES):
         parser.error(f"--steps: no such step: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
@@ -249,7 +256,11 @@ def main() -> int:
         (options.output / f"{name}.log").unlink(missing_ok=True)
         code = getattr(steps, name)()
         wrong |= bool(code)
-        print(f"{name}: {'not as it should be, see its log' if code else 'ok'}, {time.monotonic() - began:.0f} s")
+        print(f"{name}: {'criterion not met, see its log' if code else 'ok'}, {time.monotonic() - began:.0f} s")
+    if options.page:
+        from benchmarks import accelerator_page  # needs the extra ``report``
+
+        accelerator_page.write(options.output, options.page)
     return int(wrong)
 
 

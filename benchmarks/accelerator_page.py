@@ -1,10 +1,12 @@
-"""The tables and figures of docs/results-<device>.md, from the data of ``benchmarks.accelerator``.
+"""Write the tables and figures of docs/results-<device>.md from the data of ``benchmarks.accelerator``.
 
     python -m benchmarks.accelerator_page DATA docs/results-h200.md
 
-What lies between ``<!-- table: NAME -->`` and ``<!-- end -->`` in the page is written anew, and the figures beside it
-in ``images/``; what is said around them is kept. A page that is not there is begun. The names: machine, prefill,
-decode, speedup, memory, engaged, parity, stamps, gate, baseline, figures.
+DATA is a folder that is named after the device, such as benchmarks/data/h200. The script replaces the text between
+``<!-- table: NAME -->`` and ``<!-- end -->`` in the page, and the figures in ``images/`` beside it. All other text
+stays. A table whose data are missing stays too. Where the page does not exist, the script creates it.
+
+Names: machine, prefill, decode, speedup, memory, engaged, parity, stamps, waits, gate, baseline, sittings, figures.
 """
 
 from __future__ import annotations
@@ -12,161 +14,147 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.gate.verdict import noise_floor
+from pytest_llmperf.cases import Case
 from pytest_llmperf.machine.fitness import CANARY_SLOWER
 from pytest_llmperf.report import document, figures
 
 Data = dict[str, dict[str, Any]]
 MS, GIB = 1e3, 2**30
+WIDTH = 100
+#: Kernel names longer than this are cut.
+LONGEST_NAME = 60
 BLOCK = re.compile(r"(<!-- table: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: The figures of each process of every sitting. The replay of the gate reads them too.
+SITTINGS = "gate/data/{device}-sittings.json"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def sittings(data: Data, step: str) -> Data:
-    """What there is of a step, which may have been taken in parts: ``stamps.json``, ``stamps-2.json``."""
-    return {name: found for name, found in data.items() if name.partition("-")[0] == step}
-
-
-def taken(data: Data, step: str, what: str) -> list[dict[str, Any]]:
-    """All that a step found."""
-    return [one for found in sittings(data, step).values() for one in found[what]]
-
-
-def whole(data: Data) -> dict[str, Any]:
-    """The sweep, of all its sittings.
-
-    What two sittings measured is of the one that judged more of its metrics, or else of the first.
-    """
-    swept = sittings(data, "sweep")
-    judged: dict[tuple[str, Workload], Counter[str]] = {}
-    for name, part in swept.items():
-        for one in part["results"]:
-            judged.setdefault(workload_of(one["case"]), Counter())[name] += 1
-    chosen = {key: max(found, key=lambda name: found[name]) for key, found in judged.items()}
-    results, measurements = [], []
-    for name, part in swept.items():
-        results += [one for one in part["results"] if chosen[workload_of(one["case"])] == name]
-        measurements += [
-            one | {"sitting": name}
-            for one in part["measurements"]
-            if chosen.get((one["backend"], Workload(**one["workload"]))) == name
-        ]
-    return next(iter(swept.values())) | {"results": results, "measurements": measurements}
+def item(text: str) -> str:
+    """A Markdown list item, wrapped."""
+    return textwrap.fill(
+        text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def parsed(case: str) -> Case:
-    """Of a file's one model, which needs no name."""
+    """The case of a key such as ``bfloat16/sdpa/b8-p2048-n16/ttft``."""
     return Case.parse("", case)
 
 
-def workload_of(case: str) -> tuple[str, Workload]:
-    """Backend and workload of ``bfloat16/sdpa/b8-p2048-n16/ttft``."""
-    found = parsed(case)
-    return found.backend, found.workload
-
-
 def parts(case: str) -> tuple[str, int, str]:
-    """Backend, batch size and metric of ``bfloat16/sdpa/b8-p2048-n16/ttft``."""
+    """Backend, batch size and metric of a case's key."""
     found = parsed(case)
     return found.backend, found.workload.batch_size, found.metric
 
 
-def grid(results: Sequence[dict[str, Any]], metric: str, cell: Callable[[dict[str, Any]], str]) -> str:
-    """A row for each backend, a column for each batch size."""
-    found = {parts(one["case"])[:2]: cell(one) for one in results if parts(one["case"])[2] == metric}
-    backends = list(dict.fromkeys(backend for backend, _ in found))
-    batches = sorted({batch for _, batch in found})
-    rows = [[f"`{backend}`", *(found.get((backend, batch), "-") for batch in batches)] for backend in backends]
-    return table(["backend", *(f"batch {batch}" for batch in batches)], rows)
+def grid(what: str, cells: dict[tuple[str, int], str]) -> str:
+    """A row per name, a column per batch size."""
+    names = list(dict.fromkeys(name for name, _ in cells))
+    batches = sorted({batch for _, batch in cells})
+    rows = [[name, *(cells.get((name, batch), "-") for batch in batches)] for name in names]
+    return table([what, *(f"batch {batch}" for batch in batches)], rows)
+
+
+def by_backend(data: Data, metric: str, cell: Callable[[dict[str, Any]], str]) -> str:
+    """A grid of the sweep's results for one metric."""
+    cells = {}
+    for one in data["sweep"]["results"]:
+        backend, batch, of = parts(one["case"])
+        if of == metric:
+            cells[f"`{backend}`", batch] = cell(one)
+    return grid("backend", cells)
 
 
 def slow_core(data: Data) -> set[tuple[str, int]]:
-    """Backend and batch size of what was measured while the host's core was slow, by the canaries beside it."""
+    """Backend and batch size of the measurements whose canaries show a slow host core."""
     measured = data["sweep"]["measurements"]
-    fastest: dict[tuple[str, str], float] = {}
+    fastest: dict[tuple[Any, str], float] = {}
     for one in measured:
-        process = (one["sitting"], one["backend"])
+        process = (one.get("sitting"), one["backend"])
         canaries = [seconds for sample in one["samples"] for seconds in sample["fitness"]["canaries"]]
         fastest[process] = min([*canaries, fastest.get(process, float("inf"))])
     return {
         (one["backend"], one["workload"]["batch_size"])
         for one in measured
         if median(min(sample["fitness"]["canaries"]) for sample in one["samples"])
-        > CANARY_SLOWER * fastest[one["sitting"], one["backend"]]
+        > CANARY_SLOWER * fastest[one.get("sitting"), one["backend"]]
     }
 
 
 def latencies(data: Data, metric: str) -> str:
-    """Median in ms, half the distance between the quartiles as a share of it, and a star for a slow core."""
+    """Median in ms, and half the distance between the quartiles in per cent of it."""
     slow = slow_core(data)
 
     def cell(one: dict[str, Any]) -> str:
         spread = one["spread"]
         star = "\\*" if parts(one["case"])[:2] in slow else ""
-        return f"{spread['median'] * MS:.4g} ±{(spread['q3'] - spread['q1']) / 2 / spread['median']:.1%}{star}"
+        return f"{spread['median'] * MS:.4g} ±{(spread['q3'] - spread['q1']) / 2 / spread['median'] * 100:.1f}{star}"
 
-    return grid(data["sweep"]["results"], metric, cell)
+    return by_backend(data, metric, cell)
 
 
 def of_roofs(data: Data, metric: str, roof: str) -> str:
-    """Share of the data sheet's roof, and of the one that was measured."""
+    """Shares of the data sheet's peak and of the measured peak."""
     stated, measured = data["sweep"]["environment"]["peaks"][roof], data["machine"]["peaks"][roof]
 
     def cell(one: dict[str, Any]) -> str:
         fraction = one["utilization"]["fraction"]
         return f"{fraction:.0%} / {fraction * stated / measured:.0%}"
 
-    return grid(data["sweep"]["results"], metric, cell)
+    return by_backend(data, metric, cell)
 
 
 def machine(data: Data) -> str:
+    """Versions, GPU, CPU and peaks."""
     found = data["machine"]
     stated = data["sweep"]["environment"]["peaks"]
     rows = [[name, str(value)] for name, value in found["versions"].items() if name != "pytest-llmperf"]
     rows += [["GPU", ", ".join(found["machine"]["accelerators"])]]
-    rows += [["CPU", f"{found['machine']['cpu']}, {found['machine']['cpus']} of them"]]
+    rows += [["CPU", f"{found['machine']['cpu']}, {found['machine']['cpus']} CPUs"]]
     rows += [
-        [f"roof of {what}", f"{stated[roof] / 1e12:.4g} {unit} stated, {found['peaks'][roof] / 1e12:.4g} measured"]
+        [f"peak of {what}", f"{stated[roof] / 1e12:.4g} {unit} stated, {found['peaks'][roof] / 1e12:.4g} measured"]
         for what, roof, unit in (("compute", "flops", "TFLOP/s"), ("memory", "bandwidth", "TB/s"))
     ]
-    return table(["what", "which"], rows)
+    return table(["", "value"], rows)
 
 
 def against_roof(data: Data, metric: str, said: str, utilization: str, roof: str) -> str:
-    """A metric's latencies, and what share of a roof they mean."""
+    """The latencies of a metric, and the share of a peak that they reach."""
     return "\n\n".join(
         (
-            f"{said}, ms (median, half the distance between the quartiles; \\* beside a slow core):",
+            f"{said} in ms: median, ± half the distance between the quartiles in %. \\* marks a slow host core.",
             latencies(data, metric),
-            f"{utilization}, of the stated roof and of the measured one:",
+            f"{utilization} of the stated peak and of the measured peak:",
             of_roofs(data, metric, roof),
         )
     )
 
 
 def prefill(data: Data) -> str:
+    """TTFT and MFU."""
     return against_roof(data, "ttft", "TTFT", "MFU", "flops")
 
 
 def decode(data: Data) -> str:
+    """TPOT and MBU."""
     return against_roof(data, "tpot", "TPOT", "MBU", "bandwidth")
 
 
 def speedup(data: Data) -> str:
-    """Over the eager of the same run, or, with a dagger, over that of these tables, which another run measured."""
-    results = data["sweep"]["results"]
-    eager = {parts(one["case"])[1:]: one for one in results if parts(one["case"])[0] == "eager"}
+    """Speedup over the eager of the same run, or, marked by a dagger, over the eager of the tables above."""
+    eager = {parts(one["case"])[1:]: one for one in data["sweep"]["results"] if parts(one["case"])[0] == "eager"}
 
     def cell(one: dict[str, Any]) -> str:
         if one["speedup"] is not None:
@@ -175,28 +163,35 @@ def speedup(data: Data) -> str:
         return "-" if other is None else f"{other['spread']['median'] / one['spread']['median']:.2f}†"
 
     said = (("Prefill", "ttft"), ("Decode", "tpot"))
-    tables = [f"{name}, times eager's speed:\n\n{grid(results, metric, cell)}" for name, metric in said]
-    return "\n\n".join([*tables, "† over the eager of another run."] if "†" in "".join(tables) else tables)
+    tables = [f"{name}, speedup over `eager`:\n\n{by_backend(data, metric, cell)}" for name, metric in said]
+    return "\n\n".join([*tables, "† over `eager` of another run."] if "†" in "".join(tables) else tables)
 
 
 def memory(data: Data) -> str:
-    def cell(one: dict[str, Any]) -> str:
-        return f"{one['peak_memory'] / GIB:.0f} GiB, {one['cold_start']:.0f} s"
+    """Peak memory and cold start."""
 
-    return grid(data["sweep"]["results"], "ttft", cell)
+    def cell(one: dict[str, Any]) -> str:
+        return f"{one['peak_memory'] / GIB:.0f} / {one['cold_start']:.0f}"
+
+    return f"Peak memory in GiB / cold start in s:\n\n{by_backend(data, 'ttft', cell)}"
 
 
 def engaged(data: Data) -> str:
-    """What a profile of three steps at the largest batch saw."""
-    seen = {parts(one["case"])[0]: one["engagement"] for one in data["sweep"]["results"]}
-    rows = []
-    for backend, one in seen.items():
-        what = ", ".join(f"{name}: {value}" for name, value in one["seen"].items() if value not in (0, ""))
-        rows.append([f"`{backend}`", one["expected"], what])
-    return table(["backend", "what had to be seen", "what was seen"], rows)
+    """What each backend had to show in the profile, and what the profile has."""
+    evidence = {parts(one["case"])[0]: one["engagement"] for one in data["sweep"]["results"] if "engagement" in one}
+
+    def name_of(kernel: str) -> str:
+        return kernel if len(kernel) <= LONGEST_NAME else f"{kernel[:LONGEST_NAME]}..."
+
+    def line(backend: str, one: dict[str, Any]) -> str:
+        seen = ", ".join(f"`{name_of(name)}` ({value})" for name, value in one["seen"].items() if value not in (0, ""))
+        return item(f"`{backend}` had to show: {one['expected']}. The profile has {seen}.")
+
+    return "\n".join(line(backend, one) for backend, one in evidence.items())
 
 
 def parity(data: Data) -> str:
+    """The verdict on each backend's tokens, and its figures."""
     rows = [
         [
             f"`{one['backend']}`",
@@ -207,108 +202,165 @@ def parity(data: Data) -> str:
             f"{one['error_ratio']:.2f}",
             f"{one['informative']} of {one['tokens']}",
         ]
-        for one in taken(data, "parity", "parity")
+        for one in data["parity"]["parity"]
     ]
-    header = ["backend", "workload", "", "exact", "largest regret of what rounding explains, logits"]
-    header += ["logit error, times the reference's", "informative tokens"]
-    return table(header, rows)
+    return table(["backend", "workload", "verdict", "exact", "regret", "error", "informative"], rows)
 
 
 def stamps(data: Data) -> str:
+    """How far the worker's stamps are from CUDA events."""
+
     def share(one: dict[str, float]) -> str:
         return f"{one['median']:+.3%} ({one['low']:+.3%} to {one['high']:+.3%})"
 
-    rows = []
-    for one in taken(data, "stamps", "backends"):
-        waits = {where: rate for where, rate in one["waits per step"].items() if rate > 0.5}
-        said = ", ".join(f"{where} ({rate:.0f})" for where, rate in waits.items())
-        rows.append([f"`{one['backend']}`", *(share(one["difference"][name]) for name in ("ttft", "tpot")), said])
-    return table(["backend", "TTFT, stamps over events", "TPOT, stamps over events", "waits in each step"], rows)
+    rows = [
+        [f"`{one['backend']}`", *(share(one["difference"][name]) for name in ("ttft", "tpot"))]
+        for one in data["stamps"]["backends"]
+    ]
+    return table(["backend", "TTFT, stamps over events", "TPOT, stamps over events"], rows)
+
+
+def waits(data: Data) -> str:
+    """Where the host waits for the device in each decode step."""
+
+    def line(one: dict[str, Any]) -> str:
+        places = (f"`{where}` ({rate:.0f})" for where, rate in one["waits per step"].items() if rate > 0.5)
+        return item(f"`{one['backend']}`: {', '.join(places)}")
+
+    return "\n".join(map(line, data["stamps"]["backends"]))
 
 
 def gate(data: Data) -> str:
+    """What the gate said of unchanged code and of code slowed by 5 %."""
     rows = [
         [
-            str(number),
+            str(one.get("trial", 1)),
             f"{case.metric} {case.workload}",
             str(one["pairs"]),
             f"{one['false_alarms']:.0%}",
             f"{one['undecided']:.0%}",
             f"{one['power']:.0%}",
             "-" if one["resolution"] is None else f"{one['resolution']:.1%}",
-            "-" if one["recommended"] is None else f"{one['recommended']:.1%}",
-            f"{one['noise']:.1%}",
         ]
-        for number, trial in enumerate(sittings(data, "gate").values(), 1)
-        for one in trial["self_test"]
+        for one in data["gate"]["self_test"]
         for case in [parsed(one["case"])]
     ]
-    header = ["trial", "case", "pairs", "false alarms", "undecided", "+5 % caught", "resolution"]
-    header += ["least tolerance that serves", "a stored baseline has to allow"]
+    header = ["trial", "case", "pairs", "false alarms", "inconclusive", "+5 % caught", "resolution"]
     return table(header, rows)
 
 
 def baseline(data: Data) -> str:
-    """How far processes differ."""
-    rows = []
-    results = taken(data, "baseline", "results")
+    """The median of each process, and how far the processes are apart."""
+    results = data["baseline"]["results"]
     most = max(len(one["invocations"]) for one in results)
+    rows = []
     for one in results:
         medians = [median(samples) for samples in one["invocations"]]
-        apart = max(medians) / min(medians) - 1
         cells = [*(f"{value * MS:.4g}" for value in medians), *["-"] * (most - len(medians))]
-        rows.append([f"`{one['case']}`", *cells, f"{apart:.1%}", f"{noise_floor(one['invocations']):.1%}"])
-    return table(["case, ms", *(f"process {number + 1}" for number in range(most)), "apart", "noise floor"], rows)
+        case = parsed(one["case"])
+        rows.append([f"`{case.backend}`", f"{case.metric} b{case.workload.batch_size}", *cells])
+        rows[-1].append(f"{max(medians) / min(medians) - 1:.1%}")
+    return table(["backend", "case", *(f"process {number + 1}" for number in range(most)), "apart"], rows)
 
 
-#: What each table is made of, by its name: the steps, and how.
+def sittings(data: Data) -> str:
+    """Eager in every sitting: a process's median, or the lowest and the highest of several."""
+
+    def of(metric: str) -> str:
+        cells = {}
+        for one in data["sittings"]["sittings"]:
+            for key, medians in one["cases"].items():
+                backend, batch, of = parts(key)
+                if (backend, of) != ("eager", metric):
+                    continue
+                ends = dict.fromkeys(f"{end * MS:.4g}" for end in (min(medians), max(medians)))
+                star = "\\*" if key in one.get("disturbed", {}) else ""
+                cells[one["label"], batch] = " to ".join(ends) + star
+        return grid("", cells)
+
+    said = (("TTFT", "ttft"), ("TPOT", "tpot"))
+    return "\n\n".join(f"{name} of `eager` in ms:\n\n{of(metric)}" for name, metric in said)
+
+
+#: By the name of each table: the steps whose data it needs, and the function that writes it.
 TABLES: dict[str, tuple[set[str], Callable[[Data], str]]] = {
     "machine": ({"machine", "sweep"}, machine),
     "prefill": ({"machine", "sweep"}, prefill),
     "decode": ({"machine", "sweep"}, decode),
     **{one.__name__: ({"sweep"}, one) for one in (speedup, memory, engaged)},
-    **{one.__name__: ({one.__name__}, one) for one in (parity, stamps, gate, baseline)},
+    "waits": ({"stamps"}, waits),
+    **{one.__name__: ({one.__name__}, one) for one in (parity, stamps, gate, baseline, sittings)},
 }
 
 
+def row(sweep: dict[str, Any], one: dict[str, Any]) -> document.Row:
+    """The part of a result that the figures show."""
+    case = parsed(one["case"])
+    spread, work = one["spread"], one["utilization"] or {}
+    return document.Row(
+        case=one["case"],
+        model=sweep["model"],
+        dtype=sweep["dtype"],
+        backend=case.backend,
+        **asdict(case.workload),
+        metric=case.metric,
+        unit=one["unit"],
+        **{name: spread[name] for name in ("median", "q1", "q3", "minimum", "maximum")},
+        samples=spread["n"],
+        processes=len(one["invocations"]),
+        outcome="no baseline",
+        speedup=one["speedup"],
+        flops=work.get("flops"),
+        size=work.get("size"),
+    )
+
+
 def drawn(data: Data, page: Path) -> Iterator[str]:
-    """Writes the figures; a line of Markdown for each."""
+    """Write the figures; yield a line of Markdown for each."""
     folder = page.parent / "images"
     folder.mkdir(exist_ok=True)
-    shown = document.of(data["sweep"])
-    told = [one for one in figures.all_of(shown) if not one.title.startswith("Inter-token")]
-    for number, one in enumerate(told, 1):
+    sweep = data["sweep"]
+    rows = document.ranked(row(sweep, one) for one in sweep["results"])
+    about = {name: sweep[name] for name in ("device", "model", "dtype", "reference", "environment")}
+    for number, one in enumerate(figures.all_of(document.Document(**about, rows=tuple(rows))), 1):
         file = folder / f"{page.stem}-{number}.svg"
         file.write_text(one.svg)
         yield f"![{one.title}]({folder.name}/{file.name})"
 
 
 def read(folder: Path) -> Data:
-    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda one: one.stem)}
+    """The data of every step, and the sittings of the device."""
+    data = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    recorded = Path(__file__).parent / SITTINGS.format(device=folder.name)
+    if recorded.exists():
+        data["sittings"] = json.loads(recorded.read_text())
+    return data
 
 
-def main() -> int:
-    """Write the page."""
-    if len(sys.argv) != 3:
-        print(__doc__)
-        return 2
-    data, page = read(Path(sys.argv[1])), Path(sys.argv[2])
-    taken_steps = {name.partition("-")[0] for name in data}
-    if "sweep" in taken_steps:
-        data["sweep"] = whole(data)
-    made_of = {name: steps for name, (steps, _) in TABLES.items()} | {"figures": {"sweep"}}
-    names = [name for name, steps in made_of.items() if steps <= taken_steps]
-    begun = "\n\n".join(f"## {name}\n\n<!-- table: {name} -->\n<!-- end -->" for name in names)
-    text = page.read_text() if page.exists() else f"# Results\n\n{begun}\n"
+def write(folder: Path, page: Path) -> None:
+    """Write the page from the data in a folder."""
+    data = read(folder)
+    needs = {name: steps for name, (steps, _) in TABLES.items()} | {"figures": {"sweep"}}
+    names = [name for name, steps in needs.items() if steps <= set(data)]
+    created = "\n\n".join(f"## {name}\n\n<!-- table: {name} -->\n<!-- end -->" for name in names)
+    text = page.read_text() if page.exists() else f"# Results\n\n{created}\n"
 
     def written(block: re.Match[str]) -> str:
         name = block[2]
-        if name not in names:  # what was not taken this time is as it was
+        if name not in names:
             return block[0]
         body = "\n\n".join(drawn(data, page)) if name == "figures" else TABLES[name][1](data)
         return f"{block[1]}\n{body}\n\n{block[3]}"
 
     page.write_text(BLOCK.sub(written, text))
+
+
+def main() -> int:
+    """Write the page named on the command line."""
+    if len(sys.argv) != 3:
+        print(__doc__)
+        return 2
+    write(Path(sys.argv[1]), Path(sys.argv[2]))
     return 0
 
 
