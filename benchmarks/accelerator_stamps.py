@@ -1,10 +1,11 @@
-"""The worker's stamps beside CUDA events, and what waits for the device within a generation.
+"""Compare the worker's stamps with CUDA events, and find where a generation waits for the device.
 
     python -m benchmarks.accelerator_stamps eager,sdpa OUTPUT
 
-An event is recorded with every token, when the device has nothing to do: what lies between two of them by the device's
-clock is what lies between two stamps by the host's. The criterion: TTFT and TPOT agree within 1 %. Then a generation
-with ``torch.cuda.set_sync_debug_mode("warn")`` says where the host waits for the device, and how often a step.
+The script records an event with every token, while the device is idle. The time between two events by the device's
+clock must then equal the time between two stamps by the host's clock. The criterion: TTFT and TPOT agree within 1 %.
+One more generation runs with ``torch.cuda.set_sync_debug_mode("warn")``. It shows where the host waits for the
+device, and how often per step.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def event_of(torch: Any) -> Any:
-    """An event that keeps time."""
+    """Make an event that records its time."""
     return torch.cuda.Event(enable_timing=True)
 
 
 def of(backend: str) -> dict[str, Any]:
-    """One backend, in this process."""
+    """Measure one backend, in this process."""
     import torch
 
     parts = Registry(BUILT_IN)[backend].reference()
@@ -94,7 +95,7 @@ def of(backend: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Each backend in a process of its own; 1 if a stamp is off by more than the criterion."""
+    """Measure each backend in a process of its own; return 1 if a difference exceeds the criterion."""
     if len(sys.argv) == 2:
         print(json.dumps(of(sys.argv[1])))
         return 0

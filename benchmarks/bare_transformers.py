@@ -1,8 +1,8 @@
-"""What `fidelity.py` compares with: transformers and torch alone, no line of this project.
+"""The script that `fidelity.py` compares with: transformers and torch alone, no line of this project.
 
-Usage: python bare_transformers.py REQUEST.json, where the request has the model's folder, its dtype, token ids and the
-number of new tokens. For each line on standard input, ``generate`` or ``forward``, it makes one generation that way and
-prints a JSON object with its TTFT and TPOT (s).
+Usage: python bare_transformers.py REQUEST.json. The request has the model's folder, its dtype, token ids and the
+number of new tokens. Each line on standard input, ``generate`` or ``forward``, makes one generation that way. The
+script then prints a JSON object with its TTFT and TPOT (s).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 
 class Streamer:
-    """Notes the time of every put; the first is the prompt's."""
+    """Notes the time of every put. The first put is the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -31,7 +31,7 @@ class Streamer:
 
 
 def by_generate(model: Any, prompts: list[list[int]], new: int) -> list[float]:
-    """Token times since the submission, through ``model.generate``."""
+    """Generate through ``model.generate``; return each token's time since the submission."""
     streamer = Streamer()
     start = time.perf_counter()
     ids = torch.tensor(prompts)
@@ -42,7 +42,7 @@ def by_generate(model: Any, prompts: list[list[int]], new: int) -> list[float]:
 
 
 def by_forward(model: Any, prompts: list[list[int]], new: int) -> list[float]:
-    """Token times since the submission, through ``model.forward`` and an argmax."""
+    """Generate through ``model.forward`` and an argmax; return each token's time since the submission."""
     times = []
     start = time.perf_counter()
     ids, cache = torch.tensor(prompts), None
@@ -56,7 +56,7 @@ def by_forward(model: Any, prompts: list[list[int]], new: int) -> list[float]:
 
 
 def main() -> None:
-    """Load, then generate as often as asked."""
+    """Load the model, then make one generation per line of standard input."""
     request = json.loads(Path(sys.argv[1]).read_text())
     model = AutoModelForCausalLM.from_pretrained(
         request["folder"], dtype=getattr(torch, request["dtype"]), attn_implementation="sdpa"

@@ -1,11 +1,13 @@
-"""What the streaming client costs: a server in a process of its own replays fixed timings to concurrent streams.
+"""Measure the cost of the streaming client: a server process replays fixed timings to concurrent streams.
 
     python -m benchmarks.client_overhead [--generations 20] [--output benchmarks/data/client_overhead.json]
 
-Every 20 ms the server writes an event, shaped as vLLM's with token ids, to each of 32 streams, and notes when it wrote
-each. Both clocks are the machine's monotonic one. Shown are the client's CPU time per token, whose criterion is under
-0.2 ms; how long after its being written a token is stamped (all 32 are written at once, so that the last waits for the
-31 before it); and how far the stamped TPOT is from the server's own.
+Every 20 ms the server writes one event with token ids, shaped as vLLM's, to each of 32 streams, and notes the time.
+Both clocks are the machine's monotonic clock. The script shows three figures:
+
+- the client's CPU time per token (criterion: under 0.2 ms);
+- the time from writing a token to stamping it: all 32 are written at once, so the last waits for 31 others;
+- the difference between the stamped TPOT and the server's own.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def _chunk(value: object) -> bytes:
 
 
 class Replay:
-    """The server: streams begin when all of a batch have been asked for."""
+    """The server. It starts the streams of a batch when it has all their requests."""
 
     def __init__(self) -> None:
         self.waiting: list[asyncio.StreamWriter] = []
@@ -63,7 +65,7 @@ class Replay:
             writer.write(body)
 
     async def replay(self) -> None:
-        """One batch's streams."""
+        """Write the streams of one batch."""
         writers, self.waiting = self.waiting, []
         self.written = []
         for writer in writers:
@@ -92,13 +94,13 @@ async def _serve() -> None:
 
 
 def generation(engine: CompletionsEngine) -> dict[str, float]:
-    """One batch: CPU time per token, delays from writing to stamping, TPOT stamped and written; all in seconds."""
+    """Generate one batch: CPU time per token, delays from writing to stamping, TPOT stamped and written; all in s."""
     recorder = Recorder(STREAMS)
     before = time.process_time()
     engine.generate([PROMPT] * STREAMS, TOKENS, recorder)
     cpu = (time.process_time() - before) / (STREAMS * TOKENS)
     written = engine.ask("/written")
-    # A stream is matched with its request by the order of a step: which of the 32 is which does not matter.
+    # Streams and requests are matched by their order within a step. Which of the 32 is which does not matter.
     steps = zip(*([recorder._started + at for at in row] for row in recorder.times), strict=True)
     delays = [
         stamped - wrote
@@ -117,11 +119,11 @@ def generation(engine: CompletionsEngine) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure, print, write the data; 1 if the criterion does not hold."""
+    """Measure, print, write the data; return 1 if the criterion is not met."""
     if sys.argv[1:] == ["--serve"]:
         asyncio.run(_serve())
         return 0
-    options = script.options(__doc__, "generations", 20, "batches, after one that warms up")
+    options = script.options(__doc__, "generations", 20, "batches, after one to warm up")
     server = subprocess.Popen([sys.executable, "-m", "benchmarks.client_overhead", "--serve"], stdin=-1, stdout=-1)
     assert server.stdin is not None
     assert server.stdout is not None

@@ -1,13 +1,17 @@
-"""Does the plugin report what a user of transformers gets? Alternating fresh processes, one generation, three ways.
+"""Does the plugin report what a user of transformers gets? Three ways to generate, in turns, in fresh processes.
 
     python -m benchmarks.fidelity [--pairs 40] [--output benchmarks/data/fidelity.json]
 
-`plugin` is a worker of the plugin with backend sdpa, asked as a run asks it; `generate` is `bare_transformers.py`:
-transformers' generate with a streamer that notes the time; `forward` is a bare forward loop, which shows what generate
-itself costs. Each pair of processes is fresh, and their generations take turns, one running while the other sleeps, so
-that both see the same state of a shared machine. Processes of the same code differ, by some 7 % here, for as long as
-they live, so it takes many pairs and few turns. The criterion is that `plugin` and `generate` agree within 3 % in the
-median pair; medians over all pairs are shown too, but where a machine has two states they lie in the gap between.
+- `plugin`: a worker of the plugin with the backend sdpa, asked as a run asks it.
+- `generate`: `bare_transformers.py`, which calls transformers' generate with a streamer that notes the time.
+- `forward`: the same script with a bare forward loop, which shows the cost of generate itself.
+
+Each pair of processes is fresh. Their generations take turns, and one process sleeps while the other generates, so
+that both see the same state of a shared machine. Processes of the same code differ by some 7 % here for as long as
+they live. So the script needs many pairs and few turns.
+
+The criterion: `plugin` and `generate` agree within 3 % in the median pair. The script also shows medians over all
+pairs. On a machine with two states those medians lie between the states.
 """
 
 from __future__ import annotations
@@ -40,9 +44,9 @@ BARE = Path(__file__).parent / "bare_transformers.py"
 WORKLOAD = Workload(1, 256, 32)
 LIMIT = 0.03
 KINDS = ("plugin", "generate", "forward")
-#: Generations of each kind by one pair of processes, after one that warms up.
+#: Generations of each kind by one pair of processes, after one to warm up.
 TURNS = 2
-#: Seconds between turns, so that no thread of the process that is to sleep still spins.
+#: Seconds between turns, so that no thread of the sleeping process still spins.
 PAUSE = 0.1
 TIMEOUT = 600.0
 
@@ -50,7 +54,7 @@ Figures = dict[str, float]
 
 
 def pair(request: Path, model: str, prompts: list[list[int]]) -> dict[str, list[Figures]]:
-    """TTFT and TPOT (s) of the generations of one fresh pair of processes."""
+    """Start one fresh pair of processes; return the TTFT and TPOT (s) of its generations."""
     host = Host(Arm())
     bare = subprocess.Popen([sys.executable, str(BARE), str(request)], stdin=-1, stdout=-1, text=True)
     assert bare.stdin is not None
@@ -90,7 +94,7 @@ def pair(request: Path, model: str, prompts: list[list[int]]) -> dict[str, list[
 
 
 def agreement(made: list[dict[str, list[Figures]]]) -> dict[str, dict[str, Any]]:
-    """By metric: medians (s) over processes, and how far plugin and generate are apart (fractions)."""
+    """For each metric: medians (s) over processes, and the differences between plugin and generate (fractions)."""
     found = {}
     for metric in ("ttft", "tpot"):
         processes = {kind: [median(one[metric] for one in each[kind]) for each in made] for kind in KINDS}
@@ -109,7 +113,7 @@ def agreement(made: list[dict[str, list[Figures]]]) -> dict[str, dict[str, Any]]
 
 
 def main() -> int:
-    """Measure, print the table, write the data; 1 if the criterion does not hold."""
+    """Measure, print the table, write the data; return 1 if the criterion is not met."""
     options = script.options(__doc__, "pairs", 40, "pairs of fresh processes")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     model = resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))

@@ -1,12 +1,16 @@
-"""What does it do to latencies where a host moves this machine's CPUs? By backend and batch, from results of runs.
+"""What happens to latencies where a host moves this machine's CPUs? By backend and batch, from results of runs.
 
     python -m benchmarks.moved [--output benchmarks/data/moved.json] RESULTS ...
 
-The results are of `pytest suites/ --llm-results=FILE`, of one machine. Threads were seen to meet before and after every
-generation. Both may be within 1.25 times the soonest that was seen (*together*), or neither (*apart*); where only one
-was, the state changed. Shown is the median of TTFT and TPOT in either state, where each has at least four generations,
-and how long threads took to meet: if there are two states, hardly a figure lies between them. There is no criterion:
-most machines have one state.
+RESULTS are files of `pytest suites/ --llm-results=FILE` from one machine. The worker measures how long its threads
+take to meet, before and after each generation. A generation is in one of three states:
+
+- *together*: both times are within 1.25 times the shortest time seen;
+- *apart*: neither is;
+- *changing*: one is.
+
+The script shows how long threads took to meet in each state. It also shows the median TTFT and TPOT of each state,
+where both states have at least four generations. There is no criterion, since most machines have one state.
 """
 
 from __future__ import annotations
@@ -25,12 +29,12 @@ from pytest_llmperf.cases import Workload
 from pytest_llmperf.machine.fitness import APART
 from pytest_llmperf.measure.trace import Trace
 
-#: Generations of either state without which nothing is said.
+#: Medians are shown only where each state has this many generations.
 FEW = 4
 
 
 def generations(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Of every generation beside which threads were seen to meet: what it was of, its latencies and both looks, s."""
+    """Yield each generation whose barriers were measured: backend, workload, latencies and both barriers (s)."""
     for one in results["measurements"]:
         for sample in one["samples"] + one["discarded"]:
             if looks := sample["fitness"]["barriers"]:
@@ -45,20 +49,20 @@ def generations(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def state(barriers: list[float], soonest: float) -> str:
-    """Together, apart or changing."""
+    """Return the state of a generation, by its barriers."""
     far = [seconds > APART * soonest for seconds in barriers]
     return "apart" if all(far) else "changing" if any(far) else "together"
 
 
 def main() -> int:
-    """Read, print, write the data."""
+    """Read the results, print the table, write the data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="results files of one machine")
     parser.add_argument("--output", type=Path, help="write the data as JSON")
     options = parser.parse_args()
     made = [one for path in options.results for one in generations(json.loads(path.read_text()))]
     if not made:
-        raise SystemExit("these results have no generation beside which threads were seen to meet")
+        raise SystemExit("these results have no generation whose barriers were measured")
     soonest = min(min(one["barriers"]) for one in made)
     made = [one | {"state": state(one["barriers"], soonest)} for one in made]
     for name in ("together", "apart"):

@@ -1,10 +1,11 @@
-"""What the installed plugin costs those who do not use it, and what stamping a token costs those who do.
+"""Measure the cost of the installed plugin to a pytest that does not use it, and the cost of stamping a token.
 
     python -m benchmarks.overhead [--pairs 20] [--output benchmarks/data/overhead.json]
 
-`pytest --collect-only` of an empty folder, with and without the plugin, alternating; the criterion is a median
-difference under 30 ms. `Recorder.__call__` in a loop; the criterion is under 10 us a token. `pytest --llm-list`; the
-criterion is a median under 2 s.
+- `pytest --collect-only` in an empty folder, with and without the plugin in turns (criterion: the median difference
+  is under 30 ms);
+- `Recorder.__call__` in a loop (criterion: under 10 us per token);
+- `pytest --llm-list` (criterion: the median is under 2 s).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ LIST_LIMIT = 2.0
 
 
 def collect(folder: str, *options: str) -> float:
-    """Seconds of one ``pytest --collect-only``."""
+    """Run ``pytest --collect-only`` once; return the seconds it took."""
     return seconds(folder, "--collect-only", "-q", *options)
 
 
 def seconds(folder: str, *options: str) -> float:
-    """Seconds of one pytest in a folder, as an installed program runs: with its bytecode cached."""
+    """Run pytest once in a folder, with its bytecode cached as after an install; return the seconds it took."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, folder]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
@@ -39,7 +40,7 @@ def seconds(folder: str, *options: str) -> float:
 
 
 def stamp(tokens: int = 100_000) -> float:
-    """Seconds per token of stamping."""
+    """Stamp many tokens; return the seconds per token."""
     recorder = Recorder(1)
     start = time.perf_counter()
     for token in range(tokens):
@@ -48,7 +49,7 @@ def stamp(tokens: int = 100_000) -> float:
 
 
 def main() -> int:
-    """Measure, print, write the data; 1 if a criterion does not hold."""
+    """Measure, print, write the data; return 1 if a criterion is not met."""
     options = script.options(__doc__, "pairs", 20, "pairs of collections")
     without, including = [], []
     with tempfile.TemporaryDirectory() as folder:

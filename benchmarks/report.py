@@ -2,8 +2,8 @@
 
     python -m benchmarks.report [--times 5] [--output benchmarks/data/report.json]
 
-Prefill and decode of 25 backends, 5 prompt lengths and 20 batch sizes, each time in a fresh process. The criterion is
-10 s and 15 MB.
+The report has prefill and decode of 25 backends, 5 prompt lengths and 20 batch sizes. Each report is rendered in a
+fresh process. The criterion: at most 10 s and 15 MB.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ print(len(render_html(document.Document("h200", "model", "bfloat16", "eager", {"
 
 
 def main() -> int:
-    """Measure, print, write the data; 1 if the criterion does not hold."""
+    """Measure, print, write the data; return 1 if the criterion is not met."""
     options = script.options(__doc__, "times", 5, "processes")
     seconds, size = [], 0
     for _ in range(options.times):

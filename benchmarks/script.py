@@ -1,4 +1,4 @@
-"""What every script here shares: its command line, and the file that its data go to."""
+"""The parts that every script here shares: the command line and the file of the data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from pytest_llmperf.machine import fingerprint
 from pytest_llmperf.plan import cpu_dtype
 
-#: The type that a run takes on this machine's CPU.
+#: The dtype that a run uses by default on this machine's CPU.
 DTYPE = cpu_dtype()
-#: A conftest.py with a backend ``slowed``: sdpa, and ``extra.do(batch_size, prompt_length)`` of the module beside it
-#: before every step but the first.
+#: A conftest.py with a backend ``slowed``: it runs sdpa, and calls ``extra.do(batch_size, prompt_length)`` before every
+#: step except the first. The module ``extra`` lies beside it.
 SLOWED = """\
 import extra
 
@@ -48,12 +48,12 @@ def pytest_llmperf_backends():
 
 
 def options(description: str | None, count: str, default: int, what: str) -> argparse.Namespace:
-    """The command line of a script that has no options of its own."""
+    """Parse the command line of a script without options of its own."""
     return parser(description, count, default, what).parse_args()
 
 
 def parser(description: str | None, count: str, default: int, what: str) -> argparse.ArgumentParser:
-    """``--<count>`` (how many measurements) and ``--output``."""
+    """Make a parser of ``--<count>``, the number of measurements, and ``--output``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(f"--{count}", type=int, default=default, help=f"{what} (default: {default})")
     parser.add_argument("--output", type=Path, help="write the data as JSON")
@@ -61,7 +61,7 @@ def parser(description: str | None, count: str, default: int, what: str) -> argp
 
 
 def write(output: Path | None, command: str, **data: Any) -> None:
-    """Write the data, with the command, the machine and the versions that they belong to; nothing without an output."""
+    """Write the data with the command, the machine and the versions. Without an output, write nothing."""
     if output is None:
         return
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
-"""Does the backend vllm-serve report what vLLM's own client does? One server, the same requests, taking turns.
+"""Does the backend vllm-serve report what vLLM's own client does? One server, the same requests, in turns.
 
     python -m benchmarks.served [--turns 20] [--output benchmarks/data/served.json]
 
-The server is started by the backend. In every turn the plugin's worker and ``vllm bench serve`` submit the same
-requests (token ids) to it, one after the other, the order of the two changing from turn to turn; the other one is
-idle, or has ended. One at a time: of several that arrive within a millisecond the server puts now more and now fewer
-into its first step, which moves TTFT by tens of per cent whoever asks. The criterion is that mean TTFT and mean TPOT
-agree within 5 % in the median turn.
+The backend starts the server. In every turn the plugin's worker and ``vllm bench serve`` submit the same requests
+(token ids) to it, one after the other. Their order changes from turn to turn. While one submits, the other is idle or
+has ended. Requests go one at a time: the server puts several that arrive within a millisecond into one step or into
+two, which moves TTFT by tens of per cent for any client.
+
+The criterion: mean TTFT and mean TPOT agree within 5 % in the median turn.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ REQUESTS = 8
 LIMIT = 0.05
 TIMEOUT = 900.0
 
-#: ``vllm bench serve``, whose prompts are read without pandas, which it wants for that alone.
+#: ``vllm bench serve``, changed to read its prompts without pandas, which it needs for nothing else.
 BENCH = MAIN.replace(
     "main()\n",
     """\
@@ -57,7 +58,7 @@ Figures = dict[str, float]
 
 
 def by_plugin(host: Host, prompts: list[list[int]]) -> Figures:
-    """TTFT and TPOT (s) as a run of pytest measures them."""
+    """Return the TTFT and TPOT (s) as a run of pytest measures them."""
     traces = []
     for prompt in prompts:
         answer = host.call("generate", TIMEOUT, prompts=[prompt], max_new_tokens=WORKLOAD.max_new_tokens)
@@ -66,7 +67,7 @@ def by_plugin(host: Host, prompts: list[list[int]]) -> Figures:
 
 
 def by_bench(url: str, folder: Path) -> Figures:
-    """The same by ``vllm bench serve``: its process, its client, its arithmetic."""
+    """Return the same from ``vllm bench serve``: its process, its client, its arithmetic."""
     body = {"max_tokens": WORKLOAD.max_new_tokens, "temperature": 0, "return_token_ids": True}
     command = [
         sys.executable, "-c", BENCH, "bench", "serve", "--backend", "openai", "--base-url", url,
@@ -89,7 +90,7 @@ def by_bench(url: str, folder: Path) -> Figures:
 
 
 def measure(turns: int) -> list[dict[str, Figures]]:
-    """The figures of both in every turn, after one that warms up."""
+    """Return the figures of both in every turn, after one turn to warm up."""
     model = resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))
     ready(model, convert)
     prompts = Prompts(model.architecture.vocabulary, model.tokenizer_file).many(REQUESTS, WORKLOAD.prompt_length)
@@ -120,7 +121,7 @@ def measure(turns: int) -> list[dict[str, Figures]]:
 
 
 def main() -> int:
-    """Measure, print the table, write the data; 1 if the criterion does not hold."""
+    """Measure, print the table, write the data; return 1 if the criterion is not met."""
     options = script.options(__doc__, "turns", 20, "turns")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     made = measure(options.turns)

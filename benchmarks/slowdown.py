@@ -1,11 +1,11 @@
-"""Does the gate catch a backend that sleeps 15 % longer than sdpa takes, and let it pass when it does not sleep?
+"""Does the gate catch a backend that sleeps 15 % longer than sdpa takes, and pass it when it does not sleep?
 
     python -m benchmarks.slowdown [--runs 10] [--output benchmarks/data/slowdown.json]
 
-A suite of its own, with a backend from its conftest.py: sdpa, and a sleep before every token but the first. Its
-baseline is what sdpa itself was recorded with. The criterion is that every run with the sleep fails in the decode test
-(exit code 1, a failure in the JUnit file) and every run without it passes. Everything computes on one thread: two wait
-for one another wherever a shared host takes a core away, and 15 % drown in that.
+The suite is its own, and its conftest.py has a backend that runs sdpa and sleeps before every token except the first.
+The baseline is recorded with sdpa itself. The criterion: every run with the sleep fails in the decode test (exit code
+1, one failure in the JUnit file), and every run without it passes. Everything computes on one thread. Two threads
+wait for each other whenever a shared host takes a core away, and that hides 15 %.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def do(batch_size, prompt_length):
 
 
 def pytest(folder: Path, sleep: float, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """One run of the suite in the folder."""
+    """Run the suite in the folder once."""
     workload = CASE.workload
     options = [f"--llm-batch-sizes={workload.batch_size}", f"--llm-prompt-lengths={workload.prompt_length}"]
     options += [f"--llm-max-new-tokens={workload.max_new_tokens}", f"--llm-baseline-dir={folder / 'baselines'}"]
@@ -57,7 +57,7 @@ def pytest(folder: Path, sleep: float, *arguments: str) -> subprocess.CompletedP
 
 
 def record(folder: Path) -> float:
-    """Record sdpa, rename its entries to the slowed one's, and return the median TPOT (s)."""
+    """Record sdpa, rename its entries to the slowed backend, and return the median TPOT (s)."""
     done = pytest(folder, 0.0, "--llm-backends=sdpa", "--llm-update-baselines")
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
@@ -69,7 +69,7 @@ def record(folder: Path) -> float:
 
 
 def run(folder: Path, sleep: float) -> dict[str, Any]:
-    """One gated run: exit code, failures in the JUnit file, and the line that says the verdict."""
+    """Make one gated run; return its exit code, the failures in the JUnit file, and the lines with the verdict."""
     done = pytest(folder, sleep, "--llm-backends=slowed")
     suite = next(ElementTree.parse(folder / "junit.xml").iter("testsuite"))
     lines = [line for line in done.stdout.splitlines() if line.startswith((f"{CASE.model}/", "tpot "))]
@@ -77,7 +77,7 @@ def run(folder: Path, sleep: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Record, run, print, write the data; 1 if the criterion does not hold."""
+    """Record, run, print, write the data; return 1 if the criterion is not met."""
     options = script.options(__doc__, "runs", 10, "runs of each kind")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     made: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
