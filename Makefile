@@ -23,7 +23,7 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-#	.venv/bin/python tools/prose.py
+	.venv/bin/python tools/prose.py
 
 # --no-deps: the requirements are complete, and what they leave out would break the CPU environment. --no-compile: of
 # 150 packages most modules are never imported, and compiling them all takes a third of the time.

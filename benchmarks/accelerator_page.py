@@ -16,7 +16,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -293,34 +292,12 @@ TABLES: dict[str, tuple[set[str], Callable[[Data], str]]] = {
 }
 
 
-def row(sweep: dict[str, Any], one: dict[str, Any]) -> document.Row:
-    """The part of a result that the figures show."""
-    case = parsed(one["case"])
-    spread, work = one["spread"], one["utilization"] or {}
-    return document.Row(
-        case=one["case"],
-        model=sweep["model"],
-        dtype=sweep["dtype"],
-        backend=case.backend,
-        **asdict(case.workload),
-        metric=case.metric,
-        unit=one["unit"],
-        **{name: spread[name] for name in ("median", "q1", "q3", "minimum", "maximum")},
-        samples=spread["n"],
-        processes=len(one["invocations"]),
-        outcome="no baseline",
-        speedup=one["speedup"],
-        flops=work.get("flops"),
-        size=work.get("size"),
-    )
-
-
 def drawn(data: Data, page: Path) -> Iterator[str]:
     """Write the figures; yield a line of Markdown for each."""
     folder = page.parent / "images"
     folder.mkdir(exist_ok=True)
     sweep = data["sweep"]
-    rows = document.ranked(row(sweep, one) for one in sweep["results"])
+    rows = document.ranked(map(document.Row, sweep["results"]))
     about = {name: sweep[name] for name in ("device", "model", "dtype", "reference", "environment")}
     for number, one in enumerate(figures.all_of(document.Document(**about, rows=tuple(rows))), 1):
         file = folder / f"{page.stem}-{number}.svg"

@@ -11,6 +11,9 @@ take to meet, before and after each generation. A generation is in one of three 
 
 The script shows how long threads took to meet in each state. It also shows the median TTFT and TPOT of each state,
 where both states have at least four generations. There is no criterion, since most machines have one state.
+
+The data are a summary: how many looks took how many tenths of a microsecond, in each state, and the medians. Commit
+feac3d5 has every generation.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from itertools import groupby
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +35,7 @@ from pytest_llmperf.measure.trace import Trace
 
 #: Medians are shown only where each state has this many generations.
 FEW = 4
+METRICS = ("tpot", "ttft")
 
 
 def generations(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -54,6 +59,26 @@ def state(barriers: list[float], soonest: float) -> str:
     return "apart" if all(far) else "changing" if any(far) else "together"
 
 
+def grouped(made: Iterable[dict[str, Any]], *names: str) -> dict[Any, list[dict[str, Any]]]:
+    """The generations by what they have under one name, or under several."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for one in sorted(made, key=itemgetter(*names)):
+        found.setdefault(itemgetter(*names)(one), []).append(one)
+    return found
+
+
+def microseconds(made: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """How many looks took threads so many microseconds to meet, by tenths."""
+    looks = sorted(seconds for one in made for seconds in one["barriers"])
+    return dict(Counter(f"{seconds * 1e6:.1f}" for seconds in looks))
+
+
+def figures(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many generations there are, and their medians."""
+    medians = {name: float(f"{median(one[name] for one in made):.4g}") for name in METRICS}
+    return {"generations": len(made), **medians}
+
+
 def main() -> int:
     """Read the results, print the table, write the data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,25 +90,24 @@ def main() -> int:
         raise SystemExit("these results have no generation whose barriers were measured")
     soonest = min(min(one["barriers"]) for one in made)
     made = [one | {"state": state(one["barriers"], soonest)} for one in made]
-    for name in ("together", "apart"):
-        if looks := [seconds for one in made if one["state"] == name for seconds in one["barriers"]]:
-            print(f"{name}: {len(looks) // 2} generations, {min(looks) * 1e6:.2f} to {max(looks) * 1e6:.2f} us to meet")
-    print(f"changing: {sum(one['state'] == 'changing' for one in made)} generations")
-
-    def kind(one: dict[str, Any]) -> tuple[str, str]:
-        return one["backend"], one["workload"]
-
-    for (backend, workload), row in groupby(sorted(made, key=kind), kind):
-        these = list(row)
-        both = [[one for one in these if one["state"] == name] for name in ("together", "apart")]
-        if min(map(len, both)) < FEW:
+    looks = [
+        {"state": name, "generations": len(row), "looks by microseconds": microseconds(row)}
+        for name, row in grouped(made, "state").items()
+    ]
+    for one in looks:
+        times = list(one["looks by microseconds"])
+        print(f"{one['state']}: {one['generations']} generations, {times[0]} to {times[-1]} us to meet")
+    cases = []
+    for (backend, workload), row in grouped(made, "backend", "workload").items():
+        found = {name: figures(these) for name, these in grouped(row, "state").items()}
+        cases.append({"backend": backend, "workload": workload, "states": found})
+        both = [found[name] for name in ("together", "apart") if name in found and found[name]["generations"] >= FEW]
+        if len(both) < 2:
             continue
-        said = []
-        for metric in ("tpot", "ttft"):
-            near, far = (median(one[metric] for one in arm) * 1e3 for arm in both)
-            said.append(f"{metric.upper()} {near:.1f} to {far:.1f} ms ({far / near - 1:+.0%})")
-        print(f"{backend} {workload}: {', '.join(said)}, of {len(both[0])} and {len(both[1])}")
-    script.write(options.output, "benchmarks.moved RESULTS ...", generations=made)
+        near, far = both
+        said = [f"{name.upper()} {near[name]} to {far[name]} s ({far[name] / near[name] - 1:+.0%})" for name in METRICS]
+        print(f"{backend} {workload}: {', '.join(said)}, of {near['generations']} and {far['generations']}")
+    script.write(options.output, "benchmarks.moved RESULTS ...", generations=len(made), looks=looks, cases=cases)
     return 0
 
 

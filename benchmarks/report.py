@@ -27,18 +27,17 @@ for number, (backend, prompt, batch, (metric, unit)) in enumerate(
     itertools.product(range(25), (128, 256, 512, 1024, 2048), range(1, 21), METRICS)
 ):
     seconds = 0.01 + 1e-5 * (number * 7919 % 1000)
-    rows.append(
-        document.Row(
-            case=f"bfloat16/backend-{backend}/b{batch}-p{prompt}-n32/{metric}", model="model", dtype="bfloat16",
-            backend=f"backend-{backend}", batch_size=batch, prompt_length=prompt, max_new_tokens=32, metric=metric,
-            unit=unit, median=seconds, q1=seconds * 0.98, q3=seconds * 1.02, minimum=seconds * 0.9,
-            maximum=seconds * 1.2, samples=10, processes=1, outcome=("ok", "regression", "faster")[number % 3],
-            ratio=1.01, low=0.99, high=1.03, threshold=0.05, resolution=0.05, basis="latency", said="said",
-            speedup=1.5, roof="MBU", utilization=0.5, bound=seconds / 2, limit="memory", flops=1e9, size=1e9,
-            throughput=100.0, cold_start=10.0, compile_time=5.0, peak_memory=2**30, parity="in parity",
-            itl=(0.01,) * 7 if metric == "tpot" else (),
-        )
-    )
+    spread = {"median": seconds, "q1": seconds * 0.98, "q3": seconds * 1.02, "minimum": seconds * 0.9}
+    verdict = {"outcome": ("ok", "regression", "faster")[number % 3], "ratio": 1.01, "low": 0.99, "high": 1.03}
+    work = {"name": "MBU", "fraction": 0.5, "bound": seconds / 2, "limit": "memory", "flops": 1e9, "size": 1e9}
+    result = {
+        "case": f"bfloat16/backend-{backend}/b{batch}-p{prompt}-n32/{metric}", "model": "model", "unit": unit,
+        "spread": spread | {"maximum": seconds * 1.2, "n": 10}, "processes": 1, "speedup": 1.5, "utilization": work,
+        "verdict": verdict | {"not_excluded": 0.02, "reason": "1.0% slower than the baseline in 1 process"},
+        "said": "said", "accepted": False, "throughput": 100.0, "cold_start": 10.0, "compile_time": 5.0,
+        "peak_memory": 2**30, "boundary": "in process", "itl": [0.01] * 7 if metric == "tpot" else None,
+    }
+    rows.append(document.Row(result, "in parity"))
 assert len(rows) == 5000
 peaks = {"flops": 1e15, "bandwidth": 1e12}
 print(len(render_html(document.Document("h200", "model", "bfloat16", "eager", {"peaks": peaks}, tuple(rows)))))

@@ -11,7 +11,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "latency": ("end-to-end latency", "s"),
     "cold-start": ("cold start (load, compile, first generation)", "s"),
 }
-#: Those that a test gates, and every generation has.
+#: The metrics that a test can gate. Every generation has them.
 GATED = ("ttft", "tpot", "latency")
 
 
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """The case's name inside ``baselines/<device>/<model>.json``: the full configuration, nothing implied."""
+        """The case's name inside ``baselines/<device>/<model>.json``: its full configuration."""
         return f"{self.dtype}/{self.backend}/{self.workload}/{self.metric}"
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""``pytest-llmperf report``, ``compare`` and ``accept``: what was measured earlier, from its files."""
+"""``pytest-llmperf report``, ``compare``, ``accept`` and ``prune``: what was measured earlier, from its files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.gate import accept
+from pytest_llmperf.gate import accept, prune
 from pytest_llmperf.gate import baseline as store
-from pytest_llmperf.gate.judge import Gate
-from pytest_llmperf.report import markdown, terminal, trend, write
+from pytest_llmperf.gate.update import Update
+from pytest_llmperf.report import markdown, tables, trend, write
 from pytest_llmperf.report.document import Document, ReportError, of
 
 
@@ -73,14 +72,25 @@ def _parser() -> argparse.ArgumentParser:
         help="the figures of a run elsewhere, or of one that was stopped, as baselines",
         epilog="Example: pytest-llmperf accept results.json, which a job with --llm-update-baselines left behind",
     )
-    accepted.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="a file of --llm-results")
-    accepted.add_argument(
-        "--baseline-dir",
-        type=Path,
-        default=Path("baselines"),
-        metavar="DIR",
-        help="folder of the baselines. Default: baselines",
+    pruned = commands.add_parser(
+        "prune",
+        help="remove the baselines that no test has any more",
+        description="Remove the baselines that no test in the given results has. Of the baseline file of that device "
+        "and model, only entries of the results' machine and dtype are removed. Each is listed.",
+        epilog="Give a results file of every run whose baselines are to stay. Each run must be complete: every test "
+        "that gates a case has a figure, and nothing hid tests (no -k, -m, --lf or single file). Example: "
+        "pytest --llm-results=results.json, then pytest-llmperf prune results.json --dry-run",
     )
+    pruned.add_argument("--dry-run", action="store_true", help="only list the entries")
+    for command in (accepted, pruned):
+        command.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="a file of --llm-results")
+        command.add_argument(
+            "--baseline-dir",
+            type=Path,
+            default=Path("baselines"),
+            metavar="DIR",
+            help="folder of the baselines. Default: baselines",
+        )
     return parser
 
 
@@ -104,7 +114,7 @@ def _report(paths: Sequence[Path], outputs: Sequence[Path]) -> None:
 
 
 def _compare(a: Document, b: Document) -> None:
-    for line in terminal.compared(a, b):
+    for line in tables.compared(a, b):
         print(line)
 
 
@@ -115,7 +125,7 @@ def _accept(paths: Sequence[Path], folder: Path) -> bool:
     return any(wrote)
 
 
-def _update(path: Path) -> accept.Update:
+def _update(path: Path) -> accept.Accepted:
     """What a results file has to accept.
 
     Raises:
@@ -131,27 +141,65 @@ def _update(path: Path) -> accept.Update:
     return found
 
 
-def _accept_one(path: Path, update: accept.Update, folder: Path) -> bool:
-    new = update.baseline
+def _accept_one(path: Path, accepted: accept.Accepted, folder: Path) -> bool:
+    new = accepted.baseline
     file = store.path_for(folder, new.device, new.model)
-    stored = store.load(file, new.device, new.model)
-    entries = list(chain.from_iterable(update.sets.values()))
-    gate = Gate(file, stored, lambda: new.machine(entries[0]), update.reference, None)
-    left = accept.queue(update, gate)
-    changes = list(chain.from_iterable(gate.changes.values()))
+    update = Update(file, store.load(file, new.device, new.model), new.device, new.model)
+    left = accept.queue(accepted, update)
+    changes = list(update.changes.values())
     refused = {change.case for change in changes if change.slower and os.environ.get("CI")}
     left |= {case.key: "slower than the gate allows, so not written in CI" for case in refused}
-    if len(gate.changes) > len(refused):
+    if len(changes) > len(refused):
         store.check_writable(file.parent)
-    written = gate.write(new.device, new.model, refused)
-    for line in terminal.changes([change for change in changes if change.case in written]):
+    written = update.write(refused)
+    taken = [change for change in changes if change.case in written]
+    for line in (*tables.changes(taken), *tables.about_changes(taken)):
         print(line)
     for key, why in left.items():
         print(f"left out: {key}: {why}")
-    if update.unmeasured:
-        print(f"left out: {update.unmeasured} of that run's tests have no figure")
-    print(f"{sum(map(len, written.values()))} entries of {path} written to {file}")
+    if accepted.unmeasured:
+        print(f"left out: {accepted.unmeasured} of that run's tests have no figure")
+    print(f"{len(written)} entries of {path} written to {file}")
     return bool(written)
+
+
+def _prune(paths: Sequence[Path], folder: Path, dry_run: bool) -> None:
+    """Remove the baselines that no test in the results files has.
+
+    Raises:
+        ReportError: the files do not tell which these are.
+    """
+    try:
+        runs = prune.together([_used(path) for path in paths])
+        file = store.path_for(folder, runs.device, runs.model)
+        held = store.load(file, runs.device, runs.model)
+        if held is None:
+            raise ReportError(f"{file}: there is no such file, so there is nothing to remove")
+        unused = prune.unused(held, runs)
+    except (ReportError, store.BaselineError):
+        raise
+    except ValueError as error:
+        raise ReportError(str(error)) from None
+    if unused and not dry_run:
+        store.write(file, store.without(held, runs.machine, unused))
+    for key in unused:
+        print(f"{'unused' if dry_run else 'removed'}: {key}")
+    print(f"{len(unused)} unused entries {'in' if dry_run else 'removed from'} {file}")
+
+
+def _used(path: Path) -> prune.Used:
+    """What the run of a results file measured.
+
+    Raises:
+        ReportError: it is none, or not of a complete run.
+    """
+    results, _ = _read(path)
+    try:
+        return prune.used(results)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ReportError(f"{path}: it is no results file ({error!r})") from None
+    except ValueError as error:
+        raise ReportError(f"{path}: {error}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,6 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _report(asked.results, asked.output)
         elif asked.command == "compare":
             _compare(read(asked.a), read(asked.b))
+        elif asked.command == "prune":
+            _prune(asked.results, asked.baseline_dir, asked.dry_run)
         else:
             return int(not _accept(asked.results, asked.baseline_dir))
     except (ReportError, store.BaselineError, OSError) as error:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf import load
+from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.cases import GATED, METRICS
 from pytest_llmperf.gate.beside import DisturbedError
 from pytest_llmperf.gate.checkout import BaseError
-from pytest_llmperf.gate.verdict import Outcome
+from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.measure import trace
 from pytest_llmperf.measure.worker_process import WorkerError
-from pytest_llmperf.plan import UnusableError
-from pytest_llmperf.report.terminal import verdict_line
-from pytest_llmperf.session import ImpossibleError, ParityError, Run
+from pytest_llmperf.report.terminal import STRICT_FAILURES
+from pytest_llmperf.report.text import verdict_line
+from pytest_llmperf.session import ImpossibleError, ParityError, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ class Engine:
         backend: its name.
     """
 
-    def __init__(self, run: Run, backend: str) -> None:
+    def __init__(self, run: Session, backend: str) -> None:
         self._run = run
         self.backend = backend
 
@@ -70,21 +71,11 @@ class Engine:
 
         The test fails if the worker dies, hangs or returns anything but ``max_new_tokens`` per prompt.
         """
-
-        def work() -> Trace:
-            answer = self._ask("generate", prompts=prompts, max_new_tokens=max_new_tokens)
-            return trace.checked(
-                answer["tokens"], answer["times"], requests=len(prompts), max_new_tokens=max_new_tokens
-            )
-
-        return failing_plainly(work)
+        return failing_plainly(lambda: self._run.generate(self.backend, prompts, max_new_tokens))
 
     def evidence(self) -> dict[str, Any]:
         """What was seen of the optimization in the last shape generated. The test fails if it did not engage."""
-        return failing_plainly(lambda: self._ask("evidence"))
-
-    def _ask(self, operation: str, **arguments: Any) -> Any:
-        return self._run.engines.ask(self._run.scope.registry[self.backend], operation, **arguments)
+        return failing_plainly(lambda: self._run.engines.ask(self._run.plan.registry[self.backend], "evidence"))
 
 
 class Perf:
@@ -96,7 +87,7 @@ class Perf:
 
     def __init__(
         self,
-        run: Run,
+        run: Session,
         backend: Combination,
         workload: Workload,
         benchmark: Any,
@@ -125,7 +116,10 @@ class Perf:
         if metric not in GATED:
             raise ValueError(f"unknown metric {metric!r}; known: {', '.join(GATED)}")
         if self._used:
-            pytest.fail("llm_perf gates one metric a test, since pytest-benchmark has one row a test", pytrace=False)
+            pytest.fail(
+                "llm_perf.gate was called twice; call it once per test, since pytest-benchmark has one row per test",
+                pytrace=False,
+            )
         self._used = True
         run, name = self._run, self._backend.name
         if not self._benchmark.enabled:
@@ -133,16 +127,14 @@ class Perf:
             failing_plainly(lambda: run.generate_once(name, self.workload))
             return None
         if run.settings.self_test:
-            case = run.case(name, self.workload, metric)
-            tolerance, _ = run.scope.tolerance(case, self._stated, beside_base=True)
-            figures = failing_plainly(lambda: run.beside.self_test(case, tolerance))
+            figures = failing_plainly(lambda: run.self_test(name, self.workload, metric, self._stated))
             self._play(figures)
             return None
-        result = failing_plainly(lambda: run.judge(name, self.workload, metric, self._stated))
+        result = failing_plainly(lambda: run.gate(name, self.workload, metric, self._stated))
         self.result = result
         self._hand_over(result)
         outcome = result.verdict.outcome
-        if run.updates(result.case):
+        if run.accepts(result.case):
             return result
         doubtful = outcome in STRICT_FAILURES or result.verdict.questionable
         if outcome is Outcome.REGRESSION or (run.settings.strict and doubtful):
@@ -156,8 +148,8 @@ class Perf:
             speedup=result.speedup,
             utilization=result.utilization and asdict(result.utilization),
             throughput=result.throughput,
-            cold_start=result.cold_start,
-            peak_memory=result.peak_memory,
+            cold_start=result.first.cold_start,
+            peak_memory=result.first.peak_memory,
             verdict=result.verdict.outcome.value,
         )
         self._play(result.samples)
@@ -175,10 +167,6 @@ class Perf:
         self._benchmark.pedantic(play, setup=setup, rounds=len(samples))
 
 
-#: What fails a test under ``--llm-strict``, besides a regression.
-STRICT_FAILURES = (Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NO_BASELINE, Outcome.INCOMPARABLE)
-
-
 class Load:
     """``llm_load``: puts the test's server under load.
 
@@ -187,7 +175,7 @@ class Load:
         traffic: how they arrive.
     """
 
-    def __init__(self, run: Run, backend: Combination, workload: Workload, traffic: Traffic) -> None:
+    def __init__(self, run: Session, backend: Combination, workload: Workload, traffic: Traffic) -> None:
         self._run = run
         self._backend = backend
         self.workload = workload
@@ -208,7 +196,7 @@ class Load:
 class ParityCheck:
     """``llm_parity``: checks the tokens of the test's backend against the reference's judgement."""
 
-    def __init__(self, run: Run, backend: Combination, workload: Workload) -> None:
+    def __init__(self, run: Session, backend: Combination, workload: Workload) -> None:
         self._run = run
         self._backend = backend
         self.workload = workload
@@ -219,7 +207,7 @@ class ParityCheck:
         Skips where the weights are random.
         """
         try:
-            found = failing_plainly(lambda: self._run.parity_of(self._backend.name, self.workload))
+            found = failing_plainly(lambda: self._run.check_parity(self._backend.name, self.workload))
         except UnusableError as error:
             pytest.skip(str(error))
         if not found.parity.passed:

@@ -8,19 +8,13 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 
-_ASK = """\
-import json, platform
-from importlib import metadata
-found = {}
-for one in metadata.distributions():  # the first of a name is the one that is imported
-    found.setdefault(one.metadata["Name"] or "?", one.version)
-print(json.dumps({"": platform.python_version(), **found}))
-"""
+from pytest_llmperf import installed
 
 
 class InterpreterError(ValueError):
@@ -39,7 +33,15 @@ class Interpreter:
         return self.path == sys.executable
 
     def python_version(self) -> str:
-        return platform.python_version() if self.own else _installed(self.path)[""]
+        return platform.python_version() if self.own else self.installed()[""]["version"]
+
+    def installed(self) -> Mapping[str, Mapping[str, str]]:
+        """Everything that is installed, as `pytest_llmperf.installed.distributions` says it.
+
+        Raises:
+            InterpreterError: the interpreter cannot be asked.
+        """
+        return _installed(self.path)
 
     def version(self, distribution: str) -> str | None:
         """The version of an installed distribution, or None.
@@ -48,7 +50,7 @@ class Interpreter:
             InterpreterError: the interpreter cannot be asked.
         """
         if not self.own:
-            return _installed(self.path).get(_normal(distribution))
+            return self.installed().get(_normal(distribution), {}).get("version")
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
         return None
@@ -60,15 +62,18 @@ class Interpreter:
 
 
 @cache
-def _installed(python: str) -> dict[str, str]:
-    """Versions by normalized name (PEP 503); that of Python itself under the empty one."""
+def _installed(python: str) -> dict[str, dict[str, str]]:
+    if python == sys.executable:
+        return installed.distributions()
     try:
-        done = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
-        answer: dict[str, str] = json.loads(done.stdout)
+        done = subprocess.run(
+            [python, str(Path(installed.__file__))], capture_output=True, text=True, timeout=60, check=True
+        )
+        answer: dict[str, dict[str, str]] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         said = f"cannot ask {python!r} what is installed there: {error}"
         raise InterpreterError(f"--llm-python or --llm-base-python: {said}") from None
-    return {_normal(name): version for name, version in answer.items()}
+    return answer
 
 
 def _normal(name: str) -> str:

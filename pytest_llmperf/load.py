@@ -1,9 +1,8 @@
 """A server under load: when requests are sent, and what became of them. Pure; nothing is sent here.
 
-Open loop (Poisson arrivals at a rate) asks what users who do not know of each other will see; closed loop (so many
-requests at a time) what the server can do. A request's time counts from when it was due, not from when the client came
-round to it: a client that waits for a slow answer before it sends the next request hides the very queue that it should
-show ("coordinated omission").
+Open loop (Poisson arrivals at a rate) shows what independent users will see. Closed loop (a fixed number of requests at
+a time) shows what the server can do. A request's time counts from when it was due, not from when the client sent it. A
+client that waits for a slow answer before it sends the next request would hide the queue ("coordinated omission").
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from pytest_llmperf.gate.verdict import quantile
+from pytest_llmperf.spread import quantile
 
-#: What is said of every figure.
+#: The percentiles that are shown of every figure.
 PERCENTILES = (0.50, 0.90, 0.99)
 #: The figures of a request that an objective can be stated for.
 METRICS = ("ttft", "itl", "latency")
@@ -27,10 +26,10 @@ ATTAINMENT = 0.99
 
 @dataclass(frozen=True, order=True)
 class Traffic:
-    """How requests arrive: exactly one of the two.
+    """How requests arrive: exactly one of the two is set.
 
     Attributes:
-        concurrency: so many at a time, the next one as soon as one is done.
+        concurrency: how many at a time; the next one is sent as soon as one is done.
         rate: requests per second on average, as a Poisson process, whatever the server does.
     """
 
@@ -109,7 +108,7 @@ class LoadResult:
 
 @dataclass(frozen=True)
 class LoadRecord:
-    """A load of this run: whose, of which requests, how they arrived, what was asked of each, and what came of it."""
+    """A load of this run: the backend, its requests, how they arrived, their objectives, and the result."""
 
     backend: str
     workload: str
@@ -160,7 +159,7 @@ def meets(one: Served, objectives: Mapping[str, float]) -> bool:
 
 
 def attained(met: float | None) -> bool:
-    """Whether so large a share of the requests is enough; where there is no objective there is nothing to attain."""
+    """Whether this share of the requests is enough. Without an objective there is no share, and nothing to attain."""
     return met is None or met >= ATTAINMENT
 
 

@@ -1,10 +1,12 @@
-"""What a run covers: device, model, dtype, backends, workloads, tolerances. Settled before any model is loaded."""
+"""What a run covers: device, model, backends, workloads, tests, and what becomes of each case's figures.
+
+Everything is settled before any model is loaded: the settings when a `Plan` is made, the tests when collection ends.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -13,24 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf import models
+from pytest_llmperf.availability import UnusableError, check_interpreters, check_servers, interpreter_of, why_not
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.backends.tensor_parallel import why_not_sharded
-from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.cases import GATED, Case, Workload
+from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate import checkout
+from pytest_llmperf.gate.baseline import Baseline, Entry
 from pytest_llmperf.gate.checkout import Base
+from pytest_llmperf.gate.rule import Verdict
+from pytest_llmperf.gate.stored import Prior, prior_of
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import Traffic
 from pytest_llmperf.machine import detect, facts, fingerprint, placement, topology
 from pytest_llmperf.machine.doctor import Need
-from pytest_llmperf.machine.table import Device
 from pytest_llmperf.machine.topology import Choice, TopologyError
-from pytest_llmperf.measure.sampling import Plan
-from pytest_llmperf.secret import Secret
+from pytest_llmperf.measure.sampling import Bounds
 from pytest_llmperf.settings import Settings
-
-
-class UnusableError(ValueError):
-    """The run cannot begin; one line says what was asked, why it cannot be, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Defaults:
     batch_sizes: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
     max_new_tokens: int
-    plan: Plan
+    samples: Bounds
 
 
 #: The slowdown allowed where base is measured beside head: what both suffer cancels, so less of it must be allowed.
@@ -51,8 +52,8 @@ CONCURRENCY = (1, 8)
 NATIVE_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}
 
 DEFAULTS = {
-    "cpu": Defaults((1, 4), (256,), 32, Plan(minimum=3, maximum=10, budget=6.0)),
-    "accelerator": Defaults((1, 2, 4, 8, 16, 32), (2048,), 128, Plan(minimum=3, maximum=20, budget=2.0)),
+    "cpu": Defaults((1, 4), (256,), 32, Bounds(minimum=3, maximum=10, budget=6.0)),
+    "accelerator": Defaults((1, 2, 4, 8, 16, 32), (2048,), 128, Bounds(minimum=3, maximum=20, budget=2.0)),
 }
 
 
@@ -61,75 +62,37 @@ def cpu_dtype() -> str:
     return "bfloat16" if NATIVE_BFLOAT16.intersection(fingerprint.take().isa) else "float32"
 
 
-def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> Interpreter:
-    """The Python that a backend runs in: the one stated for it or for a part of it, else pytest's own.
+@dataclass(frozen=True)
+class Allowed:
+    """The slowdown that a case is allowed, and where that was stated.
 
-    Raises:
-        UnusableError: two are stated.
+    Attributes:
+        by_baseline: against the stored baseline, and beside the code that recorded it.
+        beside_base: beside a base that somebody named. Both arms suffer alike, so the default is stricter.
+        named_base: whether somebody named one.
     """
-    paths = dict(stated)
-    found = {paths[name]: name for name in (backend.name, *(part.name for part in backend.all)) if name in paths}
-    if len(found) > 1:
-        what = ",".join(f"{name}={path}" for path, name in found.items())
-        raise UnusableError(f"--llm-python={what}: {backend.name} can run in one interpreter alone")
-    return Interpreter(next(iter(found))) if found else Interpreter()
+
+    by_baseline: tuple[float, str]
+    beside_base: tuple[float, str]
+    named_base: bool
+
+    @property
+    def stored(self) -> float:
+        """The fraction against the stored baseline."""
+        return self.by_baseline[0]
+
+    @property
+    def usual(self) -> float:
+        """The fraction that a case is judged by, unless a named base cannot be had."""
+        return (self.beside_base if self.named_base else self.by_baseline)[0]
+
+    def of(self, verdict: Verdict) -> tuple[float, str]:
+        """What a verdict was judged by."""
+        usual = self.beside_base if self.named_base else self.by_baseline
+        return self.by_baseline if verdict.tolerance == self.by_baseline[0] else usual
 
 
-def check_interpreters(stated: Sequence[tuple[str, str]], registry: Registry) -> None:
-    """Every one is for a backend that is known, under its own name, and can be asked what is installed there.
-
-    Raises:
-        KeyError, ValueError: one is not.
-    """
-    for name, path in stated:
-        if "+" not in name:
-            registry.part(name)
-        elif registry[name].name != name:
-            raise UnusableError(f"--llm-python={name}: that is {registry[name].name}, under its own name")
-        Interpreter(path).python_version()
-
-
-def check_servers(named: Mapping[str, Secret], registry: Registry) -> None:
-    """Every one is for a backend that can be the client of a server that runs already.
-
-    Raises:
-        KeyError, ValueError: one is not.
-    """
-    for name in named:
-        if not registry.part(name).attaches:
-            can = ", ".join(one for one in registry.names() if registry.part(one).attaches)
-            raise UnusableError(
-                f"--llm-server={name}=...: {name} is no client of a server that runs already; {can} are"
-            )
-
-
-def why_not(backend: Combination, device: Device, interpreter: Interpreter, servers: Container[str] = ()) -> str | None:
-    """The reason why a backend cannot run on a device in an interpreter, or None.
-
-    Args:
-        backend: what is to run.
-        device: where.
-        interpreter: in which Python.
-        servers: the backends for which a server is named that runs already.
-    """
-    if reason := backend.requires(device):
-        return reason
-    engine = backend.engine
-    if engine.attaches and engine.name not in servers:
-        prefix = "" if engine.name == "server" else f"{engine.name}="
-        remedy = f"name one that runs, as in --llm-server={prefix}http://127.0.0.1:8000"
-        if not engine.launcher:
-            return f"no server is named; {remedy}"
-        if shutil.which(engine.launcher) is None:
-            return f"{engine.launcher} is not on PATH; {remedy}"
-    for part in backend.all:
-        if part.distributions and interpreter.found(part.distributions) is None:
-            where = "" if interpreter.own else f" in {interpreter.path}"
-            return f"{' or '.join(part.distributions)} is not installed{where}"
-    return None
-
-
-class Scope:
+class Plan:
     """The settings, with what the device and the model decide where the user did not.
 
     Args:
@@ -146,7 +109,7 @@ class Scope:
         self.settings = settings
         self.registry = registry
         self.cache = cache
-        self._root = root
+        self.root = root
         try:
             self.device = detect.resolve(settings.device)
             self.model = models.resolve(settings.model, settings.random_weights, cache)
@@ -162,6 +125,9 @@ class Scope:
         self.dtype = self._dtype()
         self._largest = Workload(1, 1, 1)
         self._choices: dict[int, Choice] = {}
+        #: The baseline file's content; None where there is none.
+        self.stored: Baseline | None = None
+        self._gated: dict[str, tuple[Workload, ...]] = {}
 
     @property
     def passed_over(self) -> tuple[str, ...]:
@@ -175,11 +141,11 @@ class Scope:
         reference = self.registry[self.settings.reference]
         if reference.name != self.settings.reference:
             raise UnusableError(
-                f"--llm-reference={self.settings.reference}: that is {reference.name}, under its own name"
+                f"--llm-reference={self.settings.reference}: this backend is called {reference.name}; write that"
             )
         if reference.tp > 1:
             raise UnusableError(
-                f"--llm-reference={reference.name}: the reference is one process; leave out tp{reference.tp}"
+                f"--llm-reference={reference.name}: the reference is always one process; leave out tp{reference.tp}"
             )
         # The reference comes first: every speedup needs its figures.
         return tuple(sorted(names, key=lambda name: name != self.settings.reference))
@@ -189,11 +155,14 @@ class Scope:
         settings = self.settings
         if settings.executor and not any(self.registry[name].own_ranks for name in self.backends):
             raise UnusableError(
-                f"--llm-executor={settings.executor}: it starts vLLM's ranks, and no backend here is vLLM"
+                f"--llm-executor={settings.executor} starts the ranks of vLLM, and no backend of this run is vLLM; "
+                "leave the option out, or add vllm to --llm-backends"
             )
         if self.device.kind == "cpu" and (settings.visible_devices or settings.topology):
             option = "--llm-visible-devices" if settings.visible_devices else "--llm-topology"
-            raise UnusableError(f"{option}: the CPU is one device; leave it out, or name another with --llm-device")
+            raise UnusableError(
+                f"{option}: the CPU is one device; leave it out, or name an accelerator with --llm-device"
+            )
 
     def _parallel(self, asked: Iterable[str], everything: bool) -> Iterator[str]:
         """The name of each backend asked for, at each degree of ``--llm-tp``; of ``all``, those that can be shared."""
@@ -214,7 +183,8 @@ class Scope:
         if found is not None and settings.accepts_all:
             raise UnusableError("--llm-update-baselines stores figures and --llm-base compares them; choose one")
         if settings.self_test and (found is not None or settings.update_baselines):
-            raise UnusableError("--llm-self-test gates nothing and accepts nothing; leave out the base and the update")
+            options = "--llm-base, --llm-base-python and --llm-update-baselines"
+            raise UnusableError(f"--llm-self-test gates nothing and accepts nothing; leave out {options}")
         if found is not None and found.python is not None:
             Interpreter(found.python).python_version()
         return found
@@ -222,7 +192,119 @@ class Scope:
     @cached_property
     def commit(self) -> str | None:
         """The revision under test, with a plus sign where files differ from it; None outside a repository."""
-        return checkout.head(self._root)
+        return checkout.head(self.root)
+
+    @cached_property
+    def fits_twice(self) -> bool:
+        """Whether the device's memory holds the reference, idle, beside another engine.
+
+        That is the reference with its more exact twin (three times the weights), another engine, and as much again for
+        caches and activations.
+        """
+        memory = self.device.memory_bytes
+        if memory is None:
+            import psutil
+
+            memory = int(psutil.virtual_memory().total)
+        return memory >= 5 * self.model.architecture.weight_bytes(self.dtype)
+
+    # The tests
+
+    def complete(self, tests: Iterable[tuple[str, Workload]]) -> None:
+        """Say which tests gate a case of which backend and workload, in their order, when collection has ended."""
+        for backend, workload in tests:
+            name = self.registry[backend].name
+            self._gated[name] = tuple(dict.fromkeys([*self._gated.get(name, ()), workload]))
+
+    def gated(self, backend: str) -> tuple[Workload, ...]:
+        """The workloads of a backend that tests gate. One engine, or one pair of processes, serves them all."""
+        return self._gated.get(backend, ())
+
+    def accepted(self, backend: str) -> list[Workload]:
+        """Those of them whose figures are accepted, whatever they are."""
+        return [one for one in self.gated(backend) if all(map(self.accepts, self._cases(backend, one)))]
+
+    def compared(self, backend: str) -> list[Workload]:
+        """Those of them that are compared in pairs, whatever their figures are."""
+        always = self.settings.self_test or self.settings.compare == "always"
+        with_base = self.base is not None and self.settings.compare != "never"
+        return [
+            one
+            for one in self.gated(backend)
+            if always or (with_base and not any(map(self.own, self._cases(backend, one))))
+        ]
+
+    def _cases(self, backend: str, workload: Workload) -> list[Case]:
+        """Every case that a test may gate of a workload: a test names its metric only when it runs."""
+        return [self.case(backend, workload, metric) for metric in GATED]
+
+    # The gate
+
+    def case(self, backend: str, workload: Workload, metric: str) -> Case:
+        """The case of this run's model and dtype."""
+        return Case(self.model.name, self.dtype, backend, workload, metric)
+
+    @property
+    def baseline_path(self) -> Path:
+        """Of the baseline file."""
+        return store.path_for(self.settings.baseline_dir, self.device.name, self.model.name)
+
+    @property
+    def shown_path(self) -> Path:
+        """That path, relative where it is below the working directory: results are shared."""
+        path, here = self.baseline_path, Path.cwd()
+        return path.relative_to(here) if path.is_relative_to(here) else path
+
+    def read_baseline(self) -> None:
+        """Read the baseline file, and try whether what is to be written can be.
+
+        Raises:
+            UnusableError: it cannot be used, or a folder cannot be written to.
+        """
+        settings = self.settings
+        try:
+            self.stored = store.load(self.baseline_path, self.device.name, self.model.name)
+            if settings.update_baselines:
+                store.check_writable(self.baseline_path.parent)
+            for file in (settings.results, *settings.report):
+                if file is not None:
+                    store.check_writable(file.parent)
+        except store.BaselineError as error:
+            raise UnusableError(str(error)) from None
+
+    def own(self, case: Case) -> list[Entry]:
+        """What this machine recorded of a case, newest first."""
+        return self.stored.own(case.key, fingerprint.take()) if self.stored else []
+
+    def accepts(self, case: Case) -> bool:
+        """Whether this run accepts a case's figures instead of gating them."""
+        which = self.settings.update_baselines
+        return which is not None and (which != "new" or not self.own(case))
+
+    def prior(self, case: Case) -> Prior:
+        """How much sittings of a case differ, where few are known."""
+        return prior_of(self.device.kind, case.metric)
+
+    @property
+    def apart(self) -> list[Path]:
+        """What is written by runs, and so does not tell whether the code is the same."""
+        settings = self.settings
+        return [settings.baseline_dir, *filter(None, (settings.results, *settings.report))]
+
+    @cached_property
+    def clean_revision(self) -> str | None:
+        """The revision under test; None if files differ from it, or outside a repository."""
+        return checkout.clean_revision(self.root, self.apart)
+
+    @cached_property
+    def _repository(self) -> Path:
+        return checkout.top(self.root)
+
+    def installed(self, backend: str) -> dict[str, str]:
+        """The version of everything that a backend's interpreter has installed, but for the code under test."""
+        return fingerprint.everything_installed(self.interpreter(self.registry[backend]), self._repository)
+
+    # Backends
 
     def interpreter(self, backend: Combination) -> Interpreter:
         """The Python that the backend's worker runs in."""
@@ -258,8 +340,9 @@ class Scope:
         for workload in found:
             if workload.prompt_length + workload.max_new_tokens > context:
                 raise UnusableError(
-                    f"prompt of {workload.prompt_length} tokens + {workload.max_new_tokens} new ones do not fit the "
-                    f"context of {self.model.name}, {context}; lower --llm-prompt-lengths or --llm-max-new-tokens"
+                    f"a prompt of {workload.prompt_length} tokens and {workload.max_new_tokens} new tokens do not fit "
+                    f"the context of {self.model.name}, which is {context} tokens; "
+                    "lower --llm-prompt-lengths or --llm-max-new-tokens"
                 )
         self.cover([self._largest, *found])
         return found
@@ -354,20 +437,18 @@ class Scope:
         if self.settings.executor == "ray" and backend.own_ranks and self.device.kind == "cpu":
             return "vLLM does not run over Ray on a CPU"  # 0.32: "current platform cpu does not support ray"
         if degree > 1 and self.attached(backend):
-            return "the server that --llm-server names runs already, with a degree of its own"
+            return f"the server of --llm-server already runs, with a degree of its own; leave out tp{degree}"
         if degree == 1 or self.device.memory_bytes is None or self._elsewhere(backend):
             return None
         if (here := detect.count(self.device)) < degree:
-            return (
-                f"{degree} ranks need as many {self.device.name} dies, and {here} {'is' if here == 1 else 'are'} here"
-            )
+            return f"{degree} ranks need {degree} {self.device.name} dies, and this machine has {here}"
         model, largest = self.model.architecture, self.largest
         tokens = largest.batch_size * (largest.prompt_length + largest.max_new_tokens)
         share = (model.weight_bytes(self.dtype) + tokens * model.kv_bytes_per_token(self.dtype)) / degree
         if share > self.device.memory_bytes:
             return (
-                f"a rank's share of weights and cache is {share / 2**30:.0f} GiB, and a {self.device.name} die has "
-                f"{self.device.memory_bytes / 2**30:.0f}"
+                f"each rank's share of the weights and the KV cache is {share / 2**30:.0f} GiB, and a "
+                f"{self.device.name} die has {self.device.memory_bytes / 2**30:.0f} GiB; use more ranks"
             )
         return None
 
@@ -386,13 +467,12 @@ class Scope:
         matched = {pattern for case in cases for pattern, _ in self.matching(case)}
         return [pattern for pattern, _ in self.settings.tolerances if pattern not in matched]
 
-    def tolerance(self, case: Case, stated: float | None, beside_base: bool = False) -> tuple[float, str]:
+    def allowed(self, case: Case, stated: float | None) -> Allowed:
         """The slowdown that a case is allowed and where that was stated; the strictest of the stated ones.
 
         Args:
             case: which.
-            stated: by its test's marker.
-            beside_base: whether it is compared with base rather than with a baseline; that has a default of its own.
+            stated: by its test's marker; None without one.
         """
         option = "--llm-max-regression" if "max_regression" in self.settings.typed else "llm_max_regression"
         candidates = [
@@ -404,6 +484,8 @@ class Scope:
             )
             if value is not None
         ]
-        if beside_base:
-            return min(candidates, default=(BASE_TOLERANCE, "default with a base"))
-        return min(candidates, default=(self.device.max_regression, f"default of {self.device.name}"))
+        return Allowed(
+            by_baseline=min(candidates, default=(self.device.max_regression, f"default of {self.device.name}")),
+            beside_base=min(candidates, default=(BASE_TOLERANCE, "default with a base")),
+            named_base=self.base is not None,
+        )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from dataclasses import replace
-from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llmperf import settings as options
+from pytest_llmperf.narrowing import Narrowing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -23,17 +22,17 @@ if TYPE_CHECKING:
     from pytest_llmperf.load import Traffic
     from pytest_llmperf.machine.table import Device
     from pytest_llmperf.models import Model
-    from pytest_llmperf.prune import Watch
-    from pytest_llmperf.report.terminal import Progress
+    from pytest_llmperf.report.progress import Progress
     from pytest_llmperf.result import Result
-    from pytest_llmperf.session import Run
+    from pytest_llmperf.session import Session
 
 MARKER = (
     "llm(backends=None, batch_sizes=None, prompt_lengths=None, max_new_tokens=None, devices=None, max_regression=None):"
     " "
-    "what a test of LLM performance needs: the backends and workload sizes it runs with instead of the command "
-    "line's, the devices (names, or 'cpu', 'cuda', 'rocm') without which it is skipped, and the slowdown it allows "
-    "(a fraction; the strictest of this, llm_tolerances and --llm-max-regression counts)."
+    "what a test of LLM performance needs. backends, batch_sizes, prompt_lengths, max_new_tokens: the test runs with "
+    "these instead of the command line's. devices: names, or 'cpu', 'cuda', 'rocm'; on another device the test is "
+    "skipped. max_regression: the slowdown that the test allows, as a fraction; the strictest of this, llm_tolerances "
+    "and --llm-max-regression counts."
 )
 
 
@@ -67,7 +66,7 @@ FIXTURES = {
 }
 
 
-class Session:
+class State:
     """The plugin's state, kept in ``config.stash``."""
 
     def __init__(self, config: pytest.Config) -> None:
@@ -75,13 +74,11 @@ class Session:
         self.config = config
         self.unusable: str | None = None
         #: The baselines written, or why there are none.
-        self.written: dict[Case, list[Entry]] | str = {}
+        self.written: dict[Case, Entry] | str = {}
         #: Tests that were to gate a case.
         self.gating = 0
         #: Backend and workload, by node id, of the tests that gate a case and have not measured it.
         self.unmeasured: dict[str, tuple[str, str]] = {}
-        #: Backend and workload, by node id, of the tests to come that gate a case unless something goes wrong.
-        self.coming: dict[str, tuple[str, Workload]] = {}
         #: What each test measured, by node id.
         self.judged: dict[str, Result] = {}
         #: Why tests are skipped, by node id.
@@ -89,11 +86,8 @@ class Session:
         #: What is to be said of the reports, and of those that could not be written.
         self.reported: list[str] = []
         self.unreported: list[str] = []
-        #: What this run's collection leaves out, where baselines are to be pruned.
-        self.watch: Watch | None = None
-        #: The baselines removed, or why there are none.
-        self.pruned: list[str] | str = []
-        self._run: Run | None = None
+        self.narrowing = Narrowing(config)
+        self._run: Session | None = None
         self._registry: Registry | None = None
         self._clock: VirtualClock | None = None
         self._progress: Progress | None = None
@@ -120,14 +114,14 @@ class Session:
         return not (parallel or self.settings.self_test or self.config.getoption("collectonly", False))
 
     @property
-    def started(self) -> Run | None:
+    def started(self) -> Session | None:
         """The run, if any test asked for one."""
         return self._run
 
     @property
     def progress(self) -> Progress:
         if self._progress is None:
-            from pytest_llmperf.report.terminal import Progress
+            from pytest_llmperf.report.progress import Progress
 
             self._progress = Progress(self.config)
         return self._progress
@@ -158,7 +152,7 @@ class Session:
         return self._registry
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Session:
         """The run, made when the first test that needs one is collected.
 
         Raises:
@@ -171,7 +165,7 @@ class Session:
         return self._run
 
 
-KEY = pytest.StashKey[Session]()
+KEY = pytest.StashKey[State]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -213,14 +207,8 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
-    session = config.stash[KEY] = Session(config)
-    if config.getoption("--llm-prune-baselines"):
-        from pytest_llmperf import prune
-
-        if reason := prune.narrowed(config, session.settings):
-            raise pytest.UsageError(f"llmperf: --llm-prune-baselines: {reason}")
-        session.watch = prune.Watch()
-        config.pluginmanager.register(session.watch)
+    config.stash[KEY] = state = State(config)
+    config.pluginmanager.register(state.narrowing, "llmperf-narrowing")
 
 
 # Collection: parametrize, validate, order
@@ -261,11 +249,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         run = session.run
         stated = _marker_arguments(metafunc.definition)
         if "llm_backend" in names:
-            backends = run.scope.backends
+            backends = run.plan.backends
             if stated.get("backends"):
-                backends = tuple(dict.fromkeys(run.scope.registry[name].name for name in stated["backends"]))
+                backends = tuple(dict.fromkeys(run.plan.registry[name].name for name in stated["backends"]))
             if "llm_load" in names:  # what answers one batch at a time has no load
-                backends = tuple(name for name in backends if run.scope.registry[name].served)
+                backends = tuple(name for name in backends if run.plan.registry[name].served)
                 if not backends:
                     skip = pytest.mark.skip(reason="none of --llm-backends is a server, and load is for servers")
                     metafunc.parametrize("llm_backend", [pytest.param("", marks=skip, id="none")])
@@ -273,14 +261,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             # Session scope makes pytest itself group the tests by backend, so that an engine is loaded once.
             metafunc.parametrize("llm_backend", backends, indirect=True, scope="session")
         if "llm_workload" in names:
-            workloads = run.scope.workloads(
+            workloads = run.plan.workloads(
                 [1] if "llm_load" in names else stated.get("batch_sizes"),
                 stated.get("prompt_lengths"),
                 stated.get("max_new_tokens"),
             )
             metafunc.parametrize("llm_workload", workloads, ids=str, indirect=True, scope="function")
         if "llm_traffic" in names:
-            metafunc.parametrize("llm_traffic", run.scope.traffic, ids=str, indirect=True, scope="function")
+            metafunc.parametrize("llm_traffic", run.plan.traffic, ids=str, indirect=True, scope="function")
     except (ValueError, KeyError) as error:
         session.unusable = str(error.args[0] if error.args else error)
 
@@ -292,15 +280,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if FIXTURES.intersection(getattr(item, "fixturenames", ()))]
     if ours and session.unusable is not None:
         raise pytest.UsageError(f"llmperf: {session.unusable}")
-    gates = any("llm_perf" in item.fixturenames for item in ours)  # type: ignore[attr-defined]
-    if session.watch is not None and (reason := session.watch.incomplete(gates)):
-        raise pytest.UsageError(f"llmperf: --llm-prune-baselines: cannot tell which baselines are used: {reason}")
     run = session.started
     if run is None:
         return
     # Engines need room for the tests that are left, not for those that were deselected.
     parameters = [item.callspec.params for item in ours if hasattr(item, "callspec")]
-    run.scope.cover([_largest(one, run) for one in parameters if "llm_workload" in one])
+    run.plan.cover([_largest(one, run) for one in parameters if "llm_workload" in one])
     for item in ours:
         gates = "llm_perf" in item.fixturenames  # type: ignore[attr-defined]
         if gates:
@@ -317,20 +302,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Say what comes. Only now are the tests and their order final: ``--lf`` and ``--ff`` come after every other."""
+    """Complete the plan. Only now are the tests and their order final: ``--lf`` and ``--ff`` come after every other."""
     state = session.config.stash[KEY]
     run = state.started
     if run is None or state.unusable is not None:
         return
     _heed_sigterm(session.config)
-    for item in session.items:
-        if "llm_perf" not in getattr(item, "fixturenames", ()) or item.nodeid in state.skips or _skips(item):
-            continue
-        if item.nodeid in state.coming:  # twice, by --keep-duplicates
-            continue
-        chosen = item.callspec.params  # type: ignore[attr-defined]
-        state.coming[item.nodeid] = chosen["llm_backend"], chosen["llm_workload"]
-        run.expect(*state.coming[item.nodeid])
+    run.plan.complete(
+        (item.callspec.params["llm_backend"], item.callspec.params["llm_workload"])  # type: ignore[attr-defined]
+        for item in session.items
+        if "llm_perf" in getattr(item, "fixturenames", ()) and item.nodeid not in state.skips and not _skips(item)
+    )
 
 
 def _heed_sigterm(config: pytest.Config) -> None:
@@ -364,7 +346,7 @@ def _skips(item: pytest.Item) -> bool:
     return item.get_closest_marker("skip") is not None or any(conditions) or any(never)
 
 
-def _largest(parameters: dict[str, Any], run: Run) -> Workload:
+def _largest(parameters: dict[str, Any], run: Session) -> Workload:
     """What a test submits together: of a load, the requests that may be with the server at a time."""
     workload: Workload = parameters["llm_workload"]
     if "llm_traffic" not in parameters:
@@ -377,11 +359,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     session = item.config.stash[KEY]
     if session.started is not None and item.nodeid not in session.skips:
         session.progress.over += 1
-    if (gated := session.coming.pop(item.nodeid, None)) is not None:
-        session.run.over(*gated)
 
 
-def _reason_to_skip(item: pytest.Item, session: Session, run: Run) -> str | None:
+def _reason_to_skip(item: pytest.Item, session: State, run: Session) -> str | None:
     """Why a test cannot run here, or None.
 
     Raises:
@@ -404,7 +384,7 @@ def _reason_to_skip(item: pytest.Item, session: Session, run: Run) -> str | None
     if session.settings.self_test and "llm_perf" not in item.fixturenames:  # type: ignore[attr-defined]
         return "--llm-self-test tries the gate alone"
     backend = getattr(item, "callspec", None) and item.callspec.params.get("llm_backend")  # type: ignore[attr-defined]
-    missing = backend and run.scope.missing(backend)
+    missing = backend and run.plan.missing(backend)
     if missing and session.settings.strict:
         raise pytest.UsageError(f"llmperf: backend {backend} cannot run here (--llm-strict): {missing}")
     return f"{backend}: {missing}" if missing else None
@@ -413,7 +393,7 @@ def _reason_to_skip(item: pytest.Item, session: Session, run: Run) -> str | None
 # Fixtures
 
 
-def _run(request: pytest.FixtureRequest) -> Run:
+def _run(request: pytest.FixtureRequest) -> Session:
     return request.config.stash[KEY].run
 
 
@@ -470,7 +450,7 @@ def llm_perf(
     _refuse_xdist(request.config)
     stated = _marker_arguments(request.node).get("max_regression")
     run = session.run
-    perf = Perf(run, run.scope.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
+    perf = Perf(run, run.plan.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
     yield perf
     if perf.result is not None:
         session.unmeasured.pop(request.node.nodeid, None)
@@ -478,13 +458,12 @@ def llm_perf(
     _keep(session, run)
 
 
-def _keep(session: Session, run: Run) -> None:
+def _keep(state: State, run: Session) -> None:
     """After everything that measures: what was measured survives whatever happens to the next test."""
-    session.progress.finish()
-    if session.settings.results is not None:
-        from pytest_llmperf.report import results
+    from pytest_llmperf import ending
 
-        results.write(session.settings.results, results.of(run, session.left, session.accepted))
+    state.progress.finish()
+    ending.keep(state, run)
 
 
 @pytest.fixture
@@ -494,7 +473,7 @@ def llm_parity(request: pytest.FixtureRequest, llm_backend: str, llm_workload: W
 
     session = request.config.stash[KEY]
     run = session.run
-    yield ParityCheck(run, run.scope.registry[llm_backend], llm_workload)
+    yield ParityCheck(run, run.plan.registry[llm_backend], llm_workload)
     _keep(session, run)
 
 
@@ -513,7 +492,7 @@ def llm_load(
 
     session = request.config.stash[KEY]
     _refuse_xdist(request.config)
-    yield Load(session.run, session.run.scope.registry[llm_backend], llm_workload, llm_traffic)
+    yield Load(session.run, session.run.plan.registry[llm_backend], llm_workload, llm_traffic)
     _keep(session, session.run)
 
 
@@ -526,226 +505,20 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     run = state.started
     if run is None:
         return
+    from pytest_llmperf import ending
+
     run.close()
     state.progress.finish()
-    if run.settings.update_baselines and run.results:
-        state.written = _write_baselines(run, exitstatus)
-    if state.watch is not None:
-        state.pruned = _prune_baselines(state, run, exitstatus)
-    if state.reports:
-        _write_reports(state, run)
-    elif run.beside.assessments:
-        _keep(state, run)  # the last test's figures may have been being written when the run was stopped
-    unwritten = any(map(run.updates, run.results)) and (not state.written or isinstance(state.written, str))
-    lost = unwritten or state.unreported or isinstance(state.pruned, str)
-    failed = lost or run.slower() or _gated_nothing(state, run)
-    if exitstatus == pytest.ExitCode.OK and failed:
+    if ending.finish(state, run, exitstatus) and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _write_reports(session: Session, run: Run) -> None:
-    """Write what was asked for, and in GitHub Actions the step's summary; what cannot be written is said.
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    state = config.stash[KEY]
+    if state.started is not None:
+        from pytest_llmperf import ending
 
-    The results file is written again: what was accepted is known only now, and it is the run that the reports show.
-    """
-    summary = os.environ.get("GITHUB_STEP_SUMMARY") if os.environ.get("GITHUB_ACTIONS") else None
-    if not (run.settings.results or run.settings.report or summary):
-        return
-    from pathlib import Path
-
-    from pytest_llmperf.report import document, markdown, results, write
-
-    found = results.of(run, session.left, session.accepted)
-
-    @cache
-    def shown() -> document.Document:
-        return document.of(found)
-
-    def summarize(path: str) -> None:
-        with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write("\n" + markdown.render(shown()))
-
-    for path in run.settings.report:
-        if (error := _failure(lambda path=path: write.write(shown(), path))) is None:  # type: ignore[misc]
-            session.reported.append(f"report written to {path}")
-        else:
-            session.unreported.append(f"{path} was not written: {error}")
-    if summary and (error := _failure(partial(summarize, summary))) is not None:
-        session.reported.append(f"the step summary was not written: {error}")  # nobody asked for it
-    if run.settings.results is not None:
-        results.write(run.settings.results, found)
-
-
-def _failure(write: Callable[[], None]) -> str | None:
-    """Why something could not be written; None if it was. Whatever it is, the terminal's own summary is to follow."""
-    try:
-        write()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _write_baselines(run: Run, exitstatus: int) -> dict[Case, list[Entry]] | str:
-    """The baselines written, or why none were."""
-    from pytest_llmperf.gate.baseline import BaselineError
-
-    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        return "interrupted: no baseline was written"
-    try:
-        return run.write_baselines()
-    except BaselineError as error:
-        return f"ERROR: {error}"
-
-
-def _prune_baselines(session: Session, run: Run, exitstatus: int) -> list[str] | str:
-    """The keys of the baselines removed, or why none were."""
-    from pytest_llmperf import prune
-    from pytest_llmperf.gate.baseline import BaselineError
-
-    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        return "interrupted: no baseline was removed"
-    used, unmeasured = run.keys, set(session.unmeasured.values())
-    try:
-        return run.prune_baselines(lambda key: prune.is_stale(key, run.dtype, used, unmeasured))
-    except BaselineError as error:
-        return f"ERROR: {error}"
-
-
-def _gated_nothing(session: Session, run: Run) -> bool:
-    """A gate that compared nothing is not a pass: in CI, or where a base, a tolerance or strictness was asked for."""
-    stated = run.settings.strict or run.scope.base is not None or "max_regression" in run.settings.stated
-    asked = os.environ.get("CI") or stated
-    config = session.config
-    measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
-    compared = any(result.verdict.compared or run.updates(case) for case, result in run.results.items())
-    collects = config.getoption("collectonly", False)
-    otherwise = run.settings.accepts_all or run.settings.self_test
-    gates = session.gating and measures and not collects and not otherwise
-    return bool(asked and gates and not compared)
-
-
-def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
-    session = config.stash[KEY]
-    run = session.started
-    if run is None:
-        return
-    measured = run.results or run.parities or run.loads or run.beside.assessments
-    nothing_but_skips = not measured and not config.getoption("collectonly", False) and session.skips
-    if not (measured or nothing_but_skips or session.watch or session.unreported or _gated_nothing(session, run)):
-        return
-    from pytest_llmperf.backends.base import CLIENT
-    from pytest_llmperf.report import terminal
-    from pytest_llmperf.report.text import boundaries
-
-    write = terminalreporter.write_line
-    terminalreporter.section("llmperf")
-    if nothing_but_skips:  # whoever asked for this would find "skipped" alone
-        for reason in dict.fromkeys(session.skips.values()):
-            write(f"skipped: {reason}")
-    if run.settings.self_test:
-        for line in terminal.assessments(run.beside.assessments):
-            write(line)
-        return
-    results = list(run.results.values())
-    found = [(result.case.backend, result.boundary) for result in results]
-    seen = boundaries([*found, *((one.backend, CLIENT) for one in run.loads)])
-    write(f"{run.model.name}, {run.dtype}, {run.device.name}; {seen}; speedup over {run.settings.reference}")
-    if passed_over := run.scope.passed_over:
-        write(f"the CPU was measured: {', '.join(passed_over)} is no device that is known by name", yellow=True)
-    if results:
-        # Where nobody's terminal ends, as in a log of CI, a line may be as long as it is.
-        width = terminalreporter._tw.fullwidth if terminalreporter.isatty else None
-        for line in terminal.table(results, session.accepted, width):
-            write(line)
-        write("cold start: " + ", ".join(terminal.cold_starts(results)))
-    if run.loads or any(result.tp > 1 for result in results):
-        from pytest_llmperf.report import document
-        from pytest_llmperf.report import results as files
-
-        shown = document.of(files.of(run, session.left, session.accepted))
-        for line in (*terminal.scaling(shown.rows), *terminal.loads(shown.loads)):
-            write(line)
-    for line in terminal.disturbed(results):
-        write(line)
-    for line in terminal.parity_lines(run.parities):
-        write(line)
-    if unseen := terminal.blind(results):
-        write(unseen)
-    for line in terminal.notes(results):
-        write(line)
-    if any(map(run.updates, run.results)):
-        _say_written(terminalreporter, run, session.written)
-    if session.watch is not None:
-        _say_pruned(terminalreporter, run, session.pruned)
-    gated = [result for result in results if not run.updates(result.case)]
-    if gated or not (run.settings.update_baselines or run.loads):
-        write(terminal.counts(gated, session.skipped), bold=True)
-        unused = run.unused_baselines()
-        if unused and config.get_verbosity() > 0:
-            write(f"baselines that this run did not use: {', '.join(unused)}")
-        idle = run.scope.idle(run.results)
-        if idle and config.get_verbosity() > 0:
-            write(f"llm_tolerances that matched no case of this run: {', '.join(idle)}")
-    for line in session.reported:
-        write(line)
-    for line in session.unreported:
-        write(f"ERROR: {line}", red=True, bold=True)
-    for line in _what_next(session, run):
-        write(line)
-    if _gated_nothing(session, run):
-        write("ERROR: nothing was compared with a baseline, so this gate has passed nothing", red=True, bold=True)
-
-
-def _what_next(session: Session, run: Run) -> list[str]:
-    """What to run where the gate failed: the tests that did, or pytest's own list of many, with our options."""
-    from pytest_llmperf.gate.verdict import Outcome
-    from pytest_llmperf.report import terminal
-
-    config = session.config
-    failed = {
-        _from_here(config, name): result
-        for name, result in session.judged.items()
-        if result.verdict.outcome is Outcome.REGRESSION and not run.updates(result.case)
-    }
-    if not failed:
-        return []
-    many = [*config.option.file_or_dir, "--lf", "--lfnf=none"]
-    tests = list(failed) if len(failed) <= terminal.MENTIONED else many
-    given = options.repeated([str(one) for one in config.invocation_params.args])
-    return terminal.what_next(failed.values(), ["pytest", *tests, *given], run.scope.commit)
-
-
-def _from_here(config: pytest.Config, node_id: str) -> str:
-    """A test, as it is called in the folder that pytest was started in."""
-    path, mark, name = node_id.partition("::")
-    return os.path.relpath(config.rootpath / path, config.invocation_params.dir) + mark + name
-
-
-def _say_written(terminalreporter: Any, run: Run, written: dict[Case, list[Entry]] | str) -> None:
-    from pytest_llmperf.report import terminal
-
-    if isinstance(written, str):
-        terminalreporter.write_line(written, red=True, bold=True)
-        return
-    for line in terminal.changes([change for case in written for change in run.gate.changes[case]]):
-        terminalreporter.write_line(line)
-    slower = run.slower()
-    refused = {change.case for change in slower}
-    left = sum(run.updates(case) and case not in written and case not in refused for case in run.results)
-    held = f"; {left} cases, disturbed or not in parity, were not accepted" if left else ""
-    entries = sum(map(len, written.values()))
-    terminalreporter.write_line(f"{entries} entries written to {run.gate.path}{held}", bold=True)
-    if slower:
-        terminalreporter.write_line(f"ERROR: {terminal.refusal(slower)}", red=True, bold=True)
-
-
-def _say_pruned(terminalreporter: Any, run: Run, pruned: list[str] | str) -> None:
-    if isinstance(pruned, str):
-        terminalreporter.write_line(pruned, red=True, bold=True)
-        return
-    for key in pruned:
-        terminalreporter.write_line(f"removed {key}")
-    terminalreporter.write_line(f"{len(pruned)} unused baselines removed from {run.gate.path}", bold=True)
+        ending.show(terminalreporter, state, state.started)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -2,74 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain
+from statistics import fmean, median
 from typing import Any
 
-from pytest_llmperf.backends.base import IN_PROCESS
+from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.cases import METRICS, Case
-from pytest_llmperf.gate.verdict import Spread, Verdict
+from pytest_llmperf.gate.rule import Verdict
+from pytest_llmperf.measure.process import Measurement
 from pytest_llmperf.parity.decision import Parity
 from pytest_llmperf.roofline import Utilization
+from pytest_llmperf.spread import Spread, quantile, spread_of
+
+#: Of the gaps between tokens.
+ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A case's figures and verdict.
+    """A case's measurements and verdict. What can be derived from them is a property.
 
     Attributes:
         case: which.
-        spread: median and spread of the samples, in the metric's unit.
-        samples: the samples of the first process.
-        invocations: samples of every process of this run, the first one's included; or those accepted.
-        speedup: the reference's median over this one's, both measured in this run; None without a reference.
-        utilization: None where it has no meaning (end-to-end latency, cold start).
-        verdict: against the stored baseline.
+        first: what the running engine's process measured.
+        processes: every process of this run, the first one's first; of accepted figures those of the sitting.
+        reference: what the reference's running engine measured of the same workload; None without one.
+        backend: what ran.
+        verdict: against the stored baseline, or beside base.
         tolerance: the slowdown allowed.
         tolerance_source: where it was stated.
-        contamination: fraction of the first process's generations that something disturbed.
-        discarded: how many of them were replaced by others; 0 if there were too few others, so that all count.
-        culprit: what disturbed most of them; None if nothing did.
-        cold_start: seconds until the first generation was complete.
-        baseline_cold_start: what it was when the baseline was recorded here; None where none was. It never fails.
-        compile_time: the part of it that the first generation took beyond a settled one; None where not known.
-        peak_memory: bytes.
-        engagement: what was seen of the optimization.
-        boundary: where the latency was seen: in process, or as the client of a server.
-        throughput: output tokens per second, median over the samples.
-        tp: how many devices share the model. devices: which, and why; empty where nobody chose.
+        utilization: None where it has no meaning (end-to-end latency).
+        baseline_cold_start: seconds, when the baseline was recorded here; None where none was. It never fails.
+        devices: which were chosen, and why; empty where nobody chose.
     """
 
     case: Case
-    spread: Spread
-    samples: tuple[float, ...]
-    invocations: tuple[tuple[float, ...], ...]
-    speedup: float | None
-    utilization: Utilization | None
+    first: Measurement
+    processes: Sequence[Measurement]
+    reference: Measurement | None
+    backend: Combination
     verdict: Verdict
     tolerance: float
     tolerance_source: str
-    contamination: float
-    discarded: int
-    culprit: str | None
-    cold_start: float
-    peak_memory: int
-    engagement: Mapping[str, Any]
-    throughput: float
-    tp: int = 1
-    devices: str = ""
-    compile_time: float | None = None
+    utilization: Utilization | None = None
     baseline_cold_start: float | None = None
-    boundary: str = IN_PROCESS
+    devices: str = ""
+
+    @cached_property
+    def samples(self) -> list[float]:
+        """The samples of the first process, in the metric's unit."""
+        return self.first.figures(self.case.metric)
+
+    @cached_property
+    def spread(self) -> Spread:
+        """Median and spread of the samples."""
+        return spread_of(self.samples)
+
+    @property
+    def speedup(self) -> float | None:
+        """The reference's median over this one's, both measured in this run; None without a reference."""
+        if self.reference is None:
+            return None
+        return median(self.reference.figures(self.case.metric)) / self.spread.median
+
+    @property
+    def throughput(self) -> float:
+        """Output tokens per second: the median over the samples."""
+        return median(sample.trace.throughput for sample in self.first.samples)
+
+    @property
+    def itl(self) -> list[float] | None:
+        """The `ITL_PERCENTILES` of the gaps between tokens, in seconds; None but for TPOT."""
+        gaps = list(chain.from_iterable(sample.trace.itl for sample in self.first.samples))
+        return [quantile(gaps, at) for at in ITL_PERCENTILES] if gaps and self.case.metric == "tpot" else None
+
+    @property
+    def tokens_per_joule(self) -> float | None:
+        """Output tokens per second over the mean power (W) of the device; None where it gives none, or is not alone."""
+        gpus = [sample.fitness.gpu for sample in self.first.samples]
+        watts = [gpu.power for gpu in gpus if gpu is not None and gpu.power]
+        return self.throughput / fmean(watts) if watts and self.backend.tp == 1 else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {
+        """Plain JSON values, under the names of the results file."""
+        metric, first = self.case.metric, self.first
+        return {
             "case": self.case.key,
             "model": self.case.model,
-            "unit": METRICS[self.case.metric][1],
-            "verdict": asdict(self.verdict) | {"outcome": self.verdict.outcome.value},
+            "unit": METRICS[metric][1],
+            "spread": asdict(self.spread),
+            "samples": self.samples,
+            "invocations": [one.figures(metric) for one in self.processes],
+            "processes": 2 * self.verdict.count if self.verdict.basis == "base" else len(self.processes),
+            "speedup": self.speedup,
+            "utilization": self.utilization and asdict(self.utilization),
+            "verdict": asdict(self.verdict)
+            | {"outcome": self.verdict.outcome.value, "not_excluded": self.not_excluded},
+            "tolerance": self.tolerance,
+            "tolerance_source": self.tolerance_source,
+            "contamination": first.contamination,
+            "discarded": len(first.discarded),
+            "culprit": first.culprit,
+            "cold_start": first.cold_start,
+            "baseline_cold_start": self.baseline_cold_start,
+            "compile_time": first.compile_time,
+            "peak_memory": first.peak_memory,
+            "engagement": first.engagement,
+            "boundary": self.backend.boundary,
+            "throughput": self.throughput,
+            "tokens_per_joule": self.tokens_per_joule,
+            "itl": self.itl,
+            "tp": self.backend.tp,
+            "devices": self.devices,
         }
+
+    @property
+    def not_excluded(self) -> float | None:
+        """The largest slowdown, as a fraction, that the comparison could not exclude; None where there was none."""
+        return None if math.isnan(self.verdict.upper) else self.verdict.not_excluded
 
 
 @dataclass(frozen=True)
@@ -80,6 +134,25 @@ class ParityResult:
     workload: str
     parity: Parity
 
+    @property
+    def standing(self) -> str:
+        """``in parity``, ``in parity by text``, ``bounded``, or ``not in parity``."""
+        if not self.parity.passed:
+            return "not in parity"
+        if self.parity.by_text:
+            return "in parity by text"
+        return "bounded" if self.parity.bounded else "in parity"
+
+    def against(self, reference: str) -> str:
+        """What is said of one that is not in parity."""
+        return f"{self.backend} {self.workload}: not in parity with {reference}: {self.parity.reason}"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"backend": self.backend, "workload": self.workload, **asdict(self.parity)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ParityResult:
+        """The inverse of `as_dict`. Raises KeyError or TypeError where it is not one."""
+        values = dict(data)
+        return cls(values.pop("backend"), values.pop("workload"), Parity(**values))

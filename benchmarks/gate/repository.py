@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 from benchmarks import script
 from pytest_llmperf.cases import Workload
-from pytest_llmperf.machine.fitness import APART
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = {"same": 0.0, "sleep-5": 0.05, "sleep-10": 0.10, "work-5": 0.05, "work-10": 0.10}
-#: Of the repository's conftest.py, and with the reference, which tells a slow machine from slow code.
-BACKEND, REFERENCE = "slowed", "eager"
-WITNESSED = f"{REFERENCE},{BACKEND}"
+#: The backend of the repository's conftest.py.
+BACKEND = "slowed"
 #: The test that gates a metric, which has a file of its own.
 TESTS = {"ttft": "test_prefill", "tpot": "test_decode", "latency": "test_latency"}
 #: What is measured, if nothing else is asked for.
@@ -116,37 +112,3 @@ def tpots_of(raw: dict[str, Any]) -> dict[tuple[int, int], float]:
 def shown(ratio: float | None) -> str:
     """A change; there is none where every turn was disturbed."""
     return "-" if ratio is None else f"{ratio - 1:+.1%}"
-
-
-#: The share of looks with moved CPUs up to which a run and its recording count as quiet.
-QUIET = 0.1
-#: What the reasons of a verdict have in them that the machine is to blame for: disturbances, moved CPUs, the reference
-#: faster or slower than its baseline, weaker rates.
-OF_THE_MACHINE = re.compile(
-    r"undisturbed|the host moved its CPUs|(faster|slower) than its baseline|this machine's .* below"
-)
-
-
-def meetings(raw: Mapping[str, Any]) -> list[float]:
-    """Seconds that threads took to meet beside every generation of a run, as its raw results have it."""
-    made = [sample for one in (*raw["measurements"], *raw["witnesses"]) for sample in one["samples"] + one["discarded"]]
-    return [look["seconds"] for sample in made for look in sample["fitness"]["barriers"] or ()]
-
-
-def moved(looks: Sequence[float]) -> float:
-    """The share of looks (`meetings`) in which the CPUs were not where they were in most; 1 if nobody looked."""
-    if not looks:
-        return 1.0
-    usual = median(looks)
-    return fmean(not 1 / APART <= seconds / usual <= APART for seconds in looks)
-
-
-def quiet(made: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Workloads of runs in which, and in whose recording, the host let the CPUs be; not those of which nobody knows."""
-    return [one for one in made if one.get("moved", 1.0) <= QUIET]
-
-
-def untold(verdicts: Iterable[Mapping[str, Any]]) -> int:
-    """How many are inconclusive for the machine's sake, and not because the figures say too little."""
-    inconclusive = [one["reason"] for one in verdicts if one["outcome"] == "inconclusive"]
-    return sum(bool(OF_THE_MACHINE.search(reason)) and "too little to tell" not in reason for reason in inconclusive)

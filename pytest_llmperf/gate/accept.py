@@ -3,95 +3,104 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
 from pytest_llmperf.cases import Case
 from pytest_llmperf.gate import baseline as store
-from pytest_llmperf.gate.judge import Gate
+from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
+from pytest_llmperf.gate.stored import prior_of
+from pytest_llmperf.gate.update import Update
+from pytest_llmperf.machine.table import DEVICES
 
 
 @dataclass(frozen=True)
-class Update:
+class Accepted:
     """What a run with ``--llm-update-baselines`` would have written when its results file was.
 
     Attributes:
         when: that moment.
-        reference: the backend that speedups refer to.
         baseline: what it accepted.
-        sets: likewise, by case: one of each state of the CPUs.
-        tolerances: the slowdown allowed, a fraction, by `Case.key`; None for what is never gated.
-        refused: why the other cases were not accepted, likewise.
+        entries: likewise, by case.
+        tolerances: the slowdown allowed, a fraction, by `Case.key`; None for a metric that is never gated.
+        same_code: ids of older sittings that are of the same code, by the id of each sitting of this run.
+        refused: why the other cases were not accepted, by `Case.key`.
         unmeasured: how many tests have no figure.
     """
 
     when: datetime
-    reference: str
-    baseline: store.Baseline
-    sets: Mapping[Case, Sequence[store.Entry]]
+    baseline: Baseline
+    entries: Mapping[Case, Entry]
     tolerances: Mapping[str, float | None]
+    same_code: Mapping[str, tuple[str, ...]]
     refused: Mapping[str, str]
     unmeasured: int
 
 
-def parse(results: Mapping[str, Any]) -> Update | None:
-    """The update of a results file; None if it is of a run without.
+def parse(results: Mapping[str, Any]) -> Accepted | None:
+    """What a results file has to accept; None if it is of a run without ``--llm-update-baselines``.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no results file; the message says of what.
+        KeyError, TypeError, ValueError: it is no results file; the message says why.
     """
     if results["update"] is None:
         return None
     baseline = _baseline(results["update"]["baseline"])
-    found = Update(
+    if any(len(row) > 1 for row in baseline.entries.values()):
+        raise ValueError("it has several entries of one case")
+    found = Accepted(
         when=datetime.fromisoformat(results["when"]).astimezone(),
-        reference=results["reference"],
         baseline=baseline,
-        sets={Case.parse(baseline.model, key): row for key, row in baseline.entries.items()},
+        entries={Case.parse(baseline.model, key): row[0] for key, row in baseline.entries.items()},
         tolerances=dict(results["update"]["tolerances"]),
+        same_code={name: tuple(ids) for name, ids in results["update"]["same_code"].items()},
         refused=dict(results["update"]["refused"]),
         unmeasured=len(results["unmeasured"]),
     )
-    if any(len({(one.environment, one.recorded) for one in row}) > 1 for row in baseline.entries.values()):
-        raise ValueError("it has sets of one case that are of several days or machines")
     if found.tolerances.keys() != baseline.entries.keys():
         raise ValueError("its tolerances are of other cases than its figures")
     return found
 
 
-def _baseline(data: Any) -> store.Baseline:
+def _baseline(data: Any) -> Baseline:
     try:
         return store.loads(json.dumps(data))
     except store.BaselineError as error:  # whose remedy is for the file
         raise ValueError(str(error).partition(";")[0]) from None
 
 
-def queue(update: Update, gate: Gate) -> dict[str, str]:
-    """Have the gate accept it, all but what it has already, or has of a later day.
-
-    Args:
-        update: what is to be accepted.
-        gate: of its device and model, and of the machine that it is of.
+def queue(accepted: Accepted, update: Update) -> dict[str, str]:
+    """Queue what was accepted for a baseline file, all but what it has already, or has of a later sitting.
 
     Returns:
         Why cases are left out, by `Case.key`.
     """
-    left = dict(update.refused)
-    for case, row in update.sets.items():
-        why, taken = "", []
-        for entry in row:
-            own = gate.like(case, entry.barrier)
-            if any(entry.invocations == one.invocations for one in own):
-                why = "it is accepted already"
-            elif own and own[0].recorded > entry.recorded:
-                why = f"that machine has figures of {own[0].recorded}, and these are of {entry.recorded}"
-            else:
-                taken.append((entry.invocations, entry.barrier))
-        if taken:
-            environment, day = update.baseline.environments[row[0].environment], date.fromisoformat(row[0].recorded)
-            gate.accept(case, environment, taken, update.tolerances[case.key], day)
+    left = dict(accepted.refused)
+    kind = DEVICES[update.device].kind if update.device in DEVICES else "cpu"
+    for case, entry in accepted.entries.items():
+        sitting = accepted.baseline.sitting(entry)
+        own = update.held.own(case.key, sitting.fingerprint) if update.held else []
+        recorded = [update.held.sitting(one).recorded for one in own] if update.held else []
+        if any(one.sitting == entry.sitting for one in own):
+            left[case.key] = "it is accepted already"
+        elif recorded and recorded[0] > sitting.recorded:
+            left[case.key] = f"that machine has figures of {recorded[0]}, and these are of {sitting.recorded}"
         else:
-            left[case.key] = why
+            update.accept(
+                case,
+                sitting,
+                entry.processes,
+                entry.barrier,
+                accepted.tolerances[case.key],
+                prior_of(kind, case.metric),
+                [*accepted.same_code.get(entry.sitting, ()), *_same_code(update.held, sitting)],
+            )
     return left
+
+
+def _same_code(held: Baseline | None, new: Sitting) -> list[str]:
+    """Ids of the stored sittings of the same revision and versions, as far as they say what the code was."""
+    code, sittings = new.code, held.sittings if held else {}
+    return [name for name, old in sittings.items() if code and (old.code, old.versions) == (code, new.versions)]

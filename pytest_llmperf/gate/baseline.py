@@ -1,24 +1,26 @@
 """The store of baselines, ``baselines/<device>/<model>.json``: read, validate, merge, write atomically.
 
-The file is made to be reviewed in a pull request: stable order, medians first, one line per invocation, six digits.
+The file is made to be reviewed in a pull request: stable order, one figure for each case and sitting, six digits, and
+what a sitting was recorded with said once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 import secrets
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import files
 from pytest_llmperf.cases import METRICS
-from pytest_llmperf.gate.verdict import centre
-from pytest_llmperf.machine import fitness
+from pytest_llmperf.gate import old_schemas
+from pytest_llmperf.gate.canonical import canonical, digest
+from pytest_llmperf.gate.stored import centre
 from pytest_llmperf.machine.fingerprint import Fingerprint
 from pytest_llmperf.machine.fitness import Barrier
 
@@ -26,75 +28,101 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-#: Version of the file's layout. A file of schema 2 had one set of a case and machine, and 2 and 3 no ``barrier``. Both
-#: read as they are; any other version is refused, never guessed at.
-SCHEMA = 4
-#: How many sets of one case the file keeps of one machine, in each state of its CPUs (`Entry.barrier`): the newest is
-#: compared, all tell how much days differ.
+#: Version of the file's layout. `old_schemas` reads some older ones; any other is refused, never guessed at.
+SCHEMA = 5
+#: How many sittings of one case the file keeps of one machine, the newest.
 HISTORY = 5
 
 _REMEDY = "restore it from version control, or delete it and record again with --llm-update-baselines"
 
 
 class BaselineError(ValueError):
-    """A store that cannot be used: one line with the path, what is wrong and what to do."""
+    """A store that cannot be used: one line with the path, the fault and the remedy."""
 
 
 @dataclass(frozen=True)
-class Environment:
-    """What entries were measured on: the machine's fingerprint, library versions, the device's peaks. JSON values."""
+class Sitting:
+    """One run with ``--llm-update-baselines``: when it was, on which machine, and with which code. JSON values.
 
-    fingerprint: Mapping[str, Any]
-    versions: Mapping[str, Any]
-    peaks: Mapping[str, Any]
+    Attributes:
+        recorded: day and time (UTC), or the day alone.
+        revision: of the repository under rootdir; None if files were changed, there was none, or nobody noted it.
+        machine: its fingerprint.
+        versions: of every installed distribution, by name.
+        system: the kernel and drivers, and the devices that were chosen.
+        rates: of the machine, by the names in `pytest_llmperf.machine.rates`.
+    """
 
-    @property
+    recorded: str
+    revision: str | None
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    system: Mapping[str, str]
+    rates: Mapping[str, float]
+
+    @cached_property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON, in which floats have 6 digits, as in the file."""
-        canonical = json.dumps(_canonical(vars(self)), separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        return digest({one.name: getattr(self, one.name) for one in fields(self)})
+
+    @property
+    def code(self) -> str | None:
+        """The revision, where it and the versions say what the code was; None where files were changed."""
+        changed = any(version.endswith("+)") for version in self.versions.values())
+        return None if changed else self.revision
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """The machine."""
+        return Fingerprint.from_dict(self.machine)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One accepted set of invocations of a case, made by one machine in one run.
+    """What one sitting recorded of a case.
 
     Attributes:
-        environment: id of what it was measured on.
-        recorded: the day, YYYY-MM-DD.
-        unit: of the samples, such as ``s`` or ``s/token``.
-        invocations: samples of each fresh process, in the order taken; positive and finite.
-        barrier: how long the threads that computed them took to meet, `Measurement.barrier`; None if unknown.
+        sitting: its id.
+        unit: of the figures, such as ``s`` or ``s/token``.
+        processes: the figure of each fresh process, in the order taken: the median of its samples; positive, finite.
+        barrier: how long the threads that computed them took to meet; None if unknown.
     """
 
-    environment: str
-    recorded: str
+    sitting: str
     unit: str
-    invocations: tuple[tuple[float, ...], ...]
+    processes: tuple[float, ...]
     barrier: Barrier | None = None
 
     @property
-    def median(self) -> float:
-        """The figure that the gate compares with, `verdict.centre`, in `unit`."""
-        return centre(self.invocations)
+    def figure(self) -> float:
+        """The figure of the sitting, in `unit`: the geometric mean of the processes."""
+        return centre(self.processes)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """All entries of one model on one device, and their environments, by id.
+    """All entries of one model on one device, and their sittings, by id.
 
     A device is a product, and machines of one device differ: a runner's CPU is now of one kind, now of another. So a
     case, named by `Case.key`, has the entries of every machine that recorded one: machine by machine, newest first.
+
+    Attributes:
+        migrated: the older schema that the file was read from; None for this version's.
     """
 
     device: str
     model: str
-    environments: Mapping[str, Environment]
+    sittings: Mapping[str, Sitting]
     entries: Mapping[str, tuple[Entry, ...]]
+    migrated: int | None = None
 
-    def machine(self, entry: Entry) -> Fingerprint:
-        """The machine that recorded an entry."""
-        return Fingerprint.from_dict(self.environments[entry.environment].fingerprint)
+    def sitting(self, entry: Entry) -> Sitting:
+        """The sitting that recorded an entry."""
+        return self.sittings[entry.sitting]
+
+    def own(self, key: str, machine: Fingerprint) -> list[Entry]:
+        """What a machine recorded of a case, newest first."""
+        return [one for one in self.entries.get(key, ()) if not machine.difference(self.sitting(one).fingerprint)]
 
 
 def path_for(folder: Path, device: str, model: str) -> Path:
@@ -139,12 +167,12 @@ def loads(text: str, source: str = "baseline") -> Baseline:
         return _parse(text)
     except BaselineError as error:
         raise BaselineError(f"{source}: {error}") from None
-    except (TypeError, ValueError, OverflowError) as error:  # JSON allows integers that no float can hold
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # JSON allows integers that no float can hold
         raise BaselineError(f"{source}: {error}; {_REMEDY}") from None
 
 
 def dumps(baseline: Baseline) -> str:
-    """The text of a baseline, always the same for equal baselines, with samples to 6 significant digits.
+    """The text of a baseline, always the same for equal baselines, with figures to 6 significant digits.
 
     Raises:
         BaselineError: a value that JSON cannot hold.
@@ -155,7 +183,16 @@ def dumps(baseline: Baseline) -> str:
             key: [_stored(entry) for entry in chain.from_iterable(_by_machine(baseline, baseline.entries[key]))]
             for key in _sorted(baseline.entries)
         }
-        document["environments"] = _canonical({key: vars(value) for key, value in baseline.environments.items()})
+        machines: dict[str, Any] = {}
+        versions: dict[str, Any] = {}
+        sittings: dict[str, dict[str, Any]] = {}
+        for one in sorted(baseline.sittings.values(), key=lambda one: (one.recorded, one.id)):
+            machine, installed = digest(one.machine), digest(one.versions)
+            machines[machine], versions[installed] = one.machine, one.versions
+            sittings[one.id] = {"recorded": one.recorded, "revision": one.revision, "machine": machine}
+            sittings[one.id] |= {"versions": installed, "system": one.system, "rates": one.rates}
+        document |= {"sittings": {key: canonical(value) for key, value in sittings.items()}}
+        document |= canonical({"machines": machines, "versions": versions})
         text = json.dumps(document, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise BaselineError(f"the baseline of {baseline.model!r} cannot be stored: {error}; report this") from None
@@ -163,10 +200,16 @@ def dumps(baseline: Baseline) -> str:
     return re.sub(r'\[\n[^][{}"]*]', lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n"
 
 
-def merge(old: Baseline | None, new: Baseline) -> Baseline:
-    """The old baseline with the entries of the new one before its own of the same case and machine.
+def merge(old: Baseline | None, new: Baseline, same_code: Collection[str] = ()) -> Baseline:
+    """The old baseline with the new sitting's entries.
 
-    Of each machine and state the newest `HISTORY` entries stay, each once; environments that none needs are dropped.
+    Of the same case and machine, an old entry stays if its sitting is of the same code, up to `HISTORY` in all. It
+    goes if its sitting is of other code: figures of two codes have no common mean. Sittings that no entry needs go too.
+
+    Args:
+        old: None where there is no file.
+        new: the entries of one sitting, or of several.
+        same_code: ids of the old sittings that are of the same code as the new one.
 
     Raises:
         BaselineError: the two are of different devices or models.
@@ -174,36 +217,34 @@ def merge(old: Baseline | None, new: Baseline) -> Baseline:
     old = old or Baseline(new.device, new.model, {}, {})
     if (old.device, old.model) != (new.device, new.model):
         raise BaselineError(f"{new.model!r} on {new.device!r} cannot be merged into {old.model!r} on {old.device!r}")
-    held = Baseline(new.device, new.model, {**old.environments, **new.environments}, {})
+    held = Baseline(new.device, new.model, {**old.sittings, **new.sittings}, {})
     entries = dict(old.entries)
     for key, newer in new.entries.items():
-        row = dict.fromkeys([*map(_rounded, newer), *entries.get(key, ())])
-        entries[key] = tuple(chain.from_iterable(map(_kept, _by_machine(held, row))))
+        here = [new.sitting(one).fingerprint for one in newer]
+        kept = [
+            one
+            for one in entries.get(key, ())
+            if one.sitting in same_code or all(old.sitting(one).fingerprint.difference(machine) for machine in here)
+        ]
+        row = dict.fromkeys([*map(_rounded, newer), *kept])
+        entries[key] = tuple(chain.from_iterable(sets[:HISTORY] for sets in _by_machine(held, row)))
     return _holding(held, entries)
-
-
-def _kept(sets: Iterable[Entry]) -> list[Entry]:
-    """Of one machine's sets, newest first, those that stay."""
-    kept: list[Entry] = []
-    for one in sets:
-        if sum(not fitness.moved(one.barrier, other.barrier) for other in kept) < HISTORY:
-            kept.append(one)
-    return kept
 
 
 def without(baseline: Baseline, machine: Fingerprint, keys: Collection[str]) -> Baseline:
     """The baseline without a machine's entries of some cases; other machines' and other cases' stay."""
     entries = {
-        key: tuple(entry for entry in row if key not in keys or machine.difference(baseline.machine(entry)))
+        key: tuple(entry for entry in row if key not in keys or machine.difference(baseline.sitting(entry).fingerprint))
         for key, row in baseline.entries.items()
     }
     return _holding(baseline, {key: row for key, row in entries.items() if row})
 
 
 def _holding(baseline: Baseline, entries: Mapping[str, tuple[Entry, ...]]) -> Baseline:
-    """The baseline with these entries and the environments that they need."""
-    used = {entry.environment for row in entries.values() for entry in row}
-    return replace(baseline, environments={key: baseline.environments[key] for key in used}, entries=entries)
+    """The baseline with these entries and the sittings that they need."""
+    used = {entry.sitting for row in entries.values() for entry in row}
+    sittings = {key: one for key, one in baseline.sittings.items() if key in used}
+    return replace(baseline, sittings=sittings, entries=entries)
 
 
 def unused(baseline: Baseline, keys_run: Iterable[str]) -> list[str]:
@@ -258,23 +299,37 @@ def _parse(text: str) -> Baseline:
     _need(isinstance(data, dict) and type(data.get("schema")) is int, "is not a JSON object with a schema number")
     if data["schema"] > SCHEMA:
         raise BaselineError(f"has schema {data['schema']}, newer than this version's {SCHEMA}; upgrade pytest-llmperf")
-    _need(data["schema"] in (2, 3, SCHEMA), f"has schema {data['schema']}, older than this version's {SCHEMA}")
-    _fields(data, "the file", schema=int, device=str, model=str, entries=dict, environments=dict)
-    environments = {key: _environment(key, value) for key, value in data["environments"].items()}
+    migrated = data["schema"] if data["schema"] in old_schemas.READABLE else None
+    if migrated is not None:
+        try:
+            data = old_schemas.migrated(data)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"is no valid file of schema {migrated} ({type(error).__name__}: {error})") from None
+    _need(data["schema"] == SCHEMA, f"has schema {data['schema']}, older than this version's {SCHEMA}")
+    _fields(
+        data, "the file", schema=int, device=str, model=str, entries=dict, sittings=dict, machines=dict, versions=dict
+    )
+    sittings = {key: _sitting(key, value, data) for key, value in data["sittings"].items()}
     entries = {key: _entries(f"entry {key!r}", value) for key, value in data["entries"].items()}
-    baseline = Baseline(data["device"], data["model"], environments, entries)
     for key, row in entries.items():
         for entry in row:
-            known = entry.environment in environments
-            _need(known, f"entry {key!r} names the unknown environment {entry.environment!r}")
-    return baseline
+            _need(entry.sitting in sittings, f"entry {key!r} names the unknown sitting {entry.sitting!r}")
+    return Baseline(data["device"], data["model"], sittings, entries, migrated)
 
 
-def _environment(key: str, data: Any) -> Environment:
-    _fields(data, f"environment {key!r}", fingerprint=dict, versions=dict, peaks=dict)
-    environment = Environment(**data)
-    _need(environment.id == key, f"environment {key!r} was edited: its content has the id {environment.id!r}")
-    return environment
+def _sitting(key: str, data: Any, file: Mapping[str, Any]) -> Sitting:
+    name = f"sitting {key!r}"
+    _fields(data, name, recorded=str, revision=(str, type(None)), machine=str, versions=str, system=dict, rates=dict)
+    _need(_DAY.match(data["recorded"]), f"{name}: 'recorded' is {data['recorded']!r}, not a date YYYY-MM-DD")
+    for what in ("machine", "versions"):
+        held = file["machines" if what == "machine" else "versions"].get(data[what])
+        _need(isinstance(held, dict), f"{name} names the unknown {what} {data[what]!r}")
+        data = data | {what: held}
+    bad = {rate: value for rate, value in data["rates"].items() if type(value) not in (int, float) or value <= 0}
+    _need(not bad, f"{name} has the rates {bad}; rates are positive numbers")
+    sitting = Sitting(**data)
+    _need(sitting.id == key, f"{name} was edited: its content has the id {sitting.id!r}")
+    return sitting
 
 
 def _entries(name: str, data: Any) -> tuple[Entry, ...]:
@@ -283,27 +338,29 @@ def _entries(name: str, data: Any) -> tuple[Entry, ...]:
 
 
 def _entry(name: str, data: Any) -> Entry:
-    known = {"barrier": dict} if isinstance(data, dict) and "barrier" in data else {}
-    _fields(data, name, median=(int, float), unit=str, recorded=str, environment=str, invocations=list, **known)
-    day = re.fullmatch("[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", data["recorded"])
-    _need(day, f"{name}: 'recorded' is {data['recorded']!r}, not a date YYYY-MM-DD")
-    _need(data["invocations"], f"{name} has no invocations")
-    for samples in data["invocations"]:
-        _need(isinstance(samples, list) and samples, f"{name} has an invocation that is not a list of samples")
-        bad = [x for x in samples if type(x) not in (int, float) or not 0 < x < math.inf]
-        _need(not bad, f"{name} has the samples {bad}; samples are positive and finite numbers")
-    barrier = _barrier(f"{name}: 'barrier'", data["barrier"]) if "barrier" in data else None
-    invocations = tuple(tuple(map(float, samples)) for samples in data["invocations"])
-    entry = Entry(data["environment"], data["recorded"], data["unit"], invocations, barrier)
-    agrees = math.isclose(data["median"], entry.median, rel_tol=1e-5)  # because reviewers read the median alone
-    _need(agrees, f"{name} was edited: its median is {_canonical(entry.median)}, not {data['median']}")
+    barrier = None
+    known: dict[str, Any] = {"figure": (int, float), "unit": str, "sitting": str, "processes": list}
+    if isinstance(data, dict) and "barrier" in data:
+        known |= {"barrier": (int, float), "threads": int}
+    _fields(data, name, **known)
+    if "barrier" in data:
+        seconds, threads = data["barrier"], data["threads"]
+        _need(0 < seconds < math.inf and threads > 1, f"{name} has a barrier that is not of threads that meet")
+        barrier = Barrier(float(seconds), threads)
+    entry = Entry(data["sitting"], data["unit"], _figures(f"{name}: 'processes'", data["processes"]), barrier)
+    agrees = math.isclose(data["figure"], entry.figure, rel_tol=1e-5)  # because reviewers read this figure alone
+    _need(agrees, f"{name} was edited: its figure is {canonical(entry.figure)}, not {data['figure']}")
     return entry
 
 
-def _barrier(name: str, data: Any) -> Barrier:
-    _fields(data, name, seconds=(int, float), threads=int)
-    _need(0 < data["seconds"] < math.inf and data["threads"] > 1, f"{name} is {data}, not of threads that meet")
-    return Barrier(float(data["seconds"]), data["threads"])
+def _figures(name: str, data: Any) -> tuple[float, ...]:
+    _need(isinstance(data, list) and data, f"{name} is not a list of figures")
+    bad = [x for x in data if type(x) not in (int, float) or not 0 < x < math.inf]
+    _need(not bad, f"{name} has {bad}; figures are positive and finite numbers")
+    return tuple(map(float, data))
+
+
+_DAY = re.compile("[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])(T[0-9:]+Z)?$")
 
 
 def _fields(data: Any, name: str, **types: type | tuple[type, ...]) -> None:
@@ -322,38 +379,30 @@ def _need(condition: object, message: str) -> None:
 
 
 def _rounded(entry: Entry) -> Entry:
-    """With samples as the file has them, so that what was accepted twice is known to be the same."""
-    barrier = entry.barrier and replace(entry.barrier, seconds=_canonical(entry.barrier.seconds))
-    return replace(entry, invocations=tuple(map(tuple, _canonical(entry.invocations))), barrier=barrier)
+    """With figures as the file has them, so that the same entry, accepted twice, is known to be the same."""
+    barrier = entry.barrier and replace(entry.barrier, seconds=canonical(entry.barrier.seconds))
+    return replace(entry, processes=tuple(canonical(entry.processes)), barrier=barrier)
 
 
 def _stored(entry: Entry) -> dict[str, Any]:
-    """An entry as in the file; the median is that of the samples as they are stored, so it survives a round trip."""
+    """An entry as in the file; its figure is that of the processes as they are stored, so it survives a round trip."""
     stored = _rounded(entry)
-    known = {name: value for name, value in asdict(stored).items() if value is not None}
-    return {"median": _canonical(stored.median), **known}
-
-
-def _canonical(value: Any) -> Any:
-    """A JSON value with sorted keys and floats of 6 significant digits."""
-    if isinstance(value, dict):
-        return {key: _canonical(value[key]) for key in sorted(value)}
-    if isinstance(value, (list, tuple)):
-        return [_canonical(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    found = {"figure": canonical(stored.figure), "sitting": stored.sitting, "unit": stored.unit}
+    met = {} if stored.barrier is None else {"barrier": stored.barrier.seconds, "threads": stored.barrier.threads}
+    return {**found, "processes": stored.processes, **met}
 
 
 def _by_machine(baseline: Baseline, entries: Iterable[Entry]) -> list[list[Entry]]:
     """The entries of each machine, as they came; the machines in an order that new versions of a library keep."""
     machines: list[list[Entry]] = []
     for entry in entries:
-        here = baseline.machine(entry)
-        own = next((sets for sets in machines if not here.difference(baseline.machine(sets[0]))), None)
+        here = baseline.sitting(entry).fingerprint
+        own = next((sets for sets in machines if not here.difference(baseline.sitting(sets[0]).fingerprint)), None)
         if own is None:
             machines.append([entry])
         else:
             own.append(entry)
-    return sorted(machines, key=lambda sets: json.dumps(baseline.machine(sets[0]).as_dict()))
+    return sorted(machines, key=lambda sets: json.dumps(baseline.sitting(sets[0]).fingerprint.as_dict()))
 
 
 def _sorted(keys: Iterable[str]) -> list[str]:

@@ -1,24 +1,30 @@
-"""What is measured side by side in a run: base and head, or, for the gate's test of itself, head and head."""
+"""What a run measures side by side: base and head, or, for the gate's test of itself, head and head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
+from typing import TYPE_CHECKING
 
 from pytest_llmperf.cases import Case, Workload
-from pytest_llmperf.gate import selftest, verdict
+from pytest_llmperf.gate import rule, selftest
+from pytest_llmperf.gate.checkout import Base
 from pytest_llmperf.gate.compare import MOST_PAIRS, Comparison, blocks
-from pytest_llmperf.gate.judge import ABSOLUTE_FLOOR
 from pytest_llmperf.gate.pairs import FEWEST_TO_FAIL
+from pytest_llmperf.gate.rule import Outcome, Verdict
 from pytest_llmperf.gate.selftest import Assessment
-from pytest_llmperf.gate.verdict import Outcome, Verdict
 from pytest_llmperf.measure.worker_pool import Engines, Side
 from pytest_llmperf.measure.worker_process import Arm, BaseLostError, BaseUnableError
-from pytest_llmperf.plan import Scope
+
+if TYPE_CHECKING:
+    from pytest_llmperf.plan import Plan
 
 Arms = AbstractContextManager[dict[str, Side]]
+
+#: Seconds after which no further pair is begun for one backend and workload. The run has a bound of its own.
+PATIENCE = 150.0
 
 
 class DisturbedError(ValueError):
@@ -26,13 +32,12 @@ class DisturbedError(ValueError):
 
 
 class Beside:
-    """The comparisons of a run, one for each backend and workload; each serves every metric.
+    """The comparisons of a run, one for each base, backend and workload; each serves every metric.
 
     Args:
-        scope: what is measured.
+        plan: which workloads are compared whatever their figures are, so that they share processes.
         engines: the worker processes, made when first asked for.
         prompts: a workload's token ids, one row per request.
-        compared: the workloads of a backend that tests to come compare in any case, in their order.
         progress: told what is being done.
 
     Attributes:
@@ -41,43 +46,52 @@ class Beside:
 
     def __init__(
         self,
-        scope: Scope,
+        plan: Plan,
         engines: Callable[[], Engines],
         prompts: Callable[[Workload], list[list[int]]],
-        compared: Callable[[str], list[Workload]],
         progress: Callable[[str], None],
     ) -> None:
-        self._scope = scope
+        self._plan = plan
         self._engines = engines
         self._prompts = prompts
-        self._compared = compared
         self._progress = progress
         self._finally = ExitStack()
-        self._comparisons: dict[tuple[str, Workload], Comparison] = {}
-        self._asked: dict[str, set[str]] = {}
+        self._arms: dict[Base, Callable[[str], Arm]] = {}
+        self._comparisons: dict[tuple[Base | None, str, Workload], Comparison] = {}
+        self._asked: dict[tuple[Base | None, str], set[str]] = {}
         self.assessments: dict[Case, Assessment] = {}
 
     @property
     def comparisons(self) -> dict[tuple[str, Workload], Comparison]:
         """Those begun, by backend and workload."""
-        return {key: one for key, one in self._comparisons.items() if one.begun}
+        return {key[1:]: one for key, one in self._comparisons.items() if one.begun}
 
-    def base(self, case: Case, tolerance: float) -> Verdict:
-        """Compare a case with base.
+    @property
+    def spent(self) -> float:
+        """Seconds that all of them took."""
+        return sum(one.spent for one in self._comparisons.values())
+
+    def compare(self, case: Case, base: Base, tolerance: float) -> Verdict:
+        """Compare a case with base in pairs.
+
+        Returns:
+            The verdict; ``inconclusive`` where base was lost, ``new`` where base cannot run the case.
 
         Raises:
             WorkerError, TraceError: head could not be measured.
             BaseError: git could not check the base out.
         """
-        if self._scope.attached(self._scope.registry[case.backend]):
-            return verdict.nothing(Outcome.NEW, f"base, {self._scope.base}, would ask the same server as head")
         try:
-            comparison = self._comparison(case.backend, case.workload, self._base_and_head)
-            return comparison.judge(case.metric, tolerance, ABSOLUTE_FLOOR)
+            return self._comparison(case.backend, case.workload, base).judge(case.metric, tolerance)
         except BaseLostError as error:
-            return verdict.nothing(Outcome.INCONCLUSIVE, f"base, {self._scope.base}, was lost: {error}")
+            return rule.nothing(Outcome.INCONCLUSIVE, f"base, {base}, was lost: {error}")
         except BaseUnableError as error:
-            return verdict.nothing(Outcome.NEW, f"base, {self._scope.base}, cannot run it: {error}")
+            return rule.nothing(Outcome.NEW, f"base, {base}, cannot run it: {error}")
+
+    def begun(self, case: Case, base: Base) -> bool:
+        """Whether pairs of a case were measured already, for another metric perhaps."""
+        found = self._comparisons.get((base, case.backend, case.workload))
+        return found is not None and found.begun
 
     def self_test(self, case: Case, tolerance: float) -> list[float]:
         """Try the gate on a case: head beside itself, and beside itself slowed.
@@ -89,46 +103,56 @@ class Beside:
             WorkerError, TraceError: it could not be measured.
             DisturbedError: the machine was never left alone.
         """
-        comparison = self._comparison(case.backend, case.workload, self._head_and_head)
+        comparison = self._comparison(case.backend, case.workload, None)
         comparison.spend(case.metric)
         processes = comparison.processes(case.metric)
         same, slowed = (blocks(comparison.pairs, case.metric, "base", arm) for arm in ("head", "slow"))
         if len(same) < FEWEST_TO_FAIL:
             raise DisturbedError(f"{case}: {comparison.disturbance()}; nothing can be said of the gate here now")
-        self.assessments[case] = selftest.assess(same, slowed, processes, tolerance, ABSOLUTE_FLOOR)
+        self.assessments[case] = selftest.assess(same, slowed, processes, tolerance, self._plan.prior(case))
         return [figure for samples in processes for figure in samples]
 
     def close(self) -> None:
-        """Remove the base's checkout, if there is one."""
+        """Remove the checkouts, if there are any."""
         self._finally.close()
 
-    def _comparison(self, backend: str, workload: Workload, start: Callable[[str], Arms]) -> Comparison:
-        key = (backend, workload)
+    def _comparison(self, backend: str, workload: Workload, base: Base | None) -> Comparison:
+        """The one comparison of a workload with base; without a base, with head itself."""
+        key = (base, backend, workload)
         if key not in self._comparisons:
             self._comparisons[key] = Comparison(
                 workload,
                 self._prompts(workload),
-                partial(start, backend),
-                self._scope.settings.budget,
-                lambda text: self._progress(f"{backend} {text}"),
-                self._asked.setdefault(backend, set()),
-                lambda: [self._comparison(backend, one, start) for one in self._compared(backend) if one != workload],
+                partial(self._head_and_head, backend) if base is None else partial(self._base_and_head, backend, base),
+                self._patience(),
+                partial(self._say, backend),
+                self._asked.setdefault((base, backend), set()),
+                partial(self._others, backend, workload, base),
                 # A test of the gate takes what its budget allows, a verdict what it needs.
-                MOST_PAIRS if self._scope.settings.self_test else FEWEST_TO_FAIL,
+                MOST_PAIRS if self._plan.settings.self_test else FEWEST_TO_FAIL,
             )
         return self._comparisons[key]
 
-    @cached_property
-    def _base_arm(self) -> Callable[[str], Arm]:
-        assert self._scope.base is not None
-        return self._finally.enter_context(self._scope.base.arm())
+    def _others(self, backend: str, workload: Workload, base: Base | None) -> list[Comparison]:
+        """The comparisons that a pair started for this one serves too."""
+        return [self._comparison(backend, one, base) for one in self._plan.compared(backend) if one != workload]
 
-    def _base_and_head(self, name: str) -> Arms:
-        backend = self._scope.registry[name]
-        return self._engines().pair(backend, self._base_arm(self._scope.interpreter(backend).path))
+    def _patience(self) -> float:
+        if not self._plan.settings.self_test:
+            return PATIENCE
+        return self._plan.settings.budget / max(1, sum(len(self._plan.gated(one)) for one in self._plan.backends))
+
+    def _say(self, backend: str, text: str) -> None:
+        self._progress(f"{backend} {text}")
+
+    def _base_and_head(self, name: str, base: Base) -> Arms:
+        if base not in self._arms:
+            self._arms[base] = self._finally.enter_context(base.arm())
+        backend = self._plan.registry[name]
+        return self._engines().pair(backend, self._arms[base](self._plan.interpreter(backend).path))
 
     @contextmanager
     def _head_and_head(self, name: str) -> Iterator[dict[str, Side]]:
-        backend = self._scope.registry[name]
-        with self._engines().pair(backend, Arm(python=self._scope.interpreter(backend).path)) as arms:
+        backend = self._plan.registry[name]
+        with self._engines().pair(backend, Arm(python=self._plan.interpreter(backend).path)) as arms:
             yield arms | {"slow": replace(arms["head"], slowdown=selftest.INJECTED)}

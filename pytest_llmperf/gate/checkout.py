@@ -1,11 +1,11 @@
-"""The base arm: what head is measured against, side by side. Git at the edge: finds a revision, checks it out."""
+"""The base arm's code: finds a revision with git, says whether the tree still is that revision, and checks it out."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ class BaseError(ValueError):
 
 @dataclass(frozen=True)
 class Base:
-    """What was asked for, and found to be there.
+    """The code that head is compared with.
 
     Attributes:
         root: the repository under test.
-        revision: the commit of ``--llm-base``; None for the tree as it is.
-        stated: that revision in the user's words.
+        revision: the commit; None for the tree as it is.
+        stated: that revision in the user's words, or where it comes from.
         python: the interpreter of ``--llm-base-python``; None for each backend's own.
     """
 
@@ -85,6 +85,68 @@ def resolve(revision: str | None, python: str | None, folder: Path) -> Base | No
     return Base(root, commit, revision, python)
 
 
+def top(folder: Path) -> Path:
+    """The root of the repository that a folder is in; the folder itself outside a repository."""
+    try:
+        return Path(_git(folder, "rev-parse", "--show-toplevel")).resolve()
+    except BaseError:
+        return folder
+
+
+def recorded(revision: str, folder: Path) -> Base | None:
+    """The base at the revision that recorded a baseline; None if git does not have it.
+
+    Args:
+        revision: the commit, in full.
+        folder: of the suites under test.
+    """
+    try:
+        root = Path(_git(folder, "rev-parse", "--show-toplevel")).resolve()
+        _git(root, "cat-file", "-e", f"{revision}^{{commit}}")
+    except BaseError:
+        return None
+    return Base(root, revision, "the baseline's revision", None)
+
+
+def clean_revision(folder: Path, apart: Iterable[Path]) -> str | None:
+    """The commit under test, if the tree is exactly that commit; None if it is not, or outside a repository.
+
+    Args:
+        folder: in the repository.
+        apart: files and folders that do not count, such as the baselines.
+    """
+    try:
+        commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    except BaseError:
+        return None
+    return commit if is_at(commit, folder, apart) else None
+
+
+def is_at(revision: str, folder: Path, apart: Iterable[Path]) -> bool:
+    """Whether the tree is the same as at a revision, but for what does not count.
+
+    Args:
+        revision: a commit.
+        folder: in the repository.
+        apart: files and folders that do not count, such as the baselines. The repository itself always counts.
+    """
+    try:
+        root = Path(_git(folder, "rev-parse", "--show-toplevel")).resolve()
+        inside = [path.relative_to(root) for path in map(Path.resolve, apart) if root in path.parents]
+        only = ["--", ".", *(f":(exclude,literal){path}" for path in inside), *GENERATED]
+        changed = _git(root, "diff", "--name-only", "--no-ext-diff", revision, *only)
+        new = _git(root, "ls-files", "--others", "--exclude-standard", *only)
+    except BaseError:
+        return False
+    return not (changed or new)
+
+
+#: What pytest and Python write beside the code, as git's patterns.
+GENERATED = tuple(
+    f":(exclude,glob)**/{name}/**" for name in ("__pycache__", ".pytest_cache", ".benchmarks", ".hypothesis")
+)
+
+
 def head(folder: Path) -> str | None:
     """The commit of the tree under test, with a plus sign where files differ from it; None outside a repository."""
     try:
@@ -100,13 +162,14 @@ OF_A_HOOK = {"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GI
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
+    # A hook, as of a checkout, is for the people who work there.
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", "-C", str(folder), *arguments]
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     except OSError as error:
-        raise BaseError(f"--llm-base needs git, which cannot be run ({error})") from None
+        raise BaseError(f"base cannot be had: git cannot be run ({error}); install git") from None
     except subprocess.CalledProcessError as error:
         said = " ".join(error.stderr.split()) or f"exit status {error.returncode}"
-        raise BaseError(f"--llm-base: git {arguments[0]} in {folder} failed: {said}") from None
+        raise BaseError(f"base cannot be had: git {arguments[0]} in {folder} failed: {said}") from None
     return done.stdout.strip()

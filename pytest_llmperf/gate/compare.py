@@ -1,4 +1,4 @@
-"""Base against head on this machine, now: pairs of fresh processes that take turns until it is known, or time is up."""
+"""One backend and workload in pairs: processes of base and head take turns until the verdict is final or time is up."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from itertools import count, product
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.gate import pairs
 from pytest_llmperf.gate.pairs import Block
+from pytest_llmperf.gate.rule import Outcome, Verdict, nothing
 from pytest_llmperf.gate.turns import Turn, Turns
-from pytest_llmperf.gate.verdict import Outcome, Verdict, nothing
 from pytest_llmperf.machine import fitness
 from pytest_llmperf.measure.trace import TraceError
 from pytest_llmperf.measure.worker_pool import Side
@@ -21,36 +21,36 @@ from pytest_llmperf.measure.worker_process import BaseUnableError, WorkerError
 
 #: Blocks of a pair: at least, and at most.
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 10
-#: Seconds of turns after which no further one is begun; or as many as it took to start the pair and to warm it up, if
-#: those are more. Whichever differs more, processes or blocks, time that is divided equally gives a mean whose variance
-#: is at most twice that of the best division (which Kalibera and Jones, 2013, give for known variances). Where a start
-#: serves several workloads, each has its share of it: that is what a process costs each of them.
+#: Seconds after which a pair begins no further turn. If starting and warming up the pair took longer, its turns may
+#: take as long as that. Time that is divided equally between starts and turns gives a mean whose variance is at most
+#: twice that of the best division, whichever differs more, processes or blocks (Kalibera and Jones, 2013, give the best
+#: one for known variances). If a start serves several workloads, each counts its share of it.
 PAIR_SECONDS = 8.0
 #: Turns that may be taken again in one pair because something else used the machine meanwhile.
 SPARE_TURNS = 4
-#: Pairs at most, whatever the budget.
+#: The most pairs, whatever the budget.
 MOST_PAIRS = 12
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One process of either arm, and the turns that they took, in order."""
+    """One process of each arm, and the turns that they took, in order."""
 
     turns: tuple[Turn, ...]
 
     @property
     def kept(self) -> list[Turn]:
-        """Those during which nothing else used the machine. Which they are does not depend on the figures."""
+        """The turns during which nothing else used the machine. The figures do not decide that."""
         return [turn for turn in self.turns if turn.culprit is None]
 
     @property
     def counts(self) -> bool:
-        """Whether they are enough, for each arm beside base."""
+        """Whether each arm has enough of these turns."""
         kept = Counter(name for turn in self.kept for name in turn.samples)
         return all(kept[name] >= FEWEST_BLOCKS for turn in self.turns for name in turn.samples)
 
     def precise(self, metrics: Iterable[str]) -> bool:
-        """Whether more turns would tell nothing, of none of these metrics and of no arm beside base."""
+        """Whether more turns would tell nothing more, for any of these metrics and any arm beside base."""
         arms = {name for turn in self.turns for name in turn.samples} - {"base"}
         return all(
             pairs.precise(pair)
@@ -72,14 +72,14 @@ class Comparison:
     Args:
         workload: what is generated.
         prompts: token ids, one row per request.
-        start: starts a process of either arm, loaded, gone afterwards: how to ask each, by its name.
-        budget: seconds, start of processes included, after which no further pair is begun; twice as many where too few
-            pairs were undisturbed. Of a start that serves others too, each is charged with its share.
+        start: starts and loads a process of each arm, and closes them afterwards. Gives how to ask each, by its name.
+        budget: seconds, start of processes included, after which no further pair is begun; twice as many if too few
+            pairs were undisturbed. If a start serves other comparisons too, each pays its share.
         progress: told what is being done.
-        asked: the metrics that were asked for so far, of this or of others: a pair is measured until it tells enough of
-            them. What is asked for first later may take further pairs.
-        others: of the same processes, in order: what is compared too, so that a start may serve them.
-        shared: how many pairs it takes of what the others start; by default those that a verdict needs.
+        asked: the metrics that were asked for so far, here or in the other comparisons. A pair is measured until it
+            tells enough of all of them. A metric that is asked for later may need further pairs.
+        others: the comparisons that the same processes can serve, in order.
+        shared: up to how many pairs it uses processes that the others start; by default what a verdict needs.
     """
 
     def __init__(
@@ -101,14 +101,17 @@ class Comparison:
         self._asked = asked
         self._others = others
         self._shared = shared
-        self._spent = 0.0
+        #: Seconds that its pairs took, with its share of each start.
+        self.spent = 0.0
         self._unable: BaseUnableError | None = None
         self._failed = False
-        #: Whether anything was asked of a process for it.
+        #: The metrics that were judged. They need no further pair.
+        self._judged: set[str] = set()
+        #: Whether a process was started or used for it.
         self.begun = False
         self.pairs: list[Pair] = []
 
-    def judge(self, metric: str, tolerance: float, floor: float) -> Verdict:
+    def judge(self, metric: str, tolerance: float) -> Verdict:
         """Measure until the metric's verdict is final, or the budget is spent; never fewer pairs than a verdict takes.
 
         Raises:
@@ -117,16 +120,17 @@ class Comparison:
         """
         self._asked.add(metric)
         while True:
-            found, final = self._verdict(metric, tolerance, floor)
+            found, final = self._verdict(metric, tolerance)
             if final or self._exhausted:
+                self._judged.add(metric)
                 return found
             self._add_pair()
 
-    def _verdict(self, metric: str, tolerance: float, floor: float) -> tuple[Verdict, bool]:
+    def _verdict(self, metric: str, tolerance: float) -> tuple[Verdict, bool]:
         undisturbed = blocks(self.pairs, metric)
         if len(undisturbed) < 2:
             return replace(nothing(Outcome.INCONCLUSIVE, self.disturbance()), basis="base"), False
-        found, final = pairs.compare(undisturbed, tolerance, floor)
+        found, final = pairs.compare(undisturbed, tolerance)
         if not final and len(undisturbed) < len(self.pairs):
             found = replace(found, reason=f"{found.reason}; {self.disturbance()}")
         return found, final
@@ -155,16 +159,18 @@ class Comparison:
 
     @property
     def _exhausted(self) -> bool:
-        # Disturbed pairs are replaced, for as long again.
+        # Disturbed pairs are replaced, for up to twice the budget.
         wanted, counted = pairs.FEWEST_TO_FAIL, sum(pair.counts for pair in self.pairs)
-        spent = self._spent / self._budget
+        spent = self.spent / self._budget
         enough = len(self.pairs) >= wanted and (spent >= 2 or (spent >= 1 and counted >= wanted))
         return enough or len(self.pairs) >= MOST_PAIRS
 
     @property
     def _joins(self) -> bool:
-        """Whether it is to have a pair of what another one starts."""
-        return not self._failed and not self._exhausted and len(self.pairs) < self._shared
+        """Whether it wants a pair in the processes that another comparison starts."""
+        if self._failed or self._exhausted or len(self.pairs) >= self._shared:
+            return False
+        return not self._judged or not self._judged >= self._asked
 
     def _add_pair(self) -> None:
         if self._unable is not None:
@@ -188,24 +194,24 @@ class Comparison:
                 self._unable = error
             raise
         finally:
-            self._spent += time.monotonic() - began - lent
+            self.spent += time.monotonic() - began - lent
 
     def _join(self, arms: Mapping[str, Side], share: float) -> bool:
-        """Measure by the processes that another one started; False if that failed, of which its own test is told."""
+        """Measure in processes that another comparison started. False if that failed; its own test reports it."""
         self.begun = True
         began = time.monotonic()
         try:
             self.pairs.append(self._pair(arms, share))
         except (WorkerError, TraceError):
-            self._failed = True  # it would fail the next one too, and those after it would have no turn
+            self._failed = True  # it would fail in the next pair too, and those after it would get no turn
             return False
         else:
             return True
         finally:
-            self._spent += time.monotonic() - began + share
+            self.spent += time.monotonic() - began + share
 
     def _pair(self, arms: Mapping[str, Side], start: float) -> Pair:
-        """Measure, where the processes took so many seconds to start. Raises as `judge`."""
+        """Measure a pair, whose processes took ``start`` seconds to start. Raises as `judge`."""
         number = len(self.pairs) + 1
         both = Turns(
             arms, self._workload, self._prompts, lambda text: self._progress(f"{self._workload}: pair {number}, {text}")

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
+from pytest_llmperf.gate import stored
 from pytest_llmperf.gate.pairs import Block, Pairs, compare
-from pytest_llmperf.gate.verdict import Invocations, Outcome, noise_floor
+from pytest_llmperf.gate.rule import Outcome
+from pytest_llmperf.gate.stored import Prior
 
 #: The slowdown that is really there in the slowed arm: it sleeps that share longer at every step.
 INJECTED = 0.05
@@ -37,7 +41,7 @@ class Assessment:
         resolution: the smallest slowdown that is called in nine of ten; None where none tried is.
         recommended: the smallest tolerance at which unchanged code is never a regression and ok in nine of ten; None
             where there is none.
-        noise: what the stored gate has to allow, as a fraction: the noise floor of these processes.
+        stored: the slowdown that a baseline of one sitting of such processes could not exclude, though nothing changed.
     """
 
     tolerance: float
@@ -47,11 +51,11 @@ class Assessment:
     power: float
     resolution: float | None
     recommended: float | None
-    noise: float
+    stored: float
 
 
 def assess(
-    same: Pairs, slowed: Pairs, processes: Invocations, tolerance: float, floor: float, seed: int = 0
+    same: Pairs, slowed: Pairs, processes: Sequence[Sequence[float]], tolerance: float, prior: Prior, seed: int = 0
 ) -> Assessment:
     """Try the gate on pairs of unchanged code and on pairs whose head is slowed.
 
@@ -60,28 +64,27 @@ def assess(
         slowed: blocks of base and of head slowed by `INJECTED`.
         processes: samples of every process of unchanged code.
         tolerance: accepted slowdown, as a fraction.
-        floor: accepted slowdown in the samples' unit.
+        prior: how much sittings of the case differ.
         seed: of the orders drawn.
 
     Raises:
         ValueError: as `pairs.compare`.
     """
     rng = random.Random(seed)
-    unchanged = _rates(rng, same, tolerance, floor, exchange=True)
+    figures = [median(samples) for samples in processes]
+    unchanged = _rates(rng, same, tolerance, exchange=True)
     caught = (
-        slowdown
-        for slowdown in GRID
-        if _rates(rng, _slower(same, slowdown), tolerance, floor)[Outcome.REGRESSION] >= MOST
+        slowdown for slowdown in GRID if _rates(rng, _slower(same, slowdown), tolerance)[Outcome.REGRESSION] >= MOST
     )
     return Assessment(
         tolerance=tolerance,
         pairs=len(same),
         false_alarms=unchanged[Outcome.REGRESSION],
         undecided=unchanged[Outcome.INCONCLUSIVE],
-        power=_rates(rng, slowed, tolerance, floor)[Outcome.REGRESSION],
+        power=_rates(rng, slowed, tolerance)[Outcome.REGRESSION],
         resolution=next(caught, None),
-        recommended=next((one for one in GRID if _serves(_rates(rng, same, one, floor, exchange=True))), None),
-        noise=noise_floor(processes),
+        recommended=next((one for one in GRID if _serves(_rates(rng, same, one, exchange=True))), None),
+        stored=stored.interval([figures], [stored.centre(figures)], prior).upper - 1,
     )
 
 
@@ -89,9 +92,7 @@ def _serves(rates: dict[Outcome, float]) -> bool:
     return not rates[Outcome.REGRESSION] and rates[Outcome.OK] >= MOST
 
 
-def _rates(
-    rng: random.Random, pairs: Pairs, tolerance: float, floor: float, exchange: bool = False
-) -> dict[Outcome, float]:
+def _rates(rng: random.Random, pairs: Pairs, tolerance: float, exchange: bool = False) -> dict[Outcome, float]:
     """How the comparison ends, over orders of the pairs, and over which arm is head if they may be exchanged."""
     found: Counter[Outcome] = Counter()
     for _ in range(DECISIONS):
@@ -99,14 +100,14 @@ def _rates(
             [Block(one.head, one.base) for one in pair] if exchange and rng.random() < 0.5 else list(pair)
             for pair in rng.sample(list(pairs), len(pairs))
         ]
-        found[_decided(drawn, tolerance, floor)] += 1
+        found[_decided(drawn, tolerance)] += 1
     return {outcome: found[outcome] / DECISIONS for outcome in Outcome}
 
 
-def _decided(pairs: Pairs, tolerance: float, floor: float) -> Outcome:
+def _decided(pairs: Pairs, tolerance: float) -> Outcome:
     """The outcome of a comparison that takes pairs in this order until it is final."""
     for count in range(2, len(pairs) + 1):
-        found, final = compare(pairs[:count], tolerance, floor)
+        found, final = compare(pairs[:count], tolerance)
         if final:
             break
     return found.outcome

@@ -22,12 +22,12 @@ WARM_UP = 2
 class Turn:
     """Samples of two arms next to each other in time.
 
-    In step: one generation of each, of which now one computes a step and now the other. Where an engine cannot be
-    paused: base, head, head, base, or the other way round.
+    In step: one generation of each, which compute their steps in turns. If an engine cannot be paused: whole
+    generations of base, head, head, base, or the other way round.
 
     Attributes:
         samples: of each arm, by its name, in the order taken.
-        culprit: what disturbed some of them; None if nothing did.
+        culprit: what disturbed one of them; None if nothing did.
         in_step: whether they were generated in step.
     """
 
@@ -39,16 +39,16 @@ class Turn:
     def of(cls, samples: Mapping[str, Sequence[Sample]], in_step: bool = False) -> Turn:
         """A turn, judged by itself: a clock that is low in all of it disturbs no comparison.
 
-        Canaries and meetings of threads are left out. Where a neighbour on a core's other hardware thread comes and
-        goes, they disturbed more than half of the turns, and two or three pairs of four were left; what is faster than
-        a turn is left to the statistics, which see it in how pairs differ.
+        Canaries and meetings of threads are not judged. When a neighbour on a core's other hardware thread came and
+        went, they ruled out more than half of the turns, and two or three pairs of four were left. Changes within a
+        turn are left to the statistics, which see them in how pairs differ.
         """
         records = [replace(sample.fitness, canaries=None, barriers=None) for arm in samples.values() for sample in arm]
         culprit = next(filter(None, fitness.culprits(records)), None)
         return cls({name: tuple(arm) for name, arm in samples.items()}, culprit, in_step)
 
     def block(self, metric: str, base: str, head: str) -> Block:
-        """The best of either arm: a neighbour makes a sample slower, never faster."""
+        """The best of each arm: a neighbour makes a sample slower, never faster."""
         best = [min(sample.trace.metric(metric) for sample in self.samples[arm]) for arm in (base, head)]
         return Block(*best)
 
@@ -57,13 +57,13 @@ class Turns:
     """Two processes of one workload.
 
     Args:
-        arms: how to ask ``base`` and the others, of which several may be one process.
+        arms: how to ask ``base`` and the others. Several of the others may be one process.
         workload: what is generated.
         prompts: token ids, one row per request.
         progress: told what is being done.
 
     Attributes:
-        kinds: how many turns `take` takes: where steps alternate, one for each arm beside base; else one for all.
+        kinds: how many turns `take` takes. If steps alternate, one for each arm beside base; else one for all.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Turns:
         return turns
 
     def prove(self) -> None:
-        """Both have to show that they ran what they are named after. Raises as `take`."""
+        """Check that the optimization ran in both. Raises as `take`."""
         for name in ("base", "head"):  # a base that fell back to a slow path would hide a slowdown of head
             self._progress(f"{name}: proving that the optimization ran")
             with self._side(name) as side:
@@ -107,7 +107,7 @@ class Turns:
 
     @contextmanager
     def _side(self, name: str) -> Iterator[Side]:
-        """What fails in it is this arm's failure."""
+        """How to ask an arm. What fails meanwhile is this arm's failure."""
         try:
             yield self._arms[name]
         except (WorkerError, TraceError) as error:
@@ -124,7 +124,7 @@ class Turns:
             return generate(side, self._workload, self._prompts)
 
     def _whole(self, order: Sequence[str]) -> dict[str, list[Sample]]:
-        """Two generations of each, there and back."""
+        """Two generations of each: in this order, then the other way round."""
         samples: dict[str, list[Sample]] = {name: [] for name in order}
         for name in (*order, *order[::-1]):
             samples[name].append(self._sample(name))

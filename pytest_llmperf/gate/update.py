@@ -1,41 +1,52 @@
-"""What an update does to a case's baseline: old, new, and whether the change is more than noise. Pure."""
+"""Accepting figures: what an update changes in each case's baseline, and the entries that are written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.cases import Case
-from pytest_llmperf.gate.verdict import LARGE, Invocations, centre, noise_floor
-from pytest_llmperf.machine.fitness import Barrier
+from pytest_llmperf.cases import METRICS, Case
+from pytest_llmperf.gate import baseline as store
+from pytest_llmperf.gate import stored
+from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
+from pytest_llmperf.gate.rule import FLOOR, LARGE
+from pytest_llmperf.gate.stored import Prior, Sittings
+from pytest_llmperf.machine import rates
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_llmperf.machine.fitness import Barrier
 
 
 @dataclass(frozen=True)
 class Change:
-    """A case's newest set of invocations against those accepted before on this machine.
+    """A case's new sitting against those accepted before on this machine.
 
     Attributes:
         case: which.
-        old: the centre of the set before, in the metric's unit; None for a case that is new.
-        new: the centre of the newest set.
-        noise: the noise floor of the sets before, a fraction; 0 without any.
-        resolution: the smallest slowdown, a fraction, that the gate can detect against the new entry: the largest of
-            the case's tolerance, its noise floor and what never counts; None for a metric that is never gated.
+        old: the figure before, in the metric's unit; None for a case that is new.
+        new: the figure of the new sitting.
+        sittings: how many sittings the baseline has from now on.
+        not_excluded: the slowdown, a fraction, that a process as fast as this baseline could not exclude; None for a
+            metric that is never gated.
         tolerance: the slowdown allowed, a fraction; None for a metric that is never gated.
-        slower: whether the newest set is slower than the gate would have allowed.
-        doubt: why the machine may be slower than it was for the set before, so that figures of it hide slowdowns.
-        barrier: of the newest set, which was compared with those of its state.
+        slower: whether the new sitting is slower than the tolerance allows.
+        beyond_noise: whether the change is more than sittings of one code differ.
+        doubt: how the machine differed from the sitting before, in a clause; None if it did not.
     """
 
     case: Case
     old: float | None
     new: float
-    noise: float
-    resolution: float | None
+    sittings: int
+    not_excluded: float | None
     tolerance: float | None
     slower: bool
+    beyond_noise: bool
     doubt: str | None = None
-    barrier: Barrier | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -44,32 +55,121 @@ class Change:
 
     @property
     def questionable(self) -> bool:
-        """Whether a gated case became faster by more than can be taken on trust, as `Verdict.questionable`."""
-        return self.resolution is not None and self.ratio is not None and self.ratio < 1 - LARGE
-
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether the centre moved, up or down, by more than the noise floor."""
-        return self.old is not None and max(self.new, self.old) > min(self.new, self.old) * (1 + self.noise)
+        """Whether a gated case became faster by more than can be taken on trust."""
+        return self.tolerance is not None and self.ratio is not None and self.ratio < 1 - LARGE
 
 
 def change(
-    case: Case, before: Sequence[Invocations], newest: Invocations, tolerance: float | None, floor: float
+    case: Case, before: Sittings, kept: Sittings, newest: Sequence[float], tolerance: float | None, prior: Prior
 ) -> Change:
-    """What accepting a set changes.
+    """What accepting a sitting changes. Pure.
 
     Args:
         case: which.
-        before: the sets of this machine, newest first.
-        newest: the set to accept.
+        before: the sittings of this machine so far, newest first.
+        kept: those of them that are of the same code, and so stay.
+        newest: the figures of the new sitting's processes.
         tolerance: the slowdown allowed, a fraction; None for a metric that is never gated.
-        floor: the slowdown in seconds that never counts.
+        prior: how much sittings of the case differ.
+
+    Raises:
+        ValueError: as `stored.interval`.
     """
-    new = centre(newest)
-    old = centre(before[0]) if before else None
-    noise = noise_floor(before[0], before[1:]) if before else 0.0
+    new = stored.centre(newest)
+    old = stored.centre(before[0]) if before else None
+    found = stored.interval(before, newest, prior) if before else None
+    beyond = found is not None and not found.low <= 1 <= found.high
+    count = 1 + len(kept)
     if tolerance is None:
-        return Change(case, old, new, noise, None, None, slower=False)
-    slower = old is not None and new > old * (1 + max(tolerance, noise)) and new - old > floor
-    resolution = max(tolerance, noise_floor(newest, before), floor / new)
-    return Change(case, old, new, noise, resolution, tolerance, slower)
+        return Change(case, old, new, count, None, None, False, beyond)
+    sittings = [newest, *kept]
+    after = stored.interval(sittings, [stored.centre([stored.centre(one) for one in sittings])], prior)
+    slower = old is not None and new > old * (1 + tolerance) and new - old > FLOOR
+    return Change(case, old, new, count, max(0.0, after.upper - 1), tolerance, slower, beyond)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The figures that are accepted into one baseline file.
+
+    Attributes:
+        path: of the file.
+        held: its content, or None where there is none.
+        device, model: whose file it is.
+        changes: what the accepted figures change, by case.
+    """
+
+    path: Path
+    held: Baseline | None
+    device: str
+    model: str
+    changes: dict[Case, Change] = field(default_factory=dict)
+    _entries: dict[Case, Entry] = field(default_factory=dict)
+    _sittings: dict[str, Sitting] = field(default_factory=dict)
+    _same_code: dict[str, Collection[str]] = field(default_factory=dict)
+
+    def accept(
+        self,
+        case: Case,
+        sitting: Sitting,
+        processes: Sequence[float],
+        barrier: Barrier | None,
+        tolerance: float | None,
+        prior: Prior,
+        same_code: Collection[str],
+    ) -> None:
+        """Queue a case's figures, instead of what was queued for it.
+
+        Args:
+            case: which.
+            sitting: what they were recorded with.
+            processes: the figure of each process, in the metric's unit.
+            barrier: how long their threads took to meet.
+            tolerance: as in `change`.
+            prior: as in `change`.
+            same_code: ids of the old sittings that are of the same code.
+        """
+        self._sittings[sitting.id] = sitting
+        self._same_code[sitting.id] = same_code
+        self._entries[case] = Entry(sitting.id, METRICS[case.metric][1], tuple(processes), barrier)
+        own = self.held.own(case.key, sitting.fingerprint) if self.held else []
+        rows, kept = [one.processes for one in own], [one.processes for one in own if one.sitting in same_code]
+        found = change(case, rows, kept, processes, tolerance, prior)
+        if own and self.held:
+            doubt = rates.difference(sitting.rates, self.held.sitting(own[0]).rates)
+            found = replace(found, doubt=doubt or rates.moved(barrier, own[0].barrier))
+        self.changes[case] = found
+
+    def write(self, refused: Collection[Case] = ()) -> dict[Case, Entry]:
+        """Merge what was accepted, but not the refused cases, into the file, once. Returns what was written.
+
+        The file is read again first, since others may have written to it.
+
+        Raises:
+            BaselineError: the file cannot be read or written; the old one is untouched.
+        """
+        new = self.accepted(refused)
+        written = {case: entry for case, entry in self._entries.items() if case not in refused}
+        if written:
+            held = store.load(self.path, self.device, self.model)
+            for name in new.sittings:  # one for each interpreter, whose versions decide which code is the same
+                others = [case for case, entry in written.items() if entry.sitting != name]
+                held = store.merge(held, self.accepted([*refused, *others]), self._same_code[name])
+            store.write(self.path, held or new)
+        return written
+
+    def accepted(self, refused: Collection[Case] = ()) -> Baseline:
+        """What was accepted, but not the refused cases, as a baseline of nothing else."""
+        entries = {case.key: (entry,) for case, entry in self._entries.items() if case not in refused}
+        used = {entry.sitting for (entry,) in entries.values()}
+        return Baseline(
+            self.device, self.model, {key: one for key, one in self._sittings.items() if key in used}, entries
+        )
+
+    def as_dict(self, refused: Collection[Case]) -> dict[str, Any]:
+        """What `write` would add now, as JSON values, so that ``pytest-llmperf accept`` can do so elsewhere."""
+        return {
+            "baseline": json.loads(store.dumps(self.accepted(refused))),
+            "tolerances": {case.key: self.changes[case].tolerance for case in self._entries if case not in refused},
+            "same_code": {name: sorted(ids) for name, ids in self._same_code.items()},
+        }

@@ -139,10 +139,37 @@ def take() -> Fingerprint:
 
 @cache
 def versions(interpreter: Interpreter = Interpreter()) -> dict[str, str]:  # noqa: B008  it is frozen
-    """Versions of what may change a latency, none of it imported: those that the workers' interpreter has."""
-    found = {"python": interpreter.python_version(), "kernel": platform.release()}
+    """Versions of what reports name, none of it imported: those that the workers' interpreter has."""
+    found = {"python": interpreter.python_version()}
     found |= {package: version for package in PACKAGES if (version := interpreter.version(package))}
+    return found | system()
+
+
+@cache
+def system() -> dict[str, str]:
+    """The kernel, and the drivers of accelerators where they have a version of their own."""
+    found = {"kernel": platform.release()}
     for module in ("nvidia", "amdgpu"):  # amdgpu has a version where it is AMD's own, not the kernel's
         with contextlib.suppress(OSError):
             found[f"{module} driver"] = Path(f"/sys/module/{module}/version").read_text().strip()
+    return found
+
+
+def everything_installed(interpreter: Interpreter, root: Path) -> dict[str, str]:
+    """The version of every distribution that an interpreter has, and of Python, by name.
+
+    What was installed from version control or in place has its revision after the version. What is installed in place
+    from the repository under test is left out: the checkout says what it is.
+
+    Args:
+        interpreter: the Python that is asked.
+        root: of the repository under test.
+    """
+    found = {}
+    for name, one in sorted(interpreter.installed().items()):
+        folder = one.get("folder")
+        if folder and Path(folder).is_relative_to(root.resolve()):
+            continue
+        revision = one.get("revision")
+        found[name or "python"] = one["version"] + (f" ({revision})" if revision else "")
     return found

@@ -1,8 +1,8 @@
 """Whether the machine was fit to be measured on during a sample: the record, and the decision. Pure.
 
 A sample is contaminated for what is in its record, never for its figure: leaving out slow samples would make a slow
-kernel look fast. And no figure is ever rescaled by what is in it: a canary of another shape than the workload only adds
-its own noise.
+kernel look fast. No figure is rescaled by the record either: a canary is other work than the workload, so it would only
+add noise.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from typing import Any
 from pytest_llmperf.machine.gpu import Reading, Stranger
 from pytest_llmperf.machine.health import Contention
 
-#: Other processes and the hypervisor taking more than this share of one core during a sample contaminate it where not
-#: one core was idle: a worker on a CPU uses every core, and one that waits at a barrier makes the others wait.
+#: A sample is contaminated if other processes and the hypervisor took more than this share of a core, and less than one
+#: core was idle. A worker on a CPU uses every core, and a thread that comes late to a barrier makes the others wait.
 CONTAMINATED = 0.25
-#: Share of a sample in which tasks stalled for memory, or all of them for a disk. It is the least slowdown that is
-#: allowed by default (5 %), which such a stall would explain. Waiting for a CPU is recorded and not judged: a worker's
-#: own threads wait for each other's.
+#: A sample is contaminated if tasks stalled for memory, or all of them for a disk, in more than this share of it. That
+#: would explain a slowdown of the smallest default tolerance against a baseline (5 %). Waiting for a CPU is recorded
+#: and not judged, since a worker's own threads wait for each other.
 STALLED = 0.05
 #: The pressures that are judged. While a worker computes, not all tasks wait for a disk unless it does too.
 JUDGED = ("some memory", "full io")
-#: Canaries on both sides of a sample this many times slower than the process's fastest contaminate it. Measured in a
-#: virtual machine of 2 CPUs (AMD EPYC): with nothing else running in it (others 0.01 cores, steal 0.02) 80 % of 490
-#: canaries were slower than this, 1.8 times in the median and 2.2 at most, since the core's other hardware thread was
+#: A sample is contaminated if the canaries before and after it were this many times slower than the process's fastest.
+#: Measured in a virtual machine of 2 CPUs (AMD EPYC) in which nothing else ran (others 0.01 cores, steal 0.02): 80 % of
+#: 490 canaries were slower than this, 1.8 times in the median and 2.2 at most. The core's other hardware thread was
 #: taken, it seems. Minutes later (others 0.18) 64 % of 232 were within 1.2 of the fastest and 29 % at 1.5 to 1.9.
-#: Between two slow ones torch's matrix products took 9 to 22 % longer. One alone says little of a sample of a second,
-#: since the state may change within 50 ms.
+#: Between two slow canaries torch's matrix products took 9 to 22 % longer. One slow canary says little of a sample of a
+#: second, since the state may change within 50 ms.
 CANARY_SLOWER = 1.25
-#: Threads that take this many times as long to meet as they did are on CPUs further apart, or on one that a neighbour
-#: slows. Measured in a virtual machine of 2 CPUs (AMD EPYC) 1,834 times: 2.9 to 3.7 us in one state, 4.3 to 6.5 in
+#: If threads take this many times as long to meet as before, their CPUs are further apart, or a neighbour slows one of
+#: them. Measured in a virtual machine of 2 CPUs (AMD EPYC) 1,834 times: 2.9 to 3.7 us in one state, 4.3 to 6.5 in
 #: the other, for seconds to minutes (`benchmarks.moved`).
 APART = 1.25
-#: What takes more than this many times as long is no way between CPUs.
+#: A longer way between CPUs explains at most this many times as long.
 FURTHEST = 3.0
-#: A clock this far below the highest of the process: 5 % is the slowdown that an accelerator is allowed by default.
+#: A sample is contaminated if the clock was below this share of the highest one. 5 % is the slowdown that an
+#: accelerator is allowed by default.
 CLOCK_FELL = 0.95
-#: Reasons that are the normal state of a card under a heavy load, in a baseline's samples too: they contaminate only
-#: where the clock fell as well.
+#: Reasons for throttling that are normal for a card under a heavy load, so a baseline's samples have them too. They
+#: contaminate a sample only if the clock fell as well.
 NORMAL_UNDER_LOAD = ("SW power cap", "power limit", "a limit without a name")
 
 
@@ -63,7 +64,7 @@ class Fitness:
         megahertz: mean clock of the usable CPUs just after it.
         throttled: how often a CPU was slowed down for its temperature meanwhile.
         canaries: seconds that the same small piece of work took just before it and just after it.
-        fastest: the fewest that it has taken in this process so far, whatever was generated then.
+        fastest: the fewest seconds that it has taken in this process so far, in any workload.
         barriers: how long torch's threads took to meet just before it and just after it, on a CPU.
         gpu: what the accelerator said just after it.
         cost: seconds that all these readings took, outside the timed span.
@@ -106,10 +107,10 @@ def crowded(used: Contention) -> bool:
 
 
 def moved(now: Barrier | None, usual: Barrier | None) -> bool:
-    """Whether as many threads meet so much later or sooner than they did that their CPUs are others.
+    """Whether the same number of threads meets so much later or sooner than before that the host moved their CPUs.
 
-    A longer way between cores explains a few times as long. What takes longer still, and how many threads there are, is
-    the code's own affair.
+    A longer way between CPUs explains a factor of up to `FURTHEST`. A larger one, or another number of threads, comes
+    from the code.
     """
     if now is None or usual is None or now.threads != usual.threads:
         return False
@@ -124,7 +125,7 @@ def culprit(
     Args:
         record: the sample's.
         canary: the process's fastest canary, in seconds.
-        barrier: the least that its threads took to meet in these generations, in seconds.
+        barrier: the shortest time in which its threads met in these generations, in seconds.
         clock: the highest clock of the accelerator in these generations, in MHz.
     """
     if crowded(Contention(record.others, record.steal, record.idle)):
@@ -157,7 +158,7 @@ def _of_the_gpu(gpu: Reading, clock: float | None) -> str | None:
 
 
 def chief(found: Iterable[str | None]) -> str | None:
-    """The culprit of most of what was contaminated, or the first; None if nothing was."""
+    """The culprit of most samples; of equals, the first. None if there is none."""
     counted = Counter(why for why in found if why is not None)
     return counted.most_common(1)[0][0] if counted else None
 
@@ -165,10 +166,10 @@ def chief(found: Iterable[str | None]) -> str | None:
 def culprits(records: Sequence[Fitness]) -> list[str | None]:
     """For each of a process's generations of one workload, why it is contaminated, or None.
 
-    The fastest canary is the process's so far, since a neighbour may be there all the time that a workload takes. The
-    highest clock is these generations' own, since a heavier workload has a lower one, and so is the soonest meeting of
-    threads, since a workload all of whose generations had their CPUs apart is compared with others such. A later
-    generation can show what was wrong with an earlier one.
+    The fastest canary is the process's so far, since a neighbour may be there as long as the whole workload takes. The
+    highest clock is that of these generations, since a heavier workload has a lower clock. The soonest meeting of
+    threads is theirs too: if the CPUs were apart in all of them, they are compared with a baseline of that state. A
+    later generation can show what was wrong with an earlier one.
     """
     sung = _least(seconds for one in records for seconds in (*(one.canaries or ()), one.fastest))
     met = _least(meeting.seconds for one in records for meeting in one.barriers or ())

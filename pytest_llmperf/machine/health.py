@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-#: What tasks wait for that the kernel accounts (PSI).
+#: Resources for which the kernel counts how long tasks wait (PSI).
 RESOURCES = ("cpu", "memory", "io")
 
 
@@ -71,7 +71,7 @@ def parse_stat(text: str, ticks: int, cpus: Collection[int]) -> tuple[float, flo
 
 
 def contents(file: Path) -> str:
-    """What a file of the kernel's says; nothing if it is not there or may not be read."""
+    """The text of one of the kernel's files; empty if it is not there or may not be read."""
     try:
         return file.read_text(errors="replace")
     except OSError:
@@ -91,8 +91,8 @@ def parse_pressure(resource: str, text: str) -> dict[str, float]:
 def stalled(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> dict[str, float] | None:
     """Seconds stalled so far; None where the kernel does not account it.
 
-    Of this process's own control group (version 2) where that has the files, since a container sees the whole host's
-    in ``/proc``, and a neighbour who waits for his own memory limit is nobody's culprit.
+    This process's own control group (version 2) counts, if it has the files. In a container, ``/proc`` has those of the
+    whole host, and a neighbour who waits because of his own memory limit disturbs nobody.
     """
     lines = contents(proc / "self/cgroup").splitlines()
     group = next((line.removeprefix("0::").lstrip("/") for line in lines if line.startswith("0::")), "")
@@ -118,10 +118,10 @@ def throttled(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu"
 
 
 def snapshot(processes: Collection[int] = ()) -> Snapshot:
-    """Now. The kernel counts in ticks, of 10 ms mostly, so that differences are good to about that.
+    """The counters now. The kernel counts in ticks, mostly of 10 ms, so differences are no more exact than that.
 
     Args:
-        processes: others whose CPU time counts as this one's own.
+        processes: other processes whose CPU time counts as this one's own.
     """
     cpus = usable_cpus()
     try:
@@ -179,12 +179,12 @@ def parse_process(text: str) -> Process | None:
 
 
 def process(pid: int, proc: Path = Path("/proc")) -> Process | None:
-    """A process, or None if it is not to be seen from here."""
+    """A process, or None if it cannot be seen from here."""
     return parse_process(contents(proc / str(pid) / "stat"))
 
 
 def busiest(processes: Collection[int], seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
-    """Who uses the most CPU now, as in ``4711 (python)``, but for this process group and those; None if nobody does.
+    """Who uses the most CPU now, as in ``4711 (python)``, apart from this process group and ``processes``; or None.
 
     Takes ``seconds``, and two looks at every process, so it is asked only after a sample that others disturbed.
     """

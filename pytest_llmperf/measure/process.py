@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from statistics import fmean, median
 from typing import Any
 
 from pytest_llmperf.backends.base import RequestStatistics
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.machine import fitness
-from pytest_llmperf.machine.fitness import APART, Barrier, Fitness
+from pytest_llmperf.machine.fitness import Barrier, Fitness
 from pytest_llmperf.measure import sampling, trace
 from pytest_llmperf.measure.trace import Trace
 
@@ -39,11 +40,11 @@ class Measurement:
     Attributes:
         load: seconds from the request to load until the engine was ready, imports included.
         warm_up: the generations before the figures settled; the first pays for compilation, tuning and caches.
-        samples: those that count.
+        samples: the generations that count.
         settled: whether the figures settled before the samples began.
         engagement: what was seen of the optimization.
-        discarded: the contaminated generations, in whose place others were taken.
-        clean: whether there were enough others. If not, the contaminated ones are among the samples.
+        discarded: contaminated generations that were replaced.
+        clean: whether enough generations were not contaminated. If not, contaminated ones are among the samples.
     """
 
     backend: str
@@ -79,7 +80,7 @@ class Measurement:
 
     @property
     def culprit(self) -> str | None:
-        """What contaminated most of them, or the first; None if nothing did."""
+        """What contaminated most of the generations; of equals, the first. None if nothing did."""
         return fitness.chief(one.culprit for one in (*self.discarded, *self.samples))
 
     @property
@@ -103,30 +104,9 @@ class Measurement:
 
 
 def median_barrier(barriers: Iterable[Barrier | None]) -> Barrier | None:
-    """The one in the middle of those that are known, the sooner of two; None if none is."""
+    """The median of the known ones, the shorter of two in the middle; None if none is known."""
     known = sorted(filter(None, barriers), key=_seconds)
     return known[(len(known) - 1) // 2] if known else None
-
-
-def by_state(measured: Sequence[Measurement]) -> list[list[Measurement]]:
-    """Those whose threads met about as soon as one another's, the most first: a host may move a machine's CPUs.
-
-    Each of those that follow had its CPUs moved (`fitness.moved`) from all before. What is neither as soon as one of
-    them nor moved from it is left out, as where threads took longer than any way between CPUs explains.
-    """
-
-    def group(soonest: Measurement) -> list[Measurement]:
-        if soonest.barrier is None:
-            return [one for one in left if one.barrier is None]
-        least = soonest.barrier.seconds
-        return [one for one in left if one.barrier and least <= one.barrier.seconds <= APART * least]
-
-    left, states = list(measured), list[list[Measurement]]()
-    while left:
-        states.append(max(map(group, left), key=len))
-        usual = median_barrier(one.barrier for one in states[-1])
-        left = [one for one in left if fitness.moved(one.barrier, usual)]
-    return states
 
 
 def _seconds(barrier: Barrier) -> float:
@@ -144,7 +124,7 @@ def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int
 
 
 def sample_of(answer: Mapping[str, Any], workload: Workload) -> Sample:
-    """What a worker answered to ``generate``. Raises TraceError as `generate`."""
+    """The sample in a worker's answer to ``generate``. Raises TraceError as `generate`."""
     found = trace.checked(
         answer["tokens"],
         answer["times"],
@@ -168,7 +148,7 @@ def measure(
     workload: Workload,
     prompts: list[list[int]],
     load: float,
-    plan: sampling.Plan,
+    bounds: sampling.Bounds,
     progress: Callable[[str], None],
 ) -> Measurement:
     """Measure a workload on a loaded engine.
@@ -179,26 +159,25 @@ def measure(
         workload: what is generated.
         prompts: token ids, one row per request.
         load: the seconds that loading took.
-        plan: when to stop.
+        bounds: when to stop.
         progress: told what is being done.
 
     Raises:
         WorkerError: the worker failed, or the optimization did not engage.
-        TraceError: a generation came back that is not what was asked for, or that the engine's own statistics deny.
+        TraceError: a generation is not what was asked for, or the engine's own statistics contradict it.
     """
-    made = 0
+    numbers = count(1)
 
     def next_sample() -> Sample:
-        nonlocal made
-        progress(f"{backend} {workload}: generation {made + 1}" + (" (warm-up)" if not made else ""))
-        made += 1
+        number = next(numbers)
+        progress(f"{backend} {workload}: generation {number}" + (" (warm-up)" if number == 1 else ""))
         return generate(ask, workload, prompts)
 
     def culprits(samples: Sequence[Sample]) -> list[str | None]:
         return fitness.culprits([sample.fitness for sample in samples])
 
-    collected = sampling.collect(next_sample, lambda sample: sample.trace.latency, culprits, plan)
-    for sample, _ in collected.kept:  # in a first generation the engine may begin to count after having set itself up
+    collected = sampling.collect(next_sample, lambda sample: sample.trace.latency, culprits, bounds)
+    for sample, _ in collected.kept:  # not of the first one: engines may not count their set-up
         trace.check_statistics(sample.trace, sample.statistics)
     progress(f"{backend} {workload}: proving that the optimization ran")
     return Measurement(

@@ -26,10 +26,10 @@ GRACE = 3.0
 
 
 class Ranks:
-    """One process a rank, each asked the same; the first one's answer counts. Not thread-safe; one call at a time.
+    """One process per rank. All are asked the same, and rank 0's answer counts. Not thread-safe; one call at a time.
 
-    What one of them raises, all have to raise: a rank that fails alone, dies or hangs leaves the others waiting in a
-    collective, so it ends all of them.
+    If one rank raises an error, all have to. A rank that fails alone, dies or hangs leaves the others waiting in a
+    collective, so all ranks are ended.
 
     Args:
         degree: how many.
@@ -49,12 +49,12 @@ class Ranks:
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes, rank 0's first."""
+        """The ids of the processes, rank 0's first."""
         return [host.pids[0] for host in self._hosts]
 
     @property
     def alive(self) -> bool:
-        """Whether all of them are."""
+        """Whether all of them are alive."""
         return all(host.alive for host in self._hosts)
 
     def call(self, operation: str, timeout: float, **arguments: Any) -> Any:
@@ -130,7 +130,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def _ending_all(self, rank: int) -> Any:
-        """A rank that is lost takes the others along, which wait for it in a collective."""
+        """End all ranks if this one is lost: the others wait for it in a collective."""
         try:
             yield
         except WorkerLostError as error:
@@ -157,8 +157,8 @@ class Ranks:
 def rank_environment(rank: int, degree: int, rendezvous: Path) -> dict[str, str]:
     """Variables of a rank: torch's own names, and a file to meet at, which no other program can take like a port.
 
-    A CPU's ranks share its cores: with all threads each, they would wait for one another at every barrier. A number of
-    threads that somebody has set is theirs.
+    A CPU's ranks share its cores: with all threads each, they would wait for one another at every barrier. A number
+    of threads that the user has set stays.
     """
     return {
         "RANK": str(rank),

@@ -14,10 +14,10 @@ SETTLED = 1.10
 
 
 @dataclass(frozen=True)
-class Plan:
+class Bounds:
     """How many generations one process makes of a workload.
 
-    What is contaminated is replaced within the same bounds: no more is discarded than would be enough samples.
+    Contaminated generations are replaced, until as many were discarded as would be enough samples.
 
     Attributes:
         minimum: samples at least, whatever they cost.
@@ -32,20 +32,20 @@ class Plan:
     warm_up: int = 6
 
     def enough(self, latencies: Sequence[float]) -> bool:
-        """Whether so many samples are enough, or so many of those that were discarded."""
+        """Whether these samples are enough. The same bound holds for discarded ones."""
         count = len(latencies)
         return count >= self.minimum and (count >= self.maximum or sum(latencies) >= self.budget)
 
 
 @dataclass(frozen=True)
 class Samples(Generic[T]):
-    """What a process generated: first the warm-up, then what is steady, each in order.
+    """What a process generated, in order: the warm-up, then the steady state.
 
     Attributes:
-        warm_up: what does not count, since the figures had not settled.
-        steady: what came after it, and why each of those is contaminated, or None.
+        warm_up: generations that do not count, since the figures had not settled.
+        steady: the generations after it, each with the reason why it is contaminated, or None.
         settled: whether the figures settled at all.
-        clean: whether enough of them were not contaminated; then the others are discarded. Else all are kept.
+        clean: whether enough of them are not contaminated. Then the contaminated ones are discarded, else all are kept.
     """
 
     warm_up: tuple[T, ...]
@@ -66,8 +66,8 @@ def settled_from(latencies: Sequence[float]) -> int:
     """Index of the first generation that belongs to the steady state; always at least 1.
 
     The first generation of a shape is never steady (compilation, tuning, caches). A later one is still warm-up while
-    it is more than 10 % slower than the median of those that follow it, so nothing is spent on generations whose only
-    use is to tell that the figures have settled.
+    it is more than 10 % slower than the median of those that follow it. So the generations that show that the figures
+    have settled are samples too.
     """
     index = 1
     while index < len(latencies) - 1 and latencies[index] > SETTLED * median(latencies[index + 1 :]):
@@ -79,12 +79,12 @@ def collect(
     generate: Callable[[], T],
     latency: Callable[[T], float],
     culprits: Callable[[Sequence[T]], Sequence[str | None]],
-    plan: Plan,
+    plan: Bounds,
 ) -> Samples[T]:
-    """Generate until there are enough settled samples that nobody contaminated, or no further one should be tried.
+    """Generate until there are enough settled samples without contamination, or the bounds are reached.
 
-    A generation is discarded for its culprit alone, never for its latency, which would make slow code look fast; and
-    where warm-up ends is found from the others, since a disturbance is no warm-up.
+    A generation is discarded for its culprit, never for its latency: that would make slow code look fast. Contaminated
+    generations do not decide where warm-up ends, since a disturbance is no warm-up.
 
     Args:
         generate: makes one generation.
@@ -117,6 +117,6 @@ def collect(
 def _samples(
     made: Sequence[T], culprits: Sequence[str | None], first: int, *, settled: bool, clean: bool
 ) -> Samples[T]:
-    """Those generations, of which the ones from ``first`` on are steady."""
+    """The generations as `Samples`. Those from ``first`` on are steady."""
     steady = tuple(zip(made[first:], culprits[first:], strict=True))
     return Samples(tuple(made[:first]), steady, settled, clean)

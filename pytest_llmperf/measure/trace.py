@@ -9,7 +9,7 @@ from statistics import fmean
 
 from pytest_llmperf.backends.base import RequestStatistics
 
-#: How far an engine's own TTFT or TPOT of a request may be from the one stamped here: a share of it, and seconds of it.
+#: How far the stamped TTFT or TPOT of a request may be from the engine's own: this share of it plus these seconds.
 #: Handing a batch over takes a moment that the engine does not count.
 AGREEMENT, HANDING_OVER = 0.02, 1e-3
 
@@ -101,10 +101,10 @@ def checked(
 
 
 def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> None:
-    """Raise TraceError where an engine's own statistics, a record per request or none, deny what was stamped.
+    """Raise TraceError if an engine's own statistics, a record per request or none, contradict the stamps.
 
-    They do if a prompt was found in a prefix cache or computed twice, or if a request's time is more than `AGREEMENT`
-    and `HANDING_OVER` away from the stamped one: one of the two clocks was not waited for.
+    They do if a prompt was found in a prefix cache or computed twice. They also do if a request's time is further from
+    the stamped one than `AGREEMENT` and `HANDING_OVER` allow: then one of the two clocks was not waited for.
     """
     if not statistics:
         return

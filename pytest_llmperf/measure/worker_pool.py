@@ -1,4 +1,4 @@
-"""The worker processes of a run: one per engine, loaded when first asked, given back when the memory is wanted."""
+"""The worker processes of a run: one per engine, loaded at first use, closed when its memory is needed."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ FATAL = {*OUT_OF_MEMORY, "AcceleratorError", "NotEngagedError"}
 
 
 def hopeless(error: Exception) -> bool:
-    """Whether the same request would fail again, and would cost another engine: for time, for memory, unengaged."""
+    """Whether the same request would fail again and cost another engine: a hang, no memory, no engagement."""
     return isinstance(error, WorkerHungError) or (isinstance(error, WorkerFailedError) and error.kind in FATAL)
 
 
 def no_room_for_both(error: Exception) -> BaseLostError | None:
-    """What it means that one of two processes side by side has no memory: nothing of either's code."""
+    """The error if one of two processes side by side had no memory, which says nothing of the code; else None."""
     if isinstance(error, WorkerFailedError) and error.kind in OUT_OF_MEMORY:
         return BaseLostError(f"no memory for two processes at once: {error}")
     return None
@@ -63,7 +63,7 @@ class Side:
     Attributes:
         pausable: whether it can wait between steps.
         slowdown: the share that each of its steps takes longer.
-        checkout: the revision that it has to import something of; None for the tree under test.
+        checkout: the copy that it has to import from; None for the tree under test.
     """
 
     host: Host | Ranks
@@ -77,7 +77,7 @@ class Side:
         return self.host.call(operation, self.timeout, **self._slowed(operation), **arguments)
 
     def prove(self) -> None:
-        """Have it show that it ran what it is named after, since it generated something.
+        """Check that the optimization ran in what this process has generated.
 
         Raises:
             BaseUnableError: it ran the same code as head.
@@ -91,7 +91,7 @@ class Side:
             )
 
     def begin(self, operation: str, beside: Side, **arguments: Any) -> bool:
-        """Ask, and wait for the first step, as `paused` does; the other one computes none meanwhile."""
+        """Ask, and wait for the first step, as `paused` does. The other process computes no step meanwhile."""
         self.host.ask(operation, **self._slowed(operation), **arguments, beside=beside.host.pids)
         return self.paused(operation)
 
@@ -107,7 +107,7 @@ class Side:
         return self.host.paused(operation, self.timeout)
 
     def answer(self, operation: str) -> Any:
-        """What came of it. Raises WorkerError."""
+        """The answer to what was asked. Raises WorkerError."""
         return self.host.answer(operation, self.timeout)
 
     def _slowed(self, operation: str) -> dict[str, float]:
@@ -119,13 +119,13 @@ class Engines:
 
     Args:
         spec: what every engine is asked to load.
-        arm: where a backend's worker runs; where work runs that is no backend's, for None.
-        attached: what of the spec is a backend's own: a server, and what is sent to it.
+        arm: where a backend's worker runs; for None, where other work runs.
+        attached: the part of the spec that differs by backend: its server, and the headers for it.
         devices: the variables that tell a backend's worker which devices it may use.
         cache: folder for compile caches that outlive the process.
         timeout: seconds for one request.
         roomy: whether the device's memory holds the reference, idle, beside another engine.
-        reference: its name; empty where nothing is judged by it, so that it need not stay.
+        reference: its name; empty if nothing is judged by it, so it need not stay loaded.
         progress: told what is being done.
     """
 
@@ -163,14 +163,14 @@ class Engines:
 
     @contextlib.contextmanager
     def _started(self, backend: Combination, arm: Arm) -> Iterator[Host | Ranks]:
-        """A new process that was asked to load the backend and has yet to answer; it is gone if that fails."""
+        """A new process that was asked to load the backend and has not answered yet; it is closed if anything fails."""
         environment = {**self._environment, **backend.environment, **self._devices(backend)}
         host = Host(arm, environment) if backend.ranks == 1 else Ranks(backend.ranks, arm, environment)
         try:
             own = backend.reference()
             parts = [arm.checkout.reference(part) for part in own] if arm.checkout else own
             cache = self._spec.cache
-            if arm.checkout and parts != own:  # code of the repository: what head built is not base's
+            if arm.checkout and parts != own:  # its code is the repository's, so base may not use what head compiled
                 cache = str(arm.checkout.folder.parent / "cache")
             spec = asdict(replace(self._spec, tp=backend.tp, cache=cache)) | self._attached(backend)
             host.ask("load", backend=parts, spec=spec, ranks=host.pids)
@@ -226,7 +226,7 @@ class Engines:
 
     @contextlib.contextmanager
     def fresh(self, backend: Combination) -> Iterator[tuple[Callable[..., Any], float]]:
-        """A new process of the backend, gone afterwards: how to ask it, and the seconds it took to load."""
+        """A new process of the backend, closed afterwards: how to ask it, and the seconds it took to load."""
         if not self._roomy:
             self.close(backend.name)
         self._make_room(backend.name)
@@ -238,7 +238,7 @@ class Engines:
 
     @contextlib.contextmanager
     def pair(self, backend: Combination, base: Arm) -> Iterator[dict[str, Side]]:
-        """A new process of the base arm and one of head, gone afterwards, as ``base`` and ``head``.
+        """A new process of the base arm and one of head, by the names ``base`` and ``head``; closed afterwards.
 
         Raises:
             BaseUnableError: base cannot load the backend, or there is no memory for both.
@@ -263,7 +263,7 @@ class Engines:
                 if lost := no_room_for_both(error):
                     raise lost from error
                 raise
-            # A base of before this was possible does not say.
+            # An old base does not say whether it is pausable.
             pausable = [one.get("pausable", False) for one in loaded]
             yield {
                 "base": Side(hosts[0], self._timeout, pausable[0], checkout=base.checkout),

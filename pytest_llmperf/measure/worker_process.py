@@ -23,7 +23,7 @@ from pytest_llmperf.worker.bootstrap import counterpart, own
 
 #: Lines of a worker's own output that an error shows.
 LAST_LINES = 8
-#: What a backend raises on purpose, in words that need no traceback.
+#: Errors that a backend raises on purpose. Their message needs no traceback.
 PLAIN = {"NotEngagedError", "MemoryError", "OutOfMemoryError", "ServerError"}
 
 
@@ -56,7 +56,7 @@ class BaseLostError(BaseUnableError):
 
 
 def unable(error: Exception) -> BaseUnableError:
-    """What an error of base's means."""
+    """What an error of base means: that it was lost, or that it cannot run this."""
     return (BaseLostError if isinstance(error, WorkerLostError) else BaseUnableError)(str(error))
 
 
@@ -67,7 +67,7 @@ class Checkout:
     Attributes:
         revision: the commit.
         root: the tree under test.
-        folder: the copy, from which is imported what head imports from ``root``.
+        folder: the copy. Base imports from it what head imports from ``root``.
     """
 
     revision: str
@@ -75,7 +75,7 @@ class Checkout:
     folder: Path
 
     def reference(self, reference: dict[str, str]) -> dict[str, str]:
-        """What `Backend.reference` says, of the copy."""
+        """What `Backend.reference` says, with the copy's file."""
         file = Path(reference["file"])
         if not reference["file"] or not own(file, self.root):
             return reference
@@ -106,9 +106,9 @@ class Host:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
         self._buffer = b""
         self._busy = False
-        #: What it answered when asked whether it has computed a step.
+        #: The answer that came instead of a step. `answer` returns it.
         self._early: dict[str, Any] | None = None
-        #: Of the secrets that this worker was told; a server may repeat them in its messages.
+        #: Pieces of the secrets that this worker was told. A server may repeat them in its messages.
         self._secret: set[str] = set()
         requests_read, self._requests = os.pipe()
         self._replies, replies_write = os.pipe()
@@ -143,7 +143,7 @@ class Host:
 
     @property
     def pids(self) -> list[int]:
-        """Of the process, which leads a group of that number."""
+        """The id of the process, and of the group that it leads."""
         return [self._process.pid]
 
     @property
@@ -200,7 +200,7 @@ class Host:
         return self._clean(message["result"]) if operation in ("evidence", "serve") else message["result"]
 
     def paused(self, operation: str, timeout: float) -> bool:
-        """Wait until a step is computed; False if there was none, and `answer` has what there was instead.
+        """Wait until a step is computed. False if the worker answered instead; then `answer` returns that.
 
         Raises:
             WorkerLostError: as `call`.
@@ -218,7 +218,7 @@ class Host:
             raise self._lost("worker died between two steps") from None
 
     def _clean(self, value: Any) -> Any:
-        """What a worker saw, its texts without what is secret."""
+        """A worker's result, without the secrets in its texts."""
         if isinstance(value, dict):
             return {name: self._clean(item) for name, item in value.items()}
         if isinstance(value, list):
@@ -226,7 +226,7 @@ class Host:
         return scrubbed(value, self._secret) if isinstance(value, str) else value
 
     def _reply(self, operation: str, timeout: float, *kinds: str) -> dict[str, Any]:
-        """Its next message: a result, an error or what else is said to be due."""
+        """The next message: a result, an error, or one of ``kinds``."""
         deadline = time.monotonic() + timeout
         poll = select.poll()
         poll.register(self._replies, select.POLLIN | select.POLLHUP)
@@ -282,7 +282,7 @@ class Host:
         self.kill()
 
     def wait(self, patience: float) -> None:
-        """Give it some seconds to end by itself, if it has been asked to."""
+        """Give it some seconds to end by itself, if it is idle."""
         if self.idle:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience)

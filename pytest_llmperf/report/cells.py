@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pytest_llmperf.report import scaling, text
-from pytest_llmperf.report.document import LoadRow, Row, advice
+from pytest_llmperf.load import LoadRecord
+from pytest_llmperf.report import reasons, scaling, text
+from pytest_llmperf.report.document import Document, Row, advice
 from pytest_llmperf.report.trend import Series
+from pytest_llmperf.result import ParityResult
 
 
 @dataclass(frozen=True)
@@ -18,19 +20,31 @@ class Cell:
     key: float | None = None
 
 
-CASES = ("metric", "workload", "backend", "median [q1, q3]", "speedup", "roof", "change [99 %]", "verdict", "parity")
+CASES = (
+    "metric",
+    "workload",
+    "backend",
+    "median [q1, q3]",
+    "speedup",
+    "roof",
+    "change [99 %]",
+    "at most",
+    "verdict",
+    "parity",
+)
 #: What a reader of one backend's cost wants beside them, where there is room.
-COSTS = ("tokens/s", "peak memory", "cold start", "of it compiling", "tokens/J")
+COSTS = ("tokens/s", "peak memory", "cold start", "of it compiling", "in baseline", "tokens/J")
 
 
 def of_case(row: Row) -> list[Cell]:
     """The cells under `CASES`."""
     return [
         *_names(row),
-        Cell(text.spread(row.median, row.q1, row.q3, row.metric), row.median),
+        Cell(text.spread(row.median, *row.quartiles, row.metric), row.median),
         Cell(text.speedup(row.speedup), row.speedup),
-        Cell(text.roof(row.roof, row.utilization), row.utilization),
-        Cell(text.change(row.ratio, row.low, row.high), row.ratio),
+        Cell(text.roof(row["utilization.name"], row["utilization.fraction"]), row["utilization.fraction"]),
+        Cell(text.change(*row.change), row.change[0]),
+        at_most(row),
         Cell(row.outcome),
         Cell(row.parity or "-"),
     ]
@@ -40,14 +54,117 @@ def _names(row: Row) -> list[Cell]:
     return [Cell(row.metric), Cell(row.workload), Cell(row.backend)]
 
 
+def at_most(row: Row) -> Cell:
+    """The largest slowdown that the comparison could not exclude."""
+    found = row["verdict.not_excluded"]
+    return Cell(text.slowdown(found), found)
+
+
 def costs(row: Row) -> list[Cell]:
     """The cells under `COSTS`."""
+    throughput, per_joule = row["throughput"], row["tokens_per_joule"]
     return [
-        Cell("-" if row.throughput is None else f"{row.throughput:.1f}", row.throughput),
-        Cell(text.memory(row.peak_memory), row.peak_memory),
-        Cell("-" if row.cold_start is None else text.figure(row.cold_start, "cold-start"), row.cold_start),
-        Cell("-" if row.compile_time is None else text.figure(row.compile_time, "cold-start"), row.compile_time),
-        Cell("-" if row.tokens_per_joule is None else f"{row.tokens_per_joule:.3g}", row.tokens_per_joule),
+        Cell("-" if throughput is None else f"{throughput:.1f}", throughput),
+        Cell(text.memory(row["peak_memory"]), row["peak_memory"]),
+        *cold_start(row),
+        Cell("-" if per_joule is None else f"{per_joule:.3g}", per_joule),
+    ]
+
+
+def cold_start(row: Row) -> list[Cell]:
+    """Seconds until the first generation, how many of them it took beyond a settled one, and those of the baseline."""
+    return [
+        Cell("-" if seconds is None else text.figure(seconds, "cold-start"), seconds)
+        for seconds in (row["cold_start"], row["compile_time"], row["baseline_cold_start"])
+    ]
+
+
+COLD = ("backend", "workload", "cold start", "of it compiling", "in baseline", "peak memory")
+
+
+def of_cold(rows: Iterable[Row]) -> list[list[Cell]]:
+    """The cold start of each backend and workload: the cells under `COLD`."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        first.setdefault((row.backend, row.workload), row)
+    return [
+        [
+            Cell(row.backend),
+            Cell(row.workload),
+            *cold_start(row),
+            Cell(text.memory(row["peak_memory"]), row["peak_memory"]),
+        ]
+        for row in first.values()
+    ]
+
+
+PARITY = (
+    "backend",
+    "workload",
+    "parity",
+    "exact",
+    "first apart at",
+    "largest regret",
+    "allowed",
+    "logit error",
+    "informative",
+    "reason",
+)
+
+
+def of_parity(found: Iterable[ParityResult]) -> list[list[Cell]]:
+    """What was found of each backend's tokens: the cells under `PARITY`."""
+    return [
+        [
+            Cell(one.backend),
+            Cell(one.workload),
+            Cell(one.standing),
+            Cell(f"{one.parity.exact_match:.1%}", one.parity.exact_match),
+            Cell(*_number(one.parity.first_divergence, "d")),
+            Cell(*_number(None if one.parity.by_text else one.parity.largest_regret, ".3g")),
+            Cell(*_number(None if one.parity.by_text else one.parity.tolerance, ".3g")),
+            Cell(*_number(one.parity.error_ratio, ".2f")),
+            Cell(f"{one.parity.informative} of {one.parity.tokens}", one.parity.informative),
+            Cell(one.parity.reason or "-"),
+        ]
+        for one in found
+    ]
+
+
+def _number(value: float | None, form: str) -> tuple[str, float | None]:
+    return ("-" if value is None else format(value, form)), value
+
+
+REASONS = ("verdict", "reason", "to settle it", "cases")
+
+
+def of_reasons(rows: Iterable[Row]) -> list[list[Cell]]:
+    """Why verdicts are as they are: the cells under `REASONS`."""
+    return [
+        [
+            Cell(one.outcome),
+            Cell(one.said),
+            Cell(one.remedy or "-"),
+            Cell(", ".join(row.label for row in one.rows), len(one.rows)),
+        ]
+        for one in reasons.of(rows)
+    ]
+
+
+DISTURBED = ("backend", "workload", "disturbed", "discarded", "mostly by")
+
+
+def of_disturbed(document: Document) -> list[list[Cell]]:
+    """Workloads some of whose generations something disturbed: the cells under `DISTURBED`."""
+    return [
+        [
+            Cell(row.backend),
+            Cell(row.workload),
+            Cell(text.share(row["contamination"]), row["contamination"]),
+            Cell(str(row["discarded"] or "all kept"), row["discarded"]),
+            Cell(row["culprit"] or "-"),
+        ]
+        for row in reasons.disturbances(document)
     ]
 
 
@@ -70,12 +187,17 @@ def of_advice(rows: Iterable[Row]) -> list[list[Cell]]:
             *_names(one.row),
             Cell(text.figure(one.row.median, one.row.metric), one.row.median),
             Cell(text.speedup(one.row.speedup), one.row.speedup),
-            Cell(text.far(one.row.roof, one.row.utilization, one.row.limit), one.row.utilization),
+            Cell(text.far(*roof(one.row)), one.row["utilization.fraction"]),
             *costs(one.row),
             Cell("-" if one.unproven is None else one.unproven.backend),
         ]
         for one in advice(rows)
     ]
+
+
+def roof(row: Row) -> tuple[str | None, float | None, str | None]:
+    """Which utilization, how much of the roof, and which roof binds."""
+    return row["utilization.name"], row["utilization.fraction"], row["utilization.limit"]
 
 
 SCALING = ("metric", "workload", "backend", "dies", "median", "of one die's speed", "efficiency", "in collectives")
@@ -109,22 +231,26 @@ LOAD = (
 )
 
 
-def of_load(rows: Iterable[LoadRow]) -> list[list[Cell]]:
+def of_load(found: Iterable[LoadRecord]) -> list[list[Cell]]:
     """Servers under load: the cells under `LOAD`."""
-    return [
-        [
-            Cell(one.backend),
-            Cell(one.workload),
-            Cell(one.traffic),
-            Cell(f"{one.failed} of {one.requests}", one.failed),
-            *(Cell(text.percentiles(values), values[-1]) for values in (one.ttft, one.itl, one.latency)),
-            Cell(f"{one.rate:.2f}", one.rate),
-            Cell(f"{one.throughput:.1f}", one.throughput),
-            Cell("-" if one.goodput is None else f"{one.goodput:.2f}/s", one.goodput),
-            Cell(text.share(one.met), one.met),
-        ]
-        for one in rows
-    ]
+    rows = []
+    for one in found:
+        result = one.result
+        percentiles = (result.percentiles[name] for name in ("ttft", "itl", "latency"))
+        rows.append(
+            [
+                Cell(one.backend),
+                Cell(one.workload),
+                Cell(one.traffic),
+                Cell(f"{result.failed} of {result.requests}", result.failed),
+                *(Cell(text.percentiles(values), values[-1]) for values in percentiles),
+                Cell(f"{result.rate:.2f}", result.rate),
+                Cell(f"{result.throughput:.1f}", result.throughput),
+                Cell("-" if result.goodput is None else f"{result.goodput:.2f}/s", result.goodput),
+                Cell(text.share(result.met), result.met),
+            ]
+        )
+    return rows
 
 
 TREND = ("metric", "workload", "backend", "runs", "first", "last", "change")

@@ -12,7 +12,7 @@ from platformdirs import user_cache_path
 from pytest_llmperf.backends.registry import Registry
 from pytest_llmperf.machine import facts
 from pytest_llmperf.machine.doctor import LEVELS, Finding
-from pytest_llmperf.plan import Scope
+from pytest_llmperf.plan import Plan
 from pytest_llmperf.report.listing import table
 from pytest_llmperf.settings import Settings
 
@@ -23,7 +23,7 @@ def take(settings: Settings, registry: Registry, root: Path) -> list[Finding]:
     Raises:
         UnusableError: there can be no such run.
     """
-    scope = Scope(settings, registry, user_cache_path("pytest-llmperf"), root)
+    scope = Plan(settings, registry, user_cache_path("pytest-llmperf"), root)
     need = scope.need
     return facts.findings(scope.device, lambda: need)
 

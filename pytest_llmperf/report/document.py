@@ -1,28 +1,27 @@
-"""What every report shows: a run's results as flat rows of plain values, live or from its results file. Pure.
+"""A run as every report shows it, live or from its files. Pure.
 
-The results file (`pytest_llmperf.report.results`) is the one source: whatever renders a report reads it through here,
-so that a figure is the same in all of them.
+A results file and a JSON report have the same rows, parities and loads. Whatever renders a report reads them through
+here, so that a figure is the same in all of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import chain
-from statistics import fmean
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
-from pytest_llmperf.backends.base import CLIENT, IN_PROCESS, TIME_IN_COLLECTIVES
-from pytest_llmperf.cases import METRICS, Case, Workload, place
-from pytest_llmperf.gate.verdict import Outcome, quantile
-from pytest_llmperf.load import attained
+from pytest_llmperf.backends.base import CLIENT, TIME_IN_COLLECTIVES
+from pytest_llmperf.cases import METRICS, Case, place
+from pytest_llmperf.gate.rule import Outcome
+from pytest_llmperf.load import LoadRecord, LoadResult, attained
 from pytest_llmperf.machine.doctor import Finding
-from pytest_llmperf.measure.trace import Trace
 from pytest_llmperf.report.text import boundaries
+from pytest_llmperf.result import ParityResult
 
 #: Of a JSON report, and of the results file that every report is made of.
-SCHEMA, RESULTS_SCHEMA = 1, 2
+SCHEMA, RESULTS_SCHEMA = 2, 3
 
 
 class ReportError(ValueError):
@@ -31,128 +30,83 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """A case: its figures, its verdict, and what was seen of the backend. Times in seconds; None where there is none.
+    """A case.
 
     Attributes:
-        case: its key in the baseline file.
-        median, q1, q3, minimum, maximum: of the samples of the first process.
-        samples, processes: how many samples that process made; how many processes were measured.
-        speedup: the reference's median over this one's.
-        roof, utilization: MFU or MBU, and the fraction.
-        bound, limit: the shortest latency that the roofs allow, and which of them says so.
-        flops, size: FLOPs and bytes of the work.
-        itl: the 1st, 10th, 25th, 50th, 75th, 90th and 99th percentile of the gaps between tokens.
-        throughput: output tokens per second.
-        cold_start: s. compile_time: s of it that the first generation took beyond a settled one.
-        peak_memory: bytes. tokens_per_joule: output tokens.
-        tp: how many devices share the model. devices: which, and why they were chosen. collectives: share of the time
-            in which its ranks exchange data.
+        result: as `pytest_llmperf.result.Result.as_dict` makes it, and the results file has it.
         parity: ``reference``, ``in parity``, ``in parity by text``, ``bounded``, ``not in parity``, or None where it
             was not checked.
-        boundary: where the latency was seen: in process, or as the client of a server.
-        outcome: the verdict's, or ``accepted`` where it was written to the baseline.
-        ratio, low, high, threshold, resolution, basis, reason: the verdict's.
-        tolerance, tolerance_source: the slowdown allowed, and where that was stated.
-        said: the verdict as one sentence.
     """
 
-    case: str
-    model: str
-    dtype: str
-    backend: str
-    batch_size: int
-    prompt_length: int
-    max_new_tokens: int
-    metric: str
-    unit: str
-    median: float
-    q1: float
-    q3: float
-    minimum: float
-    maximum: float
-    samples: int
-    processes: int
-    outcome: str
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    threshold: float | None = None
-    resolution: float | None = None
-    basis: str | None = None
-    reason: str = ""
-    tolerance: float | None = None
-    tolerance_source: str = ""
-    said: str = ""
-    speedup: float | None = None
-    roof: str | None = None
-    utilization: float | None = None
-    bound: float | None = None
-    limit: str | None = None
-    flops: float | None = None
-    size: float | None = None
-    throughput: float | None = None
-    cold_start: float | None = None
-    compile_time: float | None = None
-    peak_memory: int | None = None
-    tokens_per_joule: float | None = None
-    tp: int = 1
-    devices: str = ""
-    collectives: float | None = None
+    result: Mapping[str, Any]
     parity: str | None = None
-    boundary: str = IN_PROCESS
-    itl: tuple[float, ...] = ()
+
+    def __getitem__(self, path: str) -> Any:
+        """A value of the result, such as ``throughput`` or ``verdict.ratio``; None where there is none."""
+        found: Any = self.result
+        for name in path.split("."):
+            found = (found or {}).get(name)
+        return found
+
+    @cached_property
+    def case(self) -> Case:
+        return Case.parse(self.result.get("model", ""), self.result["case"])
 
     @property
-    def sizes(self) -> Workload:
-        return Workload(self.batch_size, self.prompt_length, self.max_new_tokens)
+    def metric(self) -> str:
+        return self.case.metric
+
+    @property
+    def backend(self) -> str:
+        return self.case.backend
 
     @property
     def workload(self) -> str:
-        return str(self.sizes)
+        return str(self.case.workload)
+
+    @property
+    def label(self) -> str:
+        """The case in a table of one model and dtype."""
+        return f"{self.metric} {self.workload} {self.backend}"
+
+    @property
+    def median(self) -> float:
+        return self.result["spread"]["median"]  # type: ignore[no-any-return]
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        spread = self.result["spread"]
+        return spread["q1"], spread["q3"]
+
+    @property
+    def speedup(self) -> float | None:
+        """The reference's median over this one's."""
+        return self["speedup"]  # type: ignore[no-any-return]
+
+    @property
+    def change(self) -> tuple[float | None, float | None, float | None]:
+        """The ratio to the baseline or to base, and the ends of its 99 % interval."""
+        return self["verdict.ratio"], self["verdict.low"], self["verdict.high"]
+
+    @property
+    def outcome(self) -> str:
+        """The verdict's, or ``accepted`` where it was written to the baseline."""
+        return "accepted" if self.result["accepted"] else self.result["verdict"]["outcome"]
+
+    @property
+    def tp(self) -> int:
+        """How many devices share the model."""
+        return self["tp"] or 1
+
+    @property
+    def collectives(self) -> float | None:
+        """Share of the time in which its ranks exchange data."""
+        return (self["engagement.seen"] or {}).get(TIME_IN_COLLECTIVES)
 
     @property
     def correct(self) -> bool:
         """Whether its tokens were shown to be the reference's, or as near as its weights allow."""
         return self.parity in ("reference", "in parity", "in parity by text", "bounded")
-
-
-ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
-
-
-@dataclass(frozen=True)
-class ParityRow:
-    """What was found of a backend's tokens on a workload, in the words of `Row.parity`, and why."""
-
-    backend: str
-    workload: str
-    standing: str
-    reason: str
-
-    def against(self, reference: str) -> str:
-        """What is said of one that is not in parity."""
-        return f"{self.backend} {self.workload}: not in parity with {reference}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class LoadRow:
-    """A server under load; what `LoadResult` has, flat. Times in seconds, percentiles as in `load.PERCENTILES`."""
-
-    backend: str
-    workload: str
-    traffic: str
-    objectives: Mapping[str, float]
-    requests: int
-    failed: int
-    seconds: float
-    ttft: tuple[float | None, ...]
-    itl: tuple[float | None, ...]
-    latency: tuple[float | None, ...]
-    throughput: float
-    rate: float
-    goodput: float | None
-    met: float | None
-    lag: float
-    errors: tuple[str, ...]
 
 
 #: Every outcome that a report shows, the worst first.
@@ -161,7 +115,6 @@ OUTCOMES = (
     Outcome.INCONCLUSIVE.value,
     Outcome.NO_BASELINE.value,
     Outcome.NEW.value,
-    Outcome.INCOMPARABLE.value,
     Outcome.FASTER.value,
     Outcome.OK.value,
     "accepted",
@@ -190,8 +143,8 @@ class Document:
     reference: str
     environment: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
-    parities: tuple[ParityRow, ...] = ()
-    loads: tuple[LoadRow, ...] = ()
+    parities: tuple[ParityResult, ...] = ()
+    loads: tuple[LoadRecord, ...] = ()
     unmeasured: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     when: str | None = None
@@ -205,7 +158,7 @@ class Document:
     @property
     def boundary(self) -> str:
         """Where its latencies were seen."""
-        seen = [(row.backend, row.boundary) for row in self.rows]
+        seen = [(row.backend, row["boundary"]) for row in self.rows]
         return boundaries([*seen, *((one.backend, CLIENT) for one in self.loads)])
 
     @property
@@ -216,14 +169,14 @@ class Document:
         wrong = sorted({one.backend for one in self.wrong})
         parts += [f"not in parity: {', '.join(wrong)}"] if wrong else []
         parts += [f"{len(self.unmeasured)} not measured"] if self.unmeasured else []
-        failed = sum(bool(one.failed) or not attained(one.met) for one in self.loads)
+        failed = sum(bool(one.result.failed) or not attained(one.result.met) for one in self.loads)
         parts += [f"{len(self.loads)} under load" + f" ({failed} failed)" * bool(failed)] if self.loads else []
         measured = "1 case" if len(self.rows) == 1 else f"{len(self.rows)} cases"
         return f"{measured}: {', '.join(parts)}" if parts else "nothing was measured"
 
     @property
-    def wrong(self) -> list[ParityRow]:
-        return [one for one in self.parities if one.standing == "not in parity"]
+    def wrong(self) -> list[ParityResult]:
+        return [one for one in self.parities if not one.parity.passed]
 
     @property
     def unfit(self) -> list[Finding]:
@@ -235,20 +188,30 @@ class Document:
     def regressions(self) -> list[Row]:
         """The slowest first."""
         found = [row for row in self.rows if row.outcome == Outcome.REGRESSION]
-        return sorted(found, key=lambda row: -(row.ratio or 0))
+        return sorted(found, key=lambda row: -(row["verdict.ratio"] or 0))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the JSON report."""
-        said = {"schema": SCHEMA, "kind": "report", "headline": self.headline}
-        return said | asdict(replace(self, earlier=())) | {"earlier": [one.as_dict() for one in self.earlier]}
+        """Plain JSON values: the JSON report, which has the same keys as a results file."""
+        return {
+            "schema": SCHEMA,
+            "kind": "report",
+            "headline": self.headline,
+            **{name: getattr(self, name) for name in ABOUT},
+            "unmeasured": list(self.unmeasured),
+            "findings": [asdict(one) for one in self.findings],
+            "results": [row.result for row in self.rows],
+            "parity": [one.as_dict() for one in self.parities],
+            "load": [asdict(one) for one in self.loads],
+            "earlier": [one.as_dict() for one in self.earlier],
+        }
 
 
-#: What a results file and a report say of a run in the same words.
+#: What is said of a run as a whole.
 ABOUT = ("device", "model", "dtype", "reference", "environment", "when", "commit")
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: place(row.metric, row.sizes))
+    return sorted(rows, key=lambda row: place(row.metric, row.case.workload))
 
 
 def of(results: Mapping[str, Any]) -> Document:
@@ -258,133 +221,46 @@ def of(results: Mapping[str, Any]) -> Document:
         ReportError: it is neither, or of another schema.
     """
     try:
-        report = results.get("kind") == "report"
-        if results["schema"] != (SCHEMA if report else RESULTS_SCHEMA):
-            raise ReportError(f"its schema is {results['schema']!r}, and this version reads others")
-        found = _report(results) if report else _document(results)
-        said = {word for row in found.rows for word in (row.outcome, row.metric)}
-        if odd := said - {*OUTCOMES, *METRICS}:
-            raise ReportError(f"it has outcomes or metrics that this version does not know: {', '.join(sorted(odd))}")
+        return _document(results)
     except ReportError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ReportError(f"it is no results file of pytest-llmperf ({type(error).__name__}: {error})") from None
-    return found
 
 
-def _report(data: Mapping[str, Any]) -> Document:
+def _document(data: Mapping[str, Any]) -> Document:
+    """As `of`. Raises what content of another kind happens to raise."""
+    if data["schema"] != (SCHEMA if data.get("kind") == "report" else RESULTS_SCHEMA):
+        raise ReportError(f"its schema is {data['schema']!r}, and this version reads others")
+    parities = tuple(map(ParityResult.from_dict, data["parity"]))
+    standing = {(one.backend, one.workload): one.standing for one in parities}
+
+    def row(result: Mapping[str, Any]) -> Row:
+        found = Row(result)
+        shown = standing.get((found.backend, found.workload))
+        return Row(result, "reference" if found.backend == data["reference"] and shown != "not in parity" else shown)
+
+    rows = [row(result) for result in data["results"]]
+    said = {word for one in rows for word in (one.outcome, one.metric)}
+    if odd := said - {*OUTCOMES, *METRICS}:
+        raise ReportError(f"it has outcomes or metrics that this version does not know: {', '.join(sorted(odd))}")
+    _ = [(one.median, one.quartiles) for one in rows]  # what no report can do without
     return Document(
         **{name: data[name] for name in ABOUT},
-        rows=tuple(Row(**row | {"itl": tuple(row["itl"])}) for row in data["rows"]),
-        parities=tuple(ParityRow(**one) for one in data["parities"]),
-        loads=tuple(map(_load, data.get("loads", ()))),
-        unmeasured=tuple(data["unmeasured"]),
-        findings=_findings(data),
-        earlier=tuple(map(_report, data["earlier"])),
-    )
-
-
-def _document(results: Mapping[str, Any]) -> Document:
-    parities = tuple(
-        ParityRow(one["backend"], one["workload"], _standing(one), one["reason"]) for one in results["parity"]
-    )
-    measured: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for one in results["measurements"]:  # the first process of each comes first
-        measured.setdefault((one["backend"], str(Workload(**one["workload"]))), one)
-    standing = {(one.backend, one.workload): one.standing for one in parities}
-    rows = [_row(result, results, standing, measured) for result in results["results"]]
-    return Document(
-        **{name: results[name] for name in ABOUT},
         rows=tuple(ranked(rows)),
         parities=parities,
-        loads=tuple(_load(one | one["result"] | one["result"]["percentiles"]) for one in results.get("load", ())),
-        unmeasured=tuple(results["unmeasured"]),
-        findings=_findings(results),
+        loads=tuple(map(_load, data["load"])),
+        unmeasured=tuple(data["unmeasured"]),
+        findings=tuple(Finding(**one) for one in data.get("findings", ())),  # not in older files
+        earlier=tuple(map(_document, data.get("earlier", ()))),
     )
 
 
-def _load(data: Mapping[str, Any]) -> LoadRow:
-    """A row of plain values: lists are what JSON has for tuples, and it may hold more than the row."""
-    known = {one.name for one in fields(LoadRow)}
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in known
-    }
-    return LoadRow(**values)
-
-
-def _findings(data: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """None in a file of before there were any."""
-    return tuple(Finding(**one) for one in data.get("findings", ()))
-
-
-def _standing(parity: Mapping[str, Any]) -> str:
-    if not parity["passed"]:
-        return "not in parity"
-    if parity.get("by_text"):
-        return "in parity by text"
-    return "bounded" if parity["bounded"] else "in parity"
-
-
-def _row(
-    result: Mapping[str, Any],
-    results: Mapping[str, Any],
-    parity: Mapping[tuple[str, str], str],
-    measured: Mapping[tuple[str, str], Mapping[str, Any]],
-) -> Row:
-    case = Case.parse(result["model"], result["case"])
-    backend, workload, metric = case.backend, str(case.workload), case.metric
-    roof = result["utilization"] or {}
-    spread, found = result["spread"], result["verdict"]
-    measurement = measured.get((backend, workload), {"samples": ()})
-    standing = parity.get((backend, workload))
-    if backend == results["reference"] and standing != "not in parity":
-        standing = "reference"
-    return Row(
-        case=result["case"],
-        model=result["model"],
-        dtype=results["dtype"],
-        backend=backend,
-        **asdict(case.workload),
-        metric=metric,
-        unit=result["unit"],
-        **{name: spread[name] for name in ("median", "q1", "q3", "minimum", "maximum")},
-        samples=spread["n"],
-        processes=found["processes"] if found["basis"] == "base" else len(result["invocations"]),
-        outcome="accepted" if result["accepted"] else found["outcome"],
-        **{name: found[name] for name in ("ratio", "low", "high", "threshold", "resolution", "basis")},
-        **{name: result[name] for name in ("tolerance", "tolerance_source", "said", "speedup", "throughput")},
-        **{name: result[name] for name in ("cold_start", "peak_memory")},
-        reason=found["reason"],
-        roof=roof.get("name"),
-        utilization=roof.get("fraction"),
-        bound=roof.get("bound"),
-        limit=roof.get("limit"),
-        flops=roof.get("flops"),
-        size=roof.get("size"),
-        # The power is one device's.
-        tokens_per_joule=_tokens_per_joule(measurement["samples"], result["throughput"])
-        if result.get("tp", 1) == 1
-        else None,
-        compile_time=result.get("compile_time"),
-        tp=result.get("tp", 1),
-        devices=result.get("devices", ""),
-        collectives=result["engagement"].get("seen", {}).get(TIME_IN_COLLECTIVES),
-        parity=standing,
-        boundary=result["boundary"],
-        itl=_itl(measurement["samples"]) if metric == "tpot" else (),
-    )
-
-
-def _itl(samples: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
-    gaps = list(chain.from_iterable(Trace(**sample["trace"]).itl for sample in samples))
-    return tuple(quantile(gaps, at) for at in ITL_PERCENTILES) if gaps else ()
-
-
-def _tokens_per_joule(samples: Sequence[Mapping[str, Any]], throughput: float | None) -> float | None:
-    """Output tokens per second over the mean power (W) that the device gave; None where it gives none."""
-    gpus = [sample["fitness"]["gpu"] for sample in samples]
-    watts = [gpu["power"] for gpu in gpus if gpu is not None and gpu["power"]]
-    return throughput / fmean(watts) if watts and throughput else None
+def _load(data: Mapping[str, Any]) -> LoadRecord:
+    result = data["result"]
+    percentiles = {name: tuple(values) for name, values in result["percentiles"].items()}
+    kept = result | {"percentiles": percentiles, "errors": tuple(result["errors"])}
+    return LoadRecord(**{**data, "result": LoadResult(**kept)})
 
 
 @dataclass(frozen=True)

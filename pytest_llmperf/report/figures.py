@@ -15,8 +15,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 
 from pytest_llmperf.cases import METRICS
-from pytest_llmperf.gate.verdict import Outcome
-from pytest_llmperf.report import scaling, text, trend
+from pytest_llmperf.gate.rule import Outcome
+from pytest_llmperf.report import cells, scaling, text, trend
 from pytest_llmperf.report.document import Document, Row
 from pytest_llmperf.report.trend import Series
 
@@ -138,15 +138,20 @@ def _panels(rows: Iterable[Row]) -> list[tuple[str, dict[str, list[Row]]]]:
     """Rows of one prompt length and number of new tokens, by backend, each by batch size."""
     panels: dict[tuple[int, int], dict[str, list[Row]]] = {}
     for row in rows:
-        shape = panels.setdefault((row.prompt_length, row.max_new_tokens), {})
+        sizes = row.case.workload
+        shape = panels.setdefault((sizes.prompt_length, sizes.max_new_tokens), {})
         shape.setdefault(row.backend, []).append(row)
     return [
         (
             f"prompt {prompt}, {new} new tokens",
-            {name: sorted(found, key=lambda row: row.batch_size) for name, found in backends.items()},
+            {name: sorted(found, key=_batch) for name, found in backends.items()},
         )
         for (prompt, new), backends in sorted(panels.items())
     ]
+
+
+def _batch(row: Row) -> int:
+    return row.case.workload.batch_size
 
 
 def _cut(what: str, shown: int, there: int) -> str:
@@ -168,7 +173,7 @@ def _by_batch(document: Document, metric: str, draw: Draw) -> list[Figure]:
         said = ""
         for index, (name, found) in enumerate(list(backends.items())[:LINES]):
             said = draw(axes, found, _style(index, name) | {"markersize": 4, "linewidth": 1.2})
-        sizes = sorted({row.batch_size for found in backends.values() for row in found})
+        sizes = sorted({_batch(row) for found in backends.values() for row in found})
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
@@ -188,8 +193,8 @@ def _by_batch(document: Document, metric: str, draw: Draw) -> list[Figure]:
                 tuple(
                     (
                         row.backend,
-                        str(row.batch_size),
-                        text.spread(row.median, row.q1, row.q3, metric),
+                        str(_batch(row)),
+                        text.spread(row.median, *row.quartiles, metric),
                         text.speedup(row.speedup),
                     )
                     for row in shown
@@ -201,16 +206,16 @@ def _by_batch(document: Document, metric: str, draw: Draw) -> list[Figure]:
 
 def _latency(axes: Any, rows: Sequence[Row], style: Mapping[str, Any]) -> str:
     medians = [row.median * 1e3 for row in rows]
-    below = [max(0.0, (row.median - row.q1) * 1e3) for row in rows]
-    above = [max(0.0, (row.q3 - row.median) * 1e3) for row in rows]
-    axes.errorbar([row.batch_size for row in rows], medians, [below, above], capsize=2, **style)
+    below = [max(0.0, (row.median - row.quartiles[0]) * 1e3) for row in rows]
+    above = [max(0.0, (row.quartiles[1] - row.median) * 1e3) for row in rows]
+    axes.errorbar([_batch(row) for row in rows], medians, [below, above], capsize=2, **style)
     axes.set_ylabel("ms" if rows[0].metric == "ttft" else "ms per token")
     return "Median of one process's samples, bars from the lower to the upper quartile."
 
 
 def _speedup(axes: Any, rows: Sequence[Row], style: Mapping[str, Any]) -> str:
     axes.axhline(1, color=GRID, linewidth=1)
-    axes.plot([row.batch_size for row in rows], [row.speedup for row in rows], **style)
+    axes.plot([_batch(row) for row in rows], [row.speedup for row in rows], **style)
     axes.set_ylabel("times as fast")
     return "Ratio of medians, both measured in this run."
 
@@ -245,7 +250,7 @@ def _by_degree(document: Document) -> list[Figure]:
                 _svg(canvas, f"degree {metric} {workload}"),
                 ("backend", "dies", "median [q1, q3]"),
                 tuple(
-                    (name, str(degree), text.spread(row.median, row.q1, row.q3, metric))
+                    (name, str(degree), text.spread(row.median, *row.quartiles, metric))
                     for name, line in lines.items()
                     for degree, row in line.items()
                 ),
@@ -258,14 +263,16 @@ def _distributions(document: Document) -> list[Figure]:
     """A figure per workload: the gaps between tokens, a box per backend."""
     workloads: dict[str, list[Row]] = {}
     for row in document.rows:
-        if row.itl:
+        if row["itl"]:
             workloads.setdefault(row.workload, []).append(row)
     figures = []
     for workload, rows in list(workloads.items())[:PANELS]:
         shown = rows[:LINES]
         canvas, axes = _canvas(0.9 + 0.32 * len(shown))
         boxes = [
-            dict(zip(("whislo", "p10", "q1", "med", "q3", "p90", "whishi"), (ms * 1e3 for ms in row.itl), strict=True))
+            dict(
+                zip(("whislo", "p10", "q1", "med", "q3", "p90", "whishi"), (ms * 1e3 for ms in row["itl"]), strict=True)
+            )
             | {"label": _label(row.backend), "fliers": []}
             for row in shown
         ]
@@ -291,7 +298,7 @@ def _distributions(document: Document) -> list[Figure]:
                 + _cut("workloads", PANELS, len(workloads)),
                 _svg(canvas, f"itl {workload}"),
                 ("backend", "p1", "p10", "p25", "median", "p75", "p90", "p99"),
-                tuple((row.backend, *(text.figure(gap, "tpot") for gap in row.itl)) for row in rows),
+                tuple((row.backend, *(text.figure(gap, "tpot") for gap in row["itl"])) for row in rows),
             )
         )
     return figures
@@ -300,11 +307,14 @@ def _distributions(document: Document) -> list[Figure]:
 def _roofline(document: Document) -> list[Figure]:
     """Every prefill and decode under the device's two roofs."""
     peaks = document.environment.get("peaks")
-    rows = [row for row in document.rows if row.flops and row.size]
+    rows = [row for row in document.rows if row["utilization.flops"] and row["utilization.size"]]
     if not peaks or not rows:
         return []
     flops, bandwidth = float(peaks["flops"]), float(peaks["bandwidth"])
-    points = [(row, (row.flops or 0) / (row.size or 1), (row.flops or 0) / row.median) for row in rows]
+    points = []
+    for row in rows:
+        work = row["utilization"]
+        points.append((row, work["flops"] / work["size"], work["flops"] / row.median))
     canvas, axes = _canvas(3.2)
     corner = flops / bandwidth
     reached = [corner, *(intensity for _, intensity, _ in points)]
@@ -346,7 +356,7 @@ def _roofline(document: Document) -> list[Figure]:
                     row.backend,
                     f"{intensity:.3g}",
                     f"{rate / 1e9:.4g}",
-                    text.far(row.roof, row.utilization, row.limit),
+                    text.far(*cells.roof(row)),
                 )
                 for row, intensity, rate in points
             ),
@@ -356,16 +366,16 @@ def _roofline(document: Document) -> list[Figure]:
 
 def _forest(document: Document) -> list[Figure]:
     """The change of every compared case with its interval, the largest first."""
-    compared = [row for row in document.rows if row.ratio is not None and row.low is not None and row.high is not None]
+    compared = [row for row in document.rows if None not in row.change]
     if not compared:
         return []
-    rows = sorted(compared, key=lambda row: -abs(math.log(row.ratio or 1)))
+    rows = sorted(compared, key=lambda row: -abs(math.log(row.change[0] or 1)))
     shown = rows[:MARKS]
     canvas, axes = _canvas(1.0 + 0.34 * len(shown))
     axes.axvline(0, color=INK, linewidth=0.8)
     for at, row in enumerate(shown):
         colour, marker = VERDICTS.get(row.outcome, (INK, "x"))
-        middle, low, high = (((value or 1) - 1) * 100 for value in (row.ratio, row.low, row.high))
+        middle, low, high = (((value or 1) - 1) * 100 for value in row.change)
         reach = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
         axes.errorbar([middle], [at], xerr=reach, color=colour, marker=marker, markersize=5, capsize=2, linewidth=1.2)
     axes.set_yticks(
@@ -375,7 +385,7 @@ def _forest(document: Document) -> list[Figure]:
     axes.set_xlabel("change (%): slower to the right")
     widest = max(abs(edge) for edge in axes.get_xlim())
     # An interval may be wide without end; what is known lies within.
-    furthest = max(100.0, *(1.2 * abs((row.ratio or 1) - 1) * 100 for row in shown))
+    furthest = max(100.0, *(1.2 * abs((row.change[0] or 1) - 1) * 100 for row in shown))
     axes.set_xlim(-min(widest, furthest), min(widest, furthest))
     said = (
         "Median ratio with its 99 % interval. Triangle up: regression; circle: ok; triangle down: faster; "
@@ -387,10 +397,7 @@ def _forest(document: Document) -> list[Figure]:
             f"{_where(document)}. {said}" + _cut("cases, by size of the change", MARKS, len(rows)),
             _svg(canvas, "forest"),
             ("metric", "workload", "backend", "change [99 %]", "verdict"),
-            tuple(
-                (row.metric, row.workload, row.backend, text.change(row.ratio, row.low, row.high), row.outcome)
-                for row in rows
-            ),
+            tuple((row.metric, row.workload, row.backend, text.change(*row.change), row.outcome) for row in rows),
         )
     ]
 

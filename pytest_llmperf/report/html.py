@@ -32,6 +32,9 @@ def render(document: Document) -> str:
         figures=drawn,
         trends=(cells.TREND, cells.of_trend(trend.series(document))),
         cases=((*cells.CASES, *cells.COSTS), [[*cells.of_case(row), *cells.costs(row)] for row in document.rows]),
+        reasons=(cells.REASONS, cells.of_reasons(document.rows)),
+        parity=(cells.PARITY, cells.of_parity(document.parities)),
+        disturbed=(cells.DISTURBED, cells.of_disturbed(document)),
         machine=[
             (name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value)
             for part in known

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from platformdirs import user_cache_path
 
 from pytest_llmperf import models
+from pytest_llmperf.availability import check_interpreters, check_servers, interpreter_of, why_not
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.machine import detect
 from pytest_llmperf.machine.table import DEVICES, Device
-from pytest_llmperf.plan import check_interpreters, check_servers, interpreter_of, why_not
 from pytest_llmperf.settings import Settings
 
 HERE = "yes"

@@ -10,7 +10,9 @@ from pytest_llmperf.report.cells import Cell
 from pytest_llmperf.report.document import Document
 
 #: A comment on GitHub takes 65,536 characters. Each part of the report has its share, and says what it leaves out.
-LINES, CHARACTERS = 20, 15_000
+LINES, CASES, OTHERS = 20, 14_000, 6_000
+#: The parts that say why.
+REASONS = 3_000
 
 
 def render(document: Document) -> str:
@@ -21,7 +23,7 @@ def render(document: Document) -> str:
     parts = [
         f"### llmperf: {plain(document.headline)}",
         plain(f"{document.title}; {document.boundary}"),
-        _lines(row.said for row in document.regressions),
+        _lines(row["said"] for row in document.regressions),
         _lines(one.against(document.reference) for one in document.wrong),
         _folded("What to run", _table(cells.ADVICE, cells.of_advice(document.rows))),
         _folded(
@@ -38,7 +40,11 @@ def render(document: Document) -> str:
         ),
         _folded("Under load", _table(cells.LOAD, cells.of_load(document.loads))),
         _folded(f"Over {len(document.earlier) + 1} runs", _table(cells.TREND, cells.of_trend(moved))),
-        _folded(f"Every case ({len(cases)})", _table(cells.CASES, list(map(cells.of_case, cases)))),
+        _folded(f"Every case ({len(cases)})", _table(cells.CASES, list(map(cells.of_case, cases)), CASES)),
+        _folded("Why", _table(cells.REASONS, cells.of_reasons(document.rows), REASONS)),
+        _folded("Cold starts", _table(cells.COLD, cells.of_cold(document.rows), REASONS)),
+        _folded("Parity", _table(cells.PARITY, cells.of_parity(document.parities), REASONS)),
+        _folded("Disturbed", _table(cells.DISTURBED, cells.of_disturbed(document), REASONS)),
         _folded(
             f"The machine: {len(document.unfit)} not as they should be",
             _lines(f"{one.level}: {one.said}" for one in document.unfit),
@@ -64,9 +70,9 @@ def _lines(said: Iterable[str]) -> str:
     return "\n".join(lines[:LINES] + more)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]], room: int = OTHERS) -> str:
     lines: list[str] = []
-    left = CHARACTERS
+    left = room
     for row in rows:
         line = "| " + " | ".join(plain(cell.shown) for cell in row) + " |"
         left -= len(line) + 1

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmperf import files
 from pytest_llmperf.machine import fingerprint
 from pytest_llmperf.report.document import RESULTS_SCHEMA
-from pytest_llmperf.report.terminal import verdict_line
+from pytest_llmperf.report.text import verdict_line
 
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Case
-    from pytest_llmperf.session import Run
+    from pytest_llmperf.session import Session
 
 
 def finite(value: Any) -> Any:
@@ -32,8 +32,8 @@ def finite(value: Any) -> Any:
     return value
 
 
-def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> dict[str, Any]:
-    """Everything that a run measured so far, as plain JSON values.
+def shown(run: Session, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> dict[str, Any]:
+    """What reports show of a run so far, as plain JSON values.
 
     Args:
         run: the run.
@@ -48,34 +48,47 @@ def of(run: Run, unmeasured: Iterable[str], accepted: Container[Case] = ()) -> d
             "dtype": run.dtype,
             "reference": run.settings.reference,
             "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": run.scope.commit,
+            "commit": run.plan.commit,
             "environment": {
                 "fingerprint": fingerprint.take().as_dict(),
                 "versions": fingerprint.versions(),
                 "peaks": run.known_peaks,
+                "rates": run.machine.looks[0] if run.machine.looks else None,
             },
             "findings": [asdict(one) for one in run.findings if one.level != "ok"],
-            "command_ci": bool(os.environ.get("CI")),
             "unmeasured": list(unmeasured),
-            "measurements": [asdict(one) for one in run.measurements],
-            "witnesses": [
-                {"beside": backend} | asdict(one)
-                for (backend, _), made in run.witnesses.items()
-                for one in made
-                if one is not None
+            "results": [
+                result.as_dict() | {"said": verdict_line(result), "accepted": case in accepted}
+                for case, result in run.results.items()
             ],
+            "parity": [found.as_dict() for found in run.parities],
+            "load": [asdict(one) for one in run.loads],
+        }
+    )
+
+
+def of(
+    run: Session, unmeasured: Iterable[str], narrowed: Iterable[str], accepted: Container[Case] = ()
+) -> dict[str, Any]:
+    """Everything that a run measured so far: `shown`, and what that is made of.
+
+    Args:
+        run: the run.
+        unmeasured: as in `shown`.
+        narrowed: what hid tests from the run.
+        accepted: as in `shown`.
+    """
+    return shown(run, unmeasured, accepted) | finite(  # type: ignore[no-any-return]
+        {
+            "command_ci": bool(os.environ.get("CI")),
+            "narrowed": list(narrowed),
+            "measurements": [asdict(one) for one in run.measurements],
             "comparisons": [
                 {"backend": backend, "workload": str(workload), "pairs": [asdict(pair) for pair in one.pairs]}
                 for (backend, workload), one in run.beside.comparisons.items()
             ],
             "self_test": [{"case": case.key, **asdict(found)} for case, found in run.beside.assessments.items()],
-            "results": [
-                result.as_dict() | {"said": verdict_line(result), "accepted": case in accepted}
-                for case, result in run.results.items()
-            ],
             "update": run.update(),
-            "parity": [found.as_dict() for found in run.parities],
-            "load": [asdict(one) for one in run.loads],
         }
     )
 

@@ -45,4 +45,4 @@ def of(rows: Iterable[Row]) -> list[Scaling]:
 
 def placed(rows: Iterable[Row]) -> list[str]:
     """Which devices each backend used and why, a line each, where somebody chose."""
-    return list(dict.fromkeys(f"{row.backend} on devices {row.devices}" for row in rows if row.devices))
+    return list(dict.fromkeys(f"{row.backend} on devices {row['devices']}" for row in rows if row["devices"]))

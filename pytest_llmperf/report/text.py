@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from pytest_llmperf.backends.base import IN_PROCESS
+from pytest_llmperf.cases import METRICS
+from pytest_llmperf.gate.rule import Outcome
+
+if TYPE_CHECKING:
+    from pytest_llmperf.result import Result
 
 
 def figure(seconds: float, metric: str) -> str:
@@ -31,6 +37,13 @@ def change(ratio: float | None, low: float | None, high: float | None) -> str:
     if ratio is None or low is None or high is None or math.isnan(ratio):
         return "-"
     return f"{ratio - 1:+.1%} [{low - 1:+.1%}, {high - 1:+.1%}]"
+
+
+def slowdown(fraction: float | None) -> str:
+    """A slowdown that could not be excluded, such as ``+14%``; a dash where nothing was compared."""
+    if fraction is None:
+        return "-"
+    return f"+{fraction:.1%}" if fraction < 0.0995 else f"+{fraction:.0%}" if fraction < 10 else "any"
 
 
 def speedup(value: float | None) -> str:
@@ -75,3 +88,23 @@ def boundaries(found: Iterable[tuple[str, str]]) -> str:
 def memory(size: int | None) -> str:
     """Bytes in GiB; a dash where that is not known (0, of a server)."""
     return "-" if not size else f"{size / 2**30:.2f} GiB"
+
+
+def verdict_line(result: Result) -> str:
+    """One line for a person whose test failed: which case, how much, how sure, what to do."""
+    case, found = result.case, result.verdict
+    remedy = f". To settle it: {found.remedy}" if found.remedy else ""
+    if math.isnan(found.ratio):
+        return f"{case}: {found.outcome}: {found.reason}{remedy}"
+    against = "base" if found.basis == "base" else "baseline"
+    figures = f"{figure(found.head, case.metric)}, {against} {figure(found.baseline, case.metric)}"
+    if found.outcome is Outcome.REGRESSION:
+        remedy = ". If it is intended, allow this case more (llm_tolerances or the marker)"
+        if found.basis == "stored":
+            remedy = ". If it is intended, accept it with --llm-update-baselines"
+    reason = f"; {found.reason}" if found.reason else ""
+    return (
+        f"{case}: {found.outcome}: {METRICS[case.metric][0]} {figures}, "
+        f"{change(found.ratio, found.low, found.high)} at 99 %, "
+        f"allowed {found.tolerance:.0%} ({result.tolerance_source}){reason}{remedy}"
+    )

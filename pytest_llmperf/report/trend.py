@@ -70,11 +70,15 @@ def series(document: Document) -> list[Series]:
     """Every case of the newest run that an earlier one measured too, in the newest's order."""
     runs = [*document.earlier, document]
     names = run_names(document)
-    found = [{row.case: row for row in run.rows} for run in runs]
+    found = [{row.case.key: row for row in run.rows} for run in runs]
     made = [
         Series(
             row,
-            tuple(_point(name, rows[row.case]) for name, rows in zip(names, found, strict=True) if row.case in rows),
+            tuple(
+                _point(name, rows[row.case.key])
+                for name, rows in zip(names, found, strict=True)
+                if row.case.key in rows
+            ),
         )
         for row in document.rows
     ]
@@ -82,7 +86,7 @@ def series(document: Document) -> list[Series]:
 
 
 def _point(run: str, row: Row) -> Point:
-    return Point(run, row.median, row.q1, row.q3)
+    return Point(run, row.median, *row.quartiles)
 
 
 def run_names(document: Document) -> list[str]:

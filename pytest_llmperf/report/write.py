@@ -6,30 +6,68 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import astuple, fields
 from importlib.util import find_spec
 from pathlib import Path
 
 from pytest_llmperf import files
+from pytest_llmperf.cases import Workload
 from pytest_llmperf.report import markdown
-from pytest_llmperf.report.document import ITL_PERCENTILES, Document, Row
+from pytest_llmperf.report.document import Document
+from pytest_llmperf.result import ITL_PERCENTILES
 
 
 def render_json(document: Document) -> str:
     return json.dumps(document.as_dict(), indent=1) + "\n"
 
 
+#: The columns of a CSV report after those of the case, and where a row has each.
+COLUMNS = {
+    "unit": "unit",
+    **{name: f"spread.{name}" for name in ("median", "q1", "q3", "minimum", "maximum")},
+    "samples": "spread.n",
+    "processes": "processes",
+    **{name: f"verdict.{name}" for name in ("ratio", "low", "high", "not_excluded", "basis", "reason", "remedy")},
+    **{name: name for name in ("tolerance", "tolerance_source", "said", "speedup")},
+    "roof": "utilization.name",
+    "utilization": "utilization.fraction",
+    **{name: f"utilization.{name}" for name in ("bound", "limit", "flops", "size")},
+    **{
+        name: name
+        for name in (
+            "throughput",
+            "cold_start",
+            "compile_time",
+            "baseline_cold_start",
+            "peak_memory",
+            "tokens_per_joule",
+            "contamination",
+            "discarded",
+            "culprit",
+            "tp",
+            "devices",
+            "boundary",
+        )
+    },
+}
+
+
 def render_csv(document: Document) -> str:
     """A line per case and run, every number in full, in seconds and bytes; the first line names the columns."""
-    columns = [one.name for one in fields(Row) if one.name != "itl"]
-    percentiles = [f"itl_p{at * 100:.0f}" for at in ITL_PERCENTILES]
     stream = io.StringIO()
     writer = csv.writer(stream)
-    writer.writerow(["device", "when", "commit", *columns, *percentiles])
+    case = ["case", "model", "dtype", "backend", *(field.name for field in fields(Workload)), "metric"]
+    percentiles = [f"itl_p{at * 100:.0f}" for at in ITL_PERCENTILES]
+    writer.writerow(["device", "when", "commit", *case, "outcome", *COLUMNS, "collectives", "parity", *percentiles])
     for run in (*document.earlier, document):
         for row in run.rows:
-            values = [getattr(row, name) for name in columns]
-            writer.writerow([run.device, run.when, run.commit, *values, *(row.itl or [None] * len(percentiles))])
+            one = row.case
+            named = [one.key, one.model, one.dtype, one.backend, *astuple(one.workload), one.metric]
+            values = [row[path] for path in COLUMNS.values()]
+            itl = row["itl"] or [None] * len(percentiles)
+            writer.writerow(
+                [run.device, run.when, run.commit, *named, row.outcome, *values, row.collectives, row.parity, *itl]
+            )
     return stream.getvalue()
 
 

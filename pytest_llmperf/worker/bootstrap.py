@@ -1,7 +1,7 @@
-"""A worker's first code: where it imports from. Run by path in whatever interpreter, so it is the standard library's.
+"""A worker's first code: it decides where to import from. Any interpreter runs it, so it needs only Python's library.
 
-In a worker of the base arm whatever the interpreter finds in the tree under test is found in the base's checkout
-instead; what is not there fails to import, since a base that ran head's code would find no difference, ever.
+In a worker of the base arm, modules of the tree under test come from the base's checkout instead. A module that is not
+there cannot be imported: a base that ran head's code would never differ from head.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Guard:
-    """A finder before all others, which refuses modules of the tree under test, and those installed from it.
+    """A finder before all others. It refuses modules of the tree under test, and modules installed from it.
 
     Args:
         root: the tree.
@@ -51,8 +51,8 @@ class Guard:
 def own(path: Path, root: Path) -> bool:
     """Whether a file or folder is the tree's own and not of an environment that lies in it.
 
-    Links are followed, or head's code would be taken for somebody else's. An environment that the tree lies in, as
-    /usr/src/app in the /usr of a system's Python, or that is the tree, says nothing of its files.
+    Links are followed; otherwise head's code would be taken for another's. An environment does not count if it is the
+    tree, or if the tree lies in it, as /usr/src/app lies in the /usr of a system's Python.
     """
     root, environments = _tree(root)
     path = path.resolve()
@@ -75,7 +75,7 @@ def counterpart(path: Path, root: Path, folder: Path) -> Path:
 
 
 def copies(root: Path, folder: Path) -> set[str]:
-    """Files that ``pip install .`` put elsewhere, or of a wheel that was built in the tree and base does not have."""
+    """Files that ``pip install .`` copied from the tree, and those of a wheel in the tree that base does not have."""
     found: set[str] = set()
     for distribution in metadata.distributions():
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")  # PEP 610

@@ -13,7 +13,7 @@ LONGEST_LINE = 64 * 2**20
 
 
 def send(descriptor: int, message: dict[str, Any]) -> None:
-    """Write one message whole: here, and nowhere else, a secret says what it is.
+    """Write one whole message. Here, and nowhere else, a secret is revealed.
 
     Raises:
         OSError: the other side is gone.

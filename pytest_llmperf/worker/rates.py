@@ -1,10 +1,11 @@
-"""The machine's roofs, measured: what it can multiply and read in a second."""
+"""The machine's rates, measured: what it can multiply and read in a second, and how fast its host is."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -13,33 +14,27 @@ import torch
 from pytest_llmperf.machine import fitness
 from pytest_llmperf.worker.watch import ROUNDS, barrier, loop
 
-#: How often all is measured again where the host moved the CPUs meanwhile: rates of two states are those of none.
+#: How often all rates are measured at most. They are measured again if the host moved the CPUs meanwhile.
 ATTEMPTS = 3
+#: Kernel launches of one burst. They are fewer than a stream holds, so the loop waits for the host alone.
+LAUNCHES = 500
 
 
-def measure(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.3) -> dict[str, float]:
-    """The best rates seen of GEMM (FLOP/s) and memory reads (bytes/s), and the interpreter's usual one (rounds/s).
+def measure(device: str, dtype: str, buffer_bytes: int, roofs: bool = True, seconds: float = 0.3) -> dict[str, float]:
+    """The machine's rates, by the names in `pytest_llmperf.machine.rates`.
 
-    On a CPU also how often its threads can meet (1/s), named after how many they are: on CPUs that the host moved apart
-    that is less often, and memory may be read twice as fast.
-
-    A roof is what no kernel passes, so the best of several kernels and repetitions counts. The weights are laid out
-    both ways, since a CPU without instructions for a type may multiply one of them 17 times as fast as the other; and
-    float32 is tried beside the type asked for, which a kernel may well compute in. The memory buffer is as large as
-    the model's weights, since a decode step reads those: where they fit a last-level cache, that is the honest roof.
-    The interpreter's rate, of the canary's loop, is no roof: it is there to tell whether the machine is in the state
-    that it was in. A neighbour on a core's other hardware thread, whom the hypervisor hides, leaves gaps in which the
-    best rates are as ever, so the median counts. It is named after the interpreter, since another one has another rate.
+    On a CPU the rates are measured again if its threads met later or sooner afterwards than before.
 
     Args:
         device: torch's device string.
         dtype: of the model.
         buffer_bytes: size of the model's weights.
+        roofs: whether the rates of GEMM and memory are measured; a known accelerator has a data sheet.
         seconds: how long each kernel is repeated.
     """
     for _ in range(ATTEMPTS):
         met = barrier() if device == "cpu" else None
-        found = _rates(device, dtype, buffer_bytes, seconds)
+        found = {**(_roofs(device, dtype, buffer_bytes, seconds) if roofs else {}), **_host(device, seconds)}
         again = barrier() if device == "cpu" else None
         if not fitness.moved(met, again):
             break
@@ -48,31 +43,63 @@ def measure(device: str, dtype: str, buffer_bytes: int, seconds: float = 0.3) ->
     return found
 
 
-def _rates(device: str, dtype: str, buffer_bytes: int, seconds: float) -> dict[str, float]:
-    """What `measure` says, but for how often threads meet."""
+def _host(device: str, seconds: float) -> dict[str, float]:
+    """The interpreter's rate; on an accelerator also kernel launches and tokens to the host, for which decode waits.
+
+    Each rate is the median. The best one would not show a neighbour on a core's other hardware thread, who leaves gaps.
+    """
+    found = {f"interpreter {sys.implementation.cache_tag}": ROUNDS / median(_timed(loop, seconds))}
+    if device != "cpu":
+        token = torch.zeros(1, dtype=torch.int64, device=device)
+
+        def launch() -> None:
+            for _ in range(LAUNCHES):
+                token.add_(1)
+
+        def bring() -> None:
+            token.add_(1)
+            token.item()
+
+        found["launches"] = LAUNCHES / median(_timed(launch, seconds, torch.cuda.synchronize))
+        found["to host"] = 1 / median(_timed(bring, seconds))
+    return found
+
+
+def _timed(work: Callable[[], Any], seconds: float, synchronize: Callable[[], Any] = lambda: None) -> list[float]:
+    """Repeat the work for some seconds, at least once. Returns the seconds that each repetition took."""
+    took, until = [], time.perf_counter() + seconds
+    while True:
+        synchronize()
+        start = time.perf_counter()
+        work()
+        synchronize()
+        stop = time.perf_counter()
+        took.append(stop - start)
+        if stop > until:
+            return took
+
+
+def _roofs(device: str, dtype: str, buffer_bytes: int, seconds: float) -> dict[str, float]:
+    """The best rates seen of GEMM (FLOP/s) and memory reads (bytes/s).
+
+    No kernel passes a roof, so the best of several kernels and repetitions counts. The weights are laid out both ways:
+    a CPU without instructions for a type may multiply one of them 17 times as fast as the other. Float32 is tried too,
+    since a kernel may compute in it. The memory buffer is as large as the model's weights, which a decode step reads.
+    If they fit a last-level cache, the cache's rate is the roof.
+    """
     kind = getattr(torch, dtype)
     synchronize: Callable[[], Any] = torch.cuda.synchronize if device != "cpu" else (lambda: None)
 
-    def timed(work: Any) -> list[float]:
-        took, until = [], time.perf_counter() + seconds
-        while True:
-            synchronize()
-            start = time.perf_counter()
-            work()
-            synchronize()
-            stop = time.perf_counter()
-            took.append(stop - start)
-            if stop > until:
-                return took
-
-    def best(work: Any, amount: float) -> float:
-        return amount / min(timed(work))
+    def best(work: Callable[[], Any], amount: float) -> float:
+        return amount / min(_timed(work, seconds, synchronize))
 
     side = 8192 if device != "cpu" else 1024
     flops = 0.0
     for one in dict.fromkeys((kind, torch.float32)):
         a, b = (torch.randn(side, side, dtype=one, device=device) for _ in range(2))
-        flops = max(flops, best(lambda a=a, b=b: a @ b, 2.0 * side**3), best(lambda a=a, b=b: a @ b.T, 2.0 * side**3))
+        flops = max(
+            flops, best(partial(torch.matmul, a, b), 2.0 * side**3), best(partial(torch.matmul, a, b.T), 2.0 * side**3)
+        )
     rows = max(1, buffer_bytes // (4 * 4096))
     matrix = torch.randn(rows, 4096, device=device)
     vector = torch.randn(4096, device=device)
@@ -84,5 +111,4 @@ def _rates(device: str, dtype: str, buffer_bytes: int, seconds: float) -> dict[s
         best(matrix.sum, size),
         best(lambda: half @ half_vector, float(half.numel() * half.element_size())),
     )
-    interpreter = f"interpreter {sys.implementation.cache_tag}"
-    return {"flops": flops, "bandwidth": bandwidth, interpreter: ROUNDS / median(timed(loop))}
+    return {"flops": flops, "bandwidth": bandwidth}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 #: The only clock that latencies are read from. A module attribute, so that a simulated engine can script it.
 clock: Callable[[], float] = time.perf_counter
-#: Passes time, by that clock; likewise.
+#: Waits, by that clock. A simulated engine can script it too.
 sleep: Callable[[float], None] = time.sleep
 
 
@@ -16,7 +16,7 @@ class Recorder:
 
     Args:
         requests: how many.
-        pause: called after each step, while the engine waits; what it takes is no time of the generation's.
+        pause: called after each step, while the engine waits. Its time does not count.
     """
 
     __slots__ = ("_clock", "_left", "_pause", "_started", "times", "tokens")
@@ -44,7 +44,7 @@ class Recorder:
 
 
 class LoadRecorder(Recorder):
-    """Stamps also when each request is sent, and keeps why one failed. Calls may come from one thread alone."""
+    """Also stamps when each request is sent, and keeps why a request failed. All calls must come from one thread."""
 
     __slots__ = ("errors", "sent")
 
@@ -63,10 +63,9 @@ class LoadRecorder(Recorder):
 
 
 class SlowedRecorder(Recorder):
-    """Takes a known share longer for every step: it sleeps before it stamps, while the engine waits for it.
+    """Makes every step longer by a known share: it sleeps before it stamps, while the engine waits for it.
 
-    A sleep lasts some 60 us longer than asked, which a step of 3 ms would have 2 % too much of; what was overslept is
-    taken off the next sleeps.
+    A sleep lasts some 60 us too long, which is 2 % of a step of 3 ms. The next sleeps are shorter by that.
     """
 
     __slots__ = ("_owed", "_share", "_stamped")

@@ -26,11 +26,11 @@ OBSERVED_LOGITS = 8
 
 
 def die_with_parent(lifeline: int) -> int:
-    """End this process group when the parent is gone, however it went. Returns the process that sees to it.
+    """End this process group when the parent is gone, however it ended. Returns the process that does so.
 
     The lifeline is a pipe that only the parent can write to and never does: reading returns when the parent dies. A
-    process of its own waits for that, in the same group: a thread would need the interpreter lock, which a hung
-    extension may hold, and the kernel's parent-death signal would leave this process's own children behind.
+    process in the same group waits for that. A thread would need the interpreter lock, which a hung extension may hold.
+    The kernel's parent-death signal would leave this process's own children behind.
     """
     watcher = os.fork()
     if watcher == 0:
@@ -74,7 +74,7 @@ class Worker:
     """The operations that a parent may ask for; each takes and returns plain JSON values.
 
     Args:
-        pause: says that a step is done, and returns when the parent wants the next one; None if nobody will.
+        pause: says that a step is done, and returns when the parent wants the next one; None if no parent does.
     """
 
     def __init__(self, pause: Callable[[], None] | None = None) -> None:
@@ -91,7 +91,7 @@ class Worker:
         Returns the seconds it took, imports included, and whether the engine can be paused between steps.
 
         Args:
-            backend: where they are, as `Backend.reference` says.
+            backend: where the engine and its changes are defined, as `Backend.reference` says.
             spec: an `EngineSpec` as plain values.
             ranks: the processes that are asked to load it together, whose CPU time is the engine's own.
         """
@@ -122,7 +122,7 @@ class Worker:
             prompts: token ids, a row per request.
             max_new_tokens: of each.
             slowdown: every step takes that share longer, which is how the gate tests itself.
-            beside: the processes that compute a step whenever this one has, and waits; None where none does.
+            beside: the processes that take turns with this one, step by step; None without any.
         """
         assert self.engine is not None
         before = self.watch.begin(beside or ()) if self.watch else None
@@ -197,11 +197,11 @@ class Worker:
         engagement.require()
         return asdict(engagement)
 
-    def peaks(self, dtype: str, buffer_bytes: int, device: str) -> dict[str, float]:
-        """The machine's measured roofs."""
+    def rates(self, dtype: str, buffer_bytes: int, device: str, roofs: bool) -> dict[str, float]:
+        """The machine's rates."""
         from pytest_llmperf.worker.rates import measure
 
-        return measure(device, dtype, buffer_bytes)
+        return measure(device, dtype, buffer_bytes, roofs)
 
     def imported(self, folder: str) -> int:
         """How many of the modules imported so far lie in a folder."""
@@ -215,7 +215,7 @@ class Worker:
         convert(Path(source), Path(target))
 
     def rest(self) -> None:
-        """Give back the device's memory that is kept for a next generation: another engine is to be loaded."""
+        """Free the device's memory that is kept for the next generation, since another engine is to be loaded."""
         if self.device != "cpu" and "torch" in sys.modules:
             gc.collect()  # a cache may be part of a cycle
             sys.modules["torch"].cuda.empty_cache()

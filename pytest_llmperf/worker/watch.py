@@ -13,7 +13,7 @@ from pytest_llmperf.machine.fitness import Barrier, Fitness
 
 #: Rounds of one burst of the canary, and bursts; see `canary`.
 ROUNDS, BURSTS = 20_000, 3
-#: Meetings of one burst of `barrier`, and bytes of which torch gives a thread no fewer (at::internal::GRAIN_SIZE).
+#: Meetings of one burst of `barrier`, and the fewest bytes that torch gives a thread (at::internal::GRAIN_SIZE).
 MEETINGS, GRAIN = 200, 32_768
 
 
@@ -27,11 +27,12 @@ def loop() -> None:
 def canary() -> float:
     """Seconds that a fixed small piece of work takes now: the best of a few bursts of about 2 ms.
 
-    It shows what no counter does: a core that runs slower, because of its clock, or of somebody on its other hardware
-    thread whom the hypervisor hides. That lasts, so the best burst is slow too, while a tick or an interrupt spoils one
-    of them only. The loop of an interpreter keeps a core's front end busy, and so feels a neighbour there more than a
-    kernel does, where a chain of dependent instructions (SHA-256) hardly feels him. It touches a few KiB, so that the
-    caches keep what the sample needs, starts no threads, and is too short to heat anything.
+    It shows a slow core, which no counter does: its clock fell, or a neighbour that the hypervisor hides uses its other
+    hardware thread. That lasts, so the best burst is slow too. A tick or an interrupt spoils only one burst.
+
+    A loop of the interpreter keeps a core's front end busy. So a neighbour slows it more than a kernel, while a chain
+    of dependent instructions (SHA-256) would hardly be slower. The loop touches a few KiB, so the caches keep what the
+    sample needs. It starts no threads, and is too short to heat anything.
     """
     best = float("inf")
     for _ in range(BURSTS):
@@ -42,18 +43,18 @@ def canary() -> float:
 
 
 def barrier() -> Barrier | None:
-    """How soon torch's threads, given a trifle to do, meet again: the best of a few bursts of about 1 ms.
+    """How long torch's threads take to meet after a tiny piece of work: the best of a few bursts of about 1 ms.
 
-    Where CPUs share no cache, threads wait longer for one another, though each CPU alone is as fast as ever. A host may
-    move a virtual machine's CPUs apart and together again, which changes every latency (`fitness.APART`). A CPU that a
-    neighbour slows shows as well, whichever of them it is.
+    If CPUs share no cache, threads wait longer for one another, though each CPU alone is as fast as ever. A host may
+    move a virtual machine's CPUs apart and together again, which changes every latency (`fitness.APART`). The time also
+    shows if a neighbour slows any one of the CPUs.
 
-    An OpenMP runtime gives every thread that calls it a team of its own, and libgomp lets the waiting ones spin less
-    when there are more of them than CPUs. So this is for the thread in which the engine computes: from another one it
-    made continuous batching, in its manager's thread, 1.6 times slower.
+    Call this in the thread in which the engine computes. An OpenMP runtime gives every thread that calls it a team of
+    its own, and libgomp lets waiting threads spin less when there are more of them than CPUs. Called in another thread,
+    this made continuous batching 1.6 times slower, which computes in its manager's thread.
 
     Returns:
-        None where the worker has no threads of torch: its model is computed elsewhere, or on one.
+        None if torch has no threads here: the model is computed elsewhere, or by one thread.
     """
     torch: Any = sys.modules.get("torch")
     if torch is None or (threads := torch.get_num_threads()) < 2:
@@ -69,7 +70,7 @@ def barrier() -> Barrier | None:
 
 
 def pci_address() -> str | None:
-    """Of torch's current device, whose index need not be that of the vendors' libraries; None if torch uses none."""
+    """The address of torch's current device, since vendors' libraries may count otherwise; None if torch uses none."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():  # asking would take memory of a device that is used elsewhere
         return None
@@ -81,7 +82,7 @@ def pci_address() -> str | None:
 
 @dataclass(frozen=True)
 class Before:
-    """What was seen before a generation, and the processes whose CPU time is no other's."""
+    """What was seen before a generation, and the processes whose CPU time counts as the engine's."""
 
     processes: tuple[int, ...]
     snapshot: health.Snapshot
@@ -92,14 +93,14 @@ class Before:
 
 
 class Watch:
-    """Sees what else the machine does. The engine, if it uses an accelerator, is loaded.
+    """Sees what else the machine does. Make it when the engine is loaded, if that uses an accelerator.
 
-    A look takes about 0.7 ms without an accelerator, a canary 6 ms and the threads' meetings 2 ms. What a look at an
-    accelerator takes is the driver's affair, so that the cost is recorded with each sample.
+    A look takes about 0.7 ms without an accelerator, a canary 6 ms and the threads' meetings 2 ms. A look at an
+    accelerator takes as long as its driver needs, so each sample records the cost.
 
     Args:
-        processes: others whose CPU time is the engine's own: a server's, other ranks'.
-        computes: whether what is measured computes in this thread, with torch's on a CPU.
+        processes: other processes of the engine, whose CPU time counts as its own: a server, other ranks.
+        computes: whether the engine computes in this thread, on a CPU with torch's threads.
     """
 
     def __init__(self, processes: Collection[int] = (), computes: bool = False) -> None:
@@ -110,14 +111,14 @@ class Watch:
         self._probe = gpu.probe(address) if address else None
 
     def _look(self) -> gpu.Reading | None:
-        """The accelerator's state; unknown where a library answers in another shape. No figure is lost for that."""
+        """The accelerator's state; None if a library answers in an unknown form: no figure is lost for that."""
         try:
             return self._probe.read() if self._probe else None
         except (AttributeError, LookupError, TypeError, ValueError):
             return None
 
     def begin(self, also: Collection[int] = ()) -> Before:
-        """Look just before a generation; the counters last, so that no look is counted as the generation's.
+        """Look just before a generation. The counters come last, so no look is counted as the generation's.
 
         Args:
             also: further processes that count as the engine's own, in this generation.
@@ -131,7 +132,7 @@ class Watch:
         return Before(processes, health.snapshot(processes), sung, met, reading, looked + time.perf_counter() - start)
 
     def end(self, before: Before) -> Fitness:
-        """Look just after it, and say what went on meanwhile; the counters first."""
+        """Look just after it, and say what went on meanwhile. The counters come first."""
         start = time.perf_counter()
         after = health.snapshot(before.processes)
         reading = self._look()

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from inner import eventually, running
 
+from pytest_llmperf.availability import why_not
 from pytest_llmperf.backends.base import EngineSpec, RequestStatistics
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.backends.vllm_engine import available_memory
@@ -22,7 +23,6 @@ from pytest_llmperf.machine.table import DEVICES
 from pytest_llmperf.measure import trace
 from pytest_llmperf.measure.worker_process import Arm, Host, WorkerFailedError, WorkerLostError
 from pytest_llmperf.models import Model
-from pytest_llmperf.plan import why_not
 from pytest_llmperf.prompts import Prompts
 
 REGISTRY = Registry(BUILT_IN)

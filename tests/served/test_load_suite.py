@@ -90,7 +90,7 @@ def test_without_a_server_it_is_one_skip_with_the_reason(suite: Suite) -> None:
     [
         ("--llm-slo=ttft=200", "is not a list of objectives"),
         ("--llm-slo=tpot=20ms", "is not a list of objectives"),
-        ("--llm-slo=ttft=0ms", "no request takes 0 s"),
+        ("--llm-slo=ttft=0ms", "an objective must be above 0 s"),
         ("--llm-request-rates=0", "is not a list of requests per second"),
         ("--llm-request-rates=inf", "is not a list of requests per second"),
         ("--llm-concurrency=0", "0 is not a positive whole number"),

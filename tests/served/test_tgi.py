@@ -12,11 +12,11 @@ import pytest
 from inner import WORDLEVEL
 from loopback import Script, event, jsons, serving, streams
 
+from pytest_llmperf.availability import why_not
 from pytest_llmperf.backends.base import EngineSpec, NotEngagedError
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine.table import DEVICES
-from pytest_llmperf.plan import why_not
 from pytest_llmperf.served.client import ServerError
 from pytest_llmperf.served.tgi import TgiEngine, command, gptq
 from pytest_llmperf.worker.recorder import Recorder
@@ -160,7 +160,7 @@ def test_what_tgi_has_not_is_refused() -> None:
 def test_without_a_launcher_or_a_server_it_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     said = why_not(REGISTRY["tgi"], DEVICES["h100"], Interpreter())
-    assert said == ("text-generation-launcher is not on PATH; name one that runs, as in "
+    assert said == ("text-generation-launcher is not on PATH; name one that already runs, as in "
                     "--llm-server=tgi=http://127.0.0.1:8000")  # fmt: skip
     assert why_not(REGISTRY["tgi"], DEVICES["h100"], Interpreter(), {"tgi"}) is None
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from inner import eventually, running
 
+from pytest_llmperf.availability import why_not
 from pytest_llmperf.backends.base import EngineSpec, RequestStatistics
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.cases import Workload
@@ -22,7 +23,6 @@ from pytest_llmperf.machine.table import DEVICES
 from pytest_llmperf.measure import trace
 from pytest_llmperf.measure.worker_process import Arm, Host, WorkerFailedError
 from pytest_llmperf.models import Model
-from pytest_llmperf.plan import why_not
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.served.client import ServerError
 from pytest_llmperf.served.process import ServerProcess

@@ -35,8 +35,8 @@ def refusal(suite: Suite, *arguments: str) -> str:
         ("--llm-model=suites", "folder 'suites' has no config.json; *"),
         ("--llm-model=some/one", "model 'some/one': some/one is not in the local Hugging Face cache; *"),
         ("--llm-dtype=float16", "--llm-dtype=float16: cpu has no fast float16; it has float32, bfloat16"),
-        ("--llm-prompt-lengths=600", "prompt of 600 tokens + 8 new ones do not fit the context of tiny, 512; *"),
-        ("--llm-max-new-tokens=497", "prompt of 16 tokens + 497 new ones do not fit the context of tiny, 512; *"),
+        ("--llm-prompt-lengths=600", "a prompt of 600 tokens and 8 new tokens do not fit the context of tiny, * 512 *"),
+        ("--llm-max-new-tokens=497", "a prompt of 16 tokens and 497 new tokens do not fit the context of tiny, *"),
     ],
 )
 def test_an_option_that_cannot_be_met(
@@ -52,20 +52,20 @@ def test_a_prompt_and_its_tokens_may_fill_the_context(suite: Suite) -> None:
 
 
 BAD = [
-    ("update-baselines", "yes", "'yes' is not all, new or slower; paths go before the option"),
+    ("update-baselines", "yes", "'yes' is not all, new, slower or add; put paths before the option"),
     ("dtype", "int3", "unknown dtype 'int3'; known: float32, float16, bfloat16"),
     ("batch-sizes", "0", "0 is not a positive whole number"),
     ("batch-sizes", "1,-4", "-4 is not a positive whole number"),
     ("batch-sizes", "1,,4", "'' is not a whole number"),
     ("prompt-lengths", "many", "'many' is not a whole number"),
     ("prompt-lengths", "1.5", "'1.5' is not a whole number"),
-    ("max-new-tokens", "1", "TPOT is a gap between tokens, so at least 2 new tokens are needed"),
+    ("max-new-tokens", "1", "at least 2 new tokens are needed, because TPOT is the time between tokens"),
     ("max-new-tokens", "0", "0 is not a positive whole number"),
     ("invocations", "0", "0 is not a positive whole number"),
-    ("invocations", "2", "the spread between processes takes at least 3 of them to be seen"),
+    ("invocations", "2", "2 processes do not show how much processes differ; at least 3 are needed"),
     ("max-regression", "-5%", "'-5%' is not a fraction above 0, as in '0.05' or '5%'"),
     ("max-regression", "nan", "'nan' is not a fraction above 0, as in '0.05' or '5%'"),
-    ("max-regression", "5", "'5' would allow a slowdown of 500%; write '5%' for per cent, or 0.05 for 5 %"),
+    ("max-regression", "5", "'5' would allow a slowdown of 500%; write '5%' or '0.05'"),
     ("timeout", "inf", "'inf' is not a positive number of seconds"),
     ("timeout", "soon", "'soon' is not a positive number of seconds"),
     ("backends", ",", "expected at least one name, as in 'eager,sdpa'"),
@@ -94,7 +94,7 @@ def test_a_malformed_ini_value(suite: Suite, name: str, text: str, said: str) ->
     [
         ("*/tpot", "'*/tpot' is not 'pattern = fraction', as in '*/vllm/*/tpot = 3%'"),
         ("= 3%", "'= 3%' is not 'pattern = fraction', as in '*/vllm/*/tpot = 3%'"),
-        ("*/tpot = 3", "'*/tpot = 3': '3' would allow a slowdown of 300%; write '3%' for per cent, or 0.05 for 5 %"),
+        ("*/tpot = 3", "'*/tpot = 3': '3' would allow a slowdown of 300%; write '3%' or '0.03'"),
         ("*/tpot = fast", "'*/tpot = fast': 'fast' is not a fraction above 0, as in '0.05' or '5%'"),
         ("*/tpot = 3%\n    */tpot = 4%", "'*/tpot' is stated twice"),
     ],
@@ -106,7 +106,7 @@ def test_a_malformed_table_of_tolerances(suite: Suite, lines: str, said: str) ->
 
 def test_a_path_is_not_taken_for_which_baselines_to_update(suite: Suite) -> None:
     said = usage_error(suite.run("--llm-update-baselines", "suites/"))
-    assert "'suites/' is not all, new or slower; paths go before the option" in said
+    assert "'suites/' is not all, new, slower or add; put paths before the option" in said
     assert suite.loads == {"ref": 0, "sim": 0}
 
 
@@ -190,7 +190,7 @@ def other_device(text: str) -> str:
         (lambda text: "[]", "*tiny.json: is not a JSON object with a schema number; *"),
         (newer, f"*tiny.json: has schema {SCHEMA + 1}, newer than this version's {SCHEMA}; upgrade pytest-llmperf"),
         (other_device, "*tiny.json: holds device 'h100', not 'cpu'; *"),
-        (lambda text: text.replace("0.005", "-0.005"), "*tiny.json: *samples are positive and finite*"),
+        (lambda text: text.replace("0.005", "-0.005"), "*tiny.json: *figures are positive and finite*"),
     ],
     ids=["truncated", "empty", "a list", "newer", "another device", "negative"],
 )
@@ -228,7 +228,8 @@ def test_an_update_that_fails_leaves_the_old_file(suite: Suite, monkeypatch: pyt
     monkeypatch.setattr("pytest_llmperf.files.os.fsync", full)
     result = suite.decode("--llm-update-baselines")
     assert result.ret == 1, "asked to write, and nothing was written"
-    result.stdout.fnmatch_lines("ERROR: *tiny.json: cannot be written (*No space left on device*")
+    said = " ".join(result.stdout.str().split())
+    assert f"ERROR: {suite.baseline}: cannot be written ([Errno 28] No space left on device)" in said
     assert suite.baseline.read_bytes() == before
     assert [file.name for file in suite.baseline.parent.iterdir()] == ["tiny.json"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from inner import Suite
 
+from pytest_llmperf.availability import check_interpreters, interpreter_of, why_not
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.interpreter import Interpreter, InterpreterError
 from pytest_llmperf.machine import detect
 from pytest_llmperf.machine.table import DEVICES
-from pytest_llmperf.plan import check_interpreters, interpreter_of, why_not
 
 REGISTRY = Registry(BUILT_IN)
 
@@ -93,7 +93,7 @@ def test_a_part_s_interpreter_is_the_combination_s() -> None:
     assert interpreter_of(REGISTRY["vllm+tunableop"], stated).path == "/opt/vllm"
     assert interpreter_of(REGISTRY["compile-static+int8"], stated).path == "/opt/int8"
     assert interpreter_of(REGISTRY["vllm-eager"], stated).own
-    with pytest.raises(ValueError, match="can run in one interpreter alone"):
+    with pytest.raises(ValueError, match="needs one interpreter; name one for all its parts"):
         interpreter_of(REGISTRY["vllm+tunableop"], (*stated, ("tunableop", "/opt/torch")))
 
 
@@ -108,5 +108,5 @@ def test_an_interpreter_is_for_a_backend_under_its_own_name() -> None:
     check_interpreters((("max-autotune", sys.executable), ("vllm", sys.executable)), REGISTRY)
     with pytest.raises(KeyError, match="unknown backend 'vlm'"):
         check_interpreters((("vlm", sys.executable),), REGISTRY)
-    with pytest.raises(ValueError, match=r"that is compile-static\+int8, under its own name"):
+    with pytest.raises(ValueError, match=r"this backend is called compile-static\+int8; write that"):
         check_interpreters((("int8+compile-static", sys.executable),), REGISTRY)

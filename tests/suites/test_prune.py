@@ -1,16 +1,24 @@
-"""Removing baselines: only what no test of the whole project has, and only where that can be known."""
+"""``pytest-llmperf prune``: it removes only what no test has, and only where complete runs show that."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inner import Suite, usage_error
+from inner import Suite
 
-from pytest_llmperf.prune import is_stale
+from pytest_llmperf.cli import main
+from pytest_llmperf.gate import prune
+from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
+from pytest_llmperf.machine.fingerprint import Fingerprint
 
 SIM, REF, GONE = ("bfloat16/sim/b1-p16-n8", "bfloat16/ref/b1-p16-n8", "bfloat16/gone/b1-p16-n8")
-PRUNE = "--llm-prune-baselines"
+USED = {f"{SIM}/tpot", f"{SIM}/ttft", f"{REF}/tpot"}
+UNUSED = [f"{GONE}/tpot", f"{GONE}/cold-start"]
 
 
 @pytest.fixture
@@ -20,65 +28,108 @@ def recorded(suite: Suite) -> Suite:
     return suite
 
 
+@pytest.fixture
+def ran(recorded: Suite, capsys: pytest.CaptureFixture[str]) -> Suite:
+    """The same after a complete run."""
+    assert recorded.run("--llm-results=raw.json").ret == 0
+    capsys.readouterr()
+    return recorded
+
+
+def prune_with(suite: Suite, *arguments: str) -> int:
+    files = [str(suite.path / one) for one in arguments if not one.startswith("-")] or [str(suite.path / "raw.json")]
+    options = [one for one in arguments if one.startswith("-")]
+    return main(["prune", *files, f"--baseline-dir={suite.path / 'baselines'}", *options])
+
+
 def keys(suite: Suite) -> set[str]:
     return set(suite.stored()["entries"])
 
 
-USED = {f"{SIM}/tpot", f"{SIM}/ttft", f"{REF}/tpot"}
+def edit(suite: Suite, change: Callable[[dict[str, Any]], object], file: str = "other.json") -> None:
+    """Another results file, of the one that a run has left."""
+    data = json.loads((suite.path / "raw.json").read_text())
+    change(data)
+    (suite.path / file).write_text(json.dumps(data))
+
+
+def refused(suite: Suite, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that the command refuses with; the file stays as it is."""
+    before = suite.baseline.read_bytes() if suite.baseline.exists() else None
+    capsys.readouterr()
+    assert prune_with(suite, *arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("pytest-llmperf: ")
+    assert said.err.count("\n") == 1
+    assert (suite.baseline.read_bytes() if suite.baseline.exists() else None) == before
+    return said.err
+
 
 # Which
 
-names = st.sampled_from(["sim", "ref", "a+b"])
-workloads = st.sampled_from(["b1-p16-n8", "b32-p16-n8"])
-pairs = st.tuples(names, workloads)
+HERE, THERE = Fingerprint.from_dict({"cpu": "here"}), Fingerprint.from_dict({"cpu": "there"})
+SITTINGS = [Sitting("2026-01-31", None, one.as_dict(), {}, {}, {}) for one in (HERE, THERE)]
+backends = st.sampled_from(["sim", "ref", "a/b"])
 dtypes = st.sampled_from(["float32", "bfloat16"])
-cases = st.tuples(dtypes, pairs, st.sampled_from(["ttft", "tpot"])).map(lambda c: f"{c[0]}/{c[1][0]}/{c[1][1]}/{c[2]}")
+metrics = st.sampled_from(["ttft", "tpot", "cold-start"])
+cases = st.builds(lambda *parts: "/".join(parts), dtypes, backends, st.just("b1-p16-n8"), metrics)
+rows = st.sets(st.sampled_from(SITTINGS).map(lambda one: one.id), min_size=1).map(
+    lambda ids: tuple(Entry(name, "s", (1.0,)) for name in sorted(ids))
+)
 
 
-@given(cases, dtypes, st.sets(cases), st.sets(pairs))
-def test_what_may_be_used_is_never_stale(
-    key: str, dtype: str, used: set[str], unmeasured: set[tuple[str, str]]
+@given(st.dictionaries(cases, rows), dtypes, st.sets(cases))
+def test_only_this_machine_s_entries_of_this_dtype_that_no_test_has(
+    entries: dict[str, tuple[Entry, ...]], dtype: str, used: set[str]
 ) -> None:
-    own, backend, workload, _ = key.split("/")
-    safe = own != dtype or key in used or (backend, workload) in unmeasured
-    assert is_stale(key, dtype, used, unmeasured) == (not safe)
+    held = Baseline("cpu", "m", {one.id: one for one in SITTINGS}, entries)
+    own = {key for key in entries if key.startswith(dtype) and held.own(key, HERE)}
+    runs = prune.Used("cpu", "m", dtype, HERE, frozenset(used))
+    if own and not own & used:
+        with pytest.raises(ValueError, match="removing all of them is refused"):
+            prune.unused(held, runs)
+    else:
+        assert set(prune.unused(held, runs)) == own - used
 
 
-def test_collecting_is_enough_for_what_no_test_has(recorded: Suite) -> None:
-    result = recorded.run("--collect-only", PRUNE)
-    assert result.ret == 0
-    assert recorded.loads == {"ref": 0, "sim": 0}
-    assert keys(recorded) == USED
-    result.stdout.fnmatch_lines(
-        [f"removed {GONE}/tpot", f"removed {GONE}/cold-start", "2 unused baselines removed from *tiny.json"]
-    )
+def test_what_no_test_has_is_removed_and_listed(ran: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prune_with(ran) == 0
+    assert keys(ran) == USED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [*(f"removed: {key}" for key in UNUSED), f"2 unused entries removed from {ran.baseline}"]
 
 
-def test_a_metric_that_every_test_measured_past_is_removed(recorded: Suite) -> None:
+def test_a_dry_run_only_lists(ran: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    before = ran.baseline.read_bytes()
+    assert prune_with(ran, "--dry-run") == 0
+    assert ran.baseline.read_bytes() == before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [*(f"unused: {key}" for key in UNUSED), f"2 unused entries in {ran.baseline}"]
+
+
+def test_a_metric_that_no_test_gates_any_more_is_removed(recorded: Suite) -> None:
     for test in ("prefill", "latency"):
         (recorded.path / "suites" / f"test_{test}.py").unlink()
-    assert recorded.run("--collect-only", PRUNE).ret == 0
-    assert keys(recorded) == USED, "only a measurement tells which metric a test gates"
-    result = recorded.run(".", PRUNE)
-    assert result.ret == 0
+    assert recorded.run("--llm-results=raw.json").ret == 0
+    assert prune_with(recorded) == 0
     assert keys(recorded) == {f"{SIM}/tpot", f"{REF}/tpot"}
-    result.stdout.fnmatch_lines(["1 unused baselines removed from *", "2 cases gated: 2 ok"])
 
 
-@pytest.mark.parametrize(
-    ("sim", "backends"),
-    [
-        ("Simulated(evidence=Engagement(False, 'a kernel'))", '[Backend("ref", load_ref), Backend("sim", load_sim)]'),
-        ("Simulated()", '[Backend("ref", load_ref), Backend("sim", load_sim, requires=lambda device: "a GPU")]'),
-    ],
-    ids=["failed before it measured", "skipped"],
-)
-def test_what_did_not_measure_keeps_its_baselines(recorded: Suite, sim: str, backends: str) -> None:
-    (recorded.path / "suites" / "test_prefill.py").unlink()
-    recorded.backends(sim=sim, backends=backends)
-    recorded.run(PRUNE)
-    assert f"{SIM}/ttft" in keys(recorded)
-    assert f"{GONE}/tpot" not in keys(recorded)
+def test_what_one_of_several_runs_has_stays(recorded: Suite) -> None:
+    for backend in ("ref", "sim"):
+        assert recorded.run(f"--llm-backends={backend}", f"--llm-results={backend}.json").ret == 0
+    assert prune_with(recorded, "ref.json", "sim.json") == 0
+    assert keys(recorded) == USED
+    assert prune_with(recorded, "ref.json") == 0
+    assert keys(recorded) == {f"{REF}/tpot"}
+
+
+def test_the_cold_start_of_what_was_measured_stays(suite: Suite) -> None:
+    suite.record({"sim/tpot": 0.005, "sim/cold-start": 1.0, "gone/cold-start": 1.0})
+    suite.run("--llm-results=raw.json")
+    assert prune_with(suite) == 0
+    assert keys(suite) == {f"{SIM}/tpot", f"{SIM}/cold-start"}
 
 
 def test_another_machine_s_and_another_type_s_baselines_stay(recorded: Suite) -> None:
@@ -86,115 +137,150 @@ def test_another_machine_s_and_another_type_s_baselines_stay(recorded: Suite) ->
     recorded.baseline.write_text(
         recorded.baseline.read_text().replace(f"{GONE}/cold-start", "float32/gone/b1-p16-n8/cold-start")
     )
-    assert recorded.run("--collect-only", PRUNE).ret == 0
+    recorded.run("--llm-results=raw.json")
+    assert prune_with(recorded) == 0
     assert keys(recorded) == {*USED, f"{GONE}/tpot", "float32/gone/b1-p16-n8/cold-start"}
-    (left,) = recorded.stored()["entries"][f"{GONE}/tpot"]
-    assert recorded.stored()["environments"][left["environment"]]["fingerprint"]["cpu"] == "a faster one"
+    held = recorded.stored()
+    (left,) = held["entries"][f"{GONE}/tpot"]
+    assert held["machines"][held["sittings"][left["sitting"]]["machine"]]["cpu"] == "a faster one"
 
 
-def test_an_update_and_pruning_go_together(recorded: Suite) -> None:
-    result = recorded.run(PRUNE, "--llm-update-baselines", "--llm-invocations=3")
-    assert result.ret == 0
+def test_the_results_of_an_update_will_do(recorded: Suite) -> None:
+    assert recorded.run("--llm-update-baselines", "--llm-invocations=3", "--llm-results=raw.json").ret == 0
+    assert prune_with(recorded) == 0
     assert GONE not in str(keys(recorded))
     assert len(keys(recorded)) == 8
 
 
-def test_nothing_to_remove_leaves_the_file_alone(recorded: Suite) -> None:
-    recorded.run("--collect-only", PRUNE)
-    before = recorded.baseline.stat().st_mtime_ns
-    recorded.run("--collect-only", PRUNE).stdout.fnmatch_lines("0 unused baselines removed from *")
-    assert recorded.baseline.stat().st_mtime_ns == before
+def test_nothing_to_remove_leaves_the_file_alone(ran: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    prune_with(ran)
+    before = ran.baseline.stat().st_mtime_ns
+    capsys.readouterr()
+    assert prune_with(ran) == 0
+    assert capsys.readouterr().out == f"0 unused entries removed from {ran.baseline}\n"
+    assert ran.baseline.stat().st_mtime_ns == before
 
 
-# Refused
+# Refused: a run that was not complete
+
+
+@pytest.mark.parametrize(
+    ("sim", "backends", "why"),
+    [
+        (
+            "Simulated(evidence=Engagement(False, 'a kernel'))",
+            '[Backend("ref", load_ref), Backend("sim", load_sim)]',
+            "3 of its tests have no figure, such as suites/test_",
+        ),
+        (
+            "Simulated()",
+            '[Backend("ref", load_ref), Backend("sim", load_sim, requires=lambda device: "a GPU")]',
+            "[sim-b1-p16-n8]: sim: a GPU",
+        ),
+    ],
+    ids=["failed before it measured", "skipped"],
+)
+def test_a_test_without_a_figure_is_refused(
+    recorded: Suite, capsys: pytest.CaptureFixture[str], sim: str, backends: str, why: str
+) -> None:
+    recorded.backends(sim=sim, backends=backends)
+    recorded.run("--llm-results=raw.json")
+    said = refused(recorded, capsys)
+    assert f"{recorded.path / 'raw.json'}: 3 of its tests have no figure" in said
+    assert why in said
+
+
+def test_an_interrupted_run_is_refused(recorded: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded.test("def test_a(llm_perf):\n    raise KeyboardInterrupt")
+    recorded.run(".", "--llm-results=raw.json", no_reraise_ctrlc=True)
+    assert "of its tests have no figure" in refused(recorded, capsys)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("-k", "decode"), "-k hides tests; leave it out"),
-        (("-m", "not slow"), "-m hides tests; leave it out"),
-        (("--deselect=suites/test_latency.py",), "--deselect hides tests; leave it out"),
-        (("--ignore=suites/test_latency.py",), "--ignore hides tests; leave it out"),
-        (("--lf", "-p", "cacheprovider"), "--last-failed hides tests; leave it out"),
-        (("-o", "llm_backends=ref"), "--override-ini hides tests; leave it out"),
-        (("suites",), "tests outside of suites are hidden; collect the whole project, *"),
-        (("suites/test_decode.py::test_decode",), "tests outside of suites/test_decode.py::test_decode are hidden; *"),
-        (("--llm-backends=ref",), "--llm-backends hides what the tests run with by default; *"),
-        (("--llm-tp=1",), "--llm-tp hides what the tests run with by default; *"),
-        (("--confcutdir=.",), "--confcutdir hides tests; leave it out"),
-        (("--llm-batch-sizes=1",), "--llm-batch-sizes hides what the tests run with by default; *"),
-        (("--llm-prompt-lengths=16",), "--llm-prompt-lengths hides what the tests run with by default; *"),
-        (("--llm-max-new-tokens=8",), "--llm-max-new-tokens hides what the tests run with by default; *"),
-        (("--llm-baseline-dir=../elsewhere",), "*elsewhere is outside of *"),
-        (("-p", "xdist", "-n", "1"), "-n hides tests; leave it out"),
+        (("-k", "decode"), "4 tests that gate a case were deselected"),
+        (("-k", "not parity"), ""),
+        (("--deselect=suites/test_latency.py",), "2 tests that gate a case were deselected"),
+        (("--ignore=suites/test_latency.py",), "--ignore was given"),
+        (("--ignore-glob=*latency*",), "--ignore-glob was given"),
+        (("--lf", "-p", "cacheprovider"), "--last-failed was given"),
+        (("suites/test_decode.py",), "it ran suites/test_decode.py alone"),
+        (("suites/test_decode.py::test_decode",), "it ran suites/test_decode.py::test_decode alone"),
     ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_run_that_does_not_see_everything_prunes_nothing(
-    recorded: Suite, arguments: tuple[str, ...], said: str
+def test_a_run_from_which_tests_were_hidden_is_refused(
+    recorded: Suite, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
 ) -> None:
-    before = recorded.baseline.read_bytes()
-    line = usage_error(recorded.run(*arguments, PRUNE))
-    pytest.LineMatcher([line]).fnmatch_lines(f"ERROR: llmperf: --llm-prune-baselines: {said}")
-    assert recorded.baseline.read_bytes() == before
-    assert recorded.loads == {"ref": 0, "sim": 0}
+    recorded.run(*arguments, "--llm-results=raw.json")
+    if said:
+        assert f"raw.json: its run did not have every test: {said}\n" in refused(recorded, capsys)
+    else:
+        assert prune_with(recorded) == 0, "the option hid no test that gates a case"
 
 
-def test_test_paths_of_the_project_are_not_all_of_it(recorded: Suite) -> None:
-    recorded.ini(testpaths="suites")
-    assert "tests outside of suites are hidden" in usage_error(recorded.run(PRUNE))
-    assert recorded.run(".", "--collect-only", PRUNE).ret == 0
-    assert keys(recorded) == USED
-
-
-HIDES = "def pytest_collection_modifyitems(config, items):\n    config.hook.pytest_deselected(items=[items.pop()])\n"
+HIDES = "def pytest_collection_modifyitems(config, items):\n    config.hook.pytest_deselected(items=[items.pop(0)])\n"
 
 
 @pytest.mark.parametrize(
     ("extra", "test", "said"),
     [
-        (HIDES, "", "*::test_* was deselected"),
+        (HIDES, "", "1 tests that gate a case were deselected"),
         ("", "import pytest\npytest.skip('not today', allow_module_level=True)", "test_it.py was not collected"),
         ("", "def test_it(llm_perf", "test_it.py was not collected"),
     ],
     ids=["deselected by a plugin", "skipped", "broken"],
 )
-def test_a_collection_that_is_not_whole_prunes_nothing(recorded: Suite, extra: str, test: str, said: str) -> None:
+def test_a_collection_that_is_not_whole_is_refused(
+    recorded: Suite, capsys: pytest.CaptureFixture[str], extra: str, test: str, said: str
+) -> None:
     recorded.backends(extra=extra)
     recorded.test(test)
-    before = recorded.baseline.read_bytes()
-    result = recorded.run("--collect-only", PRUNE)
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(f"ERROR: llmperf: --llm-prune-baselines: cannot tell which baselines are used: {said}")
-    assert recorded.baseline.read_bytes() == before
+    recorded.run("--continue-on-collection-errors", "--llm-results=raw.json")
+    assert said in refused(recorded, capsys)
 
 
-def test_a_project_without_our_tests_prunes_nothing(recorded: Suite) -> None:
-    for test in (recorded.path / "suites").glob("test_*.py"):
-        test.unlink()
-    recorded.test("def test_plain():\n    pass")
-    assert "no test gates a case" in usage_error(recorded.run(PRUNE))
+# Refused: other reasons
 
 
-def test_an_interrupted_run_prunes_nothing(recorded: Suite) -> None:
-    recorded.test("def test_interrupted():\n    raise KeyboardInterrupt")
-    before = recorded.baseline.read_bytes()
-    result = recorded.run(PRUNE, no_reraise_ctrlc=True)
-    assert result.ret == pytest.ExitCode.INTERRUPTED
-    result.stdout.fnmatch_lines("interrupted: no baseline was removed")
-    assert recorded.baseline.read_bytes() == before
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data.update(device="h100"), "the results are of two devices, cpu and h100; prune one after"),
+        (lambda data: data.update(model="huge"), "the results are of two models, tiny and huge; prune one after"),
+        (lambda data: data.update(dtype="float32"), "the results are of two dtypes, bfloat16 and float32; prune one"),
+        (lambda data: data["environment"]["fingerprint"].update(cpu="x"), "the results are of two machines (CPU: "),
+        (lambda data: data.update(narrowed=["it ran a alone"]), "other.json: its run did not have every test: it ran"),
+        (lambda data: data.pop("narrowed"), "other.json: it is no results file (KeyError('narrowed'))"),
+        (lambda data: data.update(schema=2), "other.json: its schema is 2"),
+        (lambda data: data["results"][0].update(case="sim"), "other.json: "),
+    ],
+    ids=["device", "model", "dtype", "machine", "narrowed", "without a field", "old schema", "no case"],
+)
+def test_files_that_do_not_go_together_or_cannot_be_read_are_refused(
+    ran: Suite, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    edit(ran, change)
+    assert said in refused(ran, capsys, "raw.json", "other.json")
 
 
-def test_pruning_that_fails_leaves_the_old_file(recorded: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = recorded.baseline.read_bytes()
+def test_removing_everything_is_refused(ran: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(ran, lambda data: data["results"].clear())
+    said = refused(ran, capsys, "other.json")
+    assert "the results use none of this machine's bfloat16 baselines (5 entries)" in said
+    ran.baseline.unlink()
+    assert f"{ran.baseline}: there is no such file" in refused(ran, capsys)
 
+
+def test_a_failed_write_leaves_the_old_file(
+    ran: Suite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pytest_llmperf.files.os.fsync", full)
-    result = recorded.run("--collect-only", PRUNE)
-    assert result.ret == 1
-    result.stdout.fnmatch_lines("ERROR: *tiny.json: cannot be written (*No space left on device*")
-    assert recorded.baseline.read_bytes() == before
-    assert [file.name for file in recorded.baseline.parent.iterdir()] == ["tiny.json"]
+    said = refused(ran, capsys)
+    assert f"{ran.baseline}: cannot be written (" in said
+    assert "No space left on device" in said
+    assert [file.name for file in ran.baseline.parent.iterdir()] == ["tiny.json"]

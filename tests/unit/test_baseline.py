@@ -17,38 +17,40 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.cases import METRICS, Case, Workload
 from pytest_llmperf.gate import baseline as store
-from pytest_llmperf.gate.baseline import Baseline, BaselineError, Entry, Environment
-from pytest_llmperf.machine.fingerprint import Fingerprint
+from pytest_llmperf.gate.baseline import HISTORY, Baseline, BaselineError, Entry, Sitting
 from pytest_llmperf.machine.fitness import Barrier
 
-MACHINE = Environment({"cpu": "Some CPU", "cpus": 16}, {"torch": "2.13"}, {"flops": 9.89e14, "bandwidth": 4.8e12})
-OTHER = Environment({"cpu": "Another", "cpus": 64}, {"torch": "2.13"}, {"flops": 1.81e14, "bandwidth": 1.6e12})
+CPU, ANOTHER = {"cpu": "Some CPU", "cpus": 16}, {"cpu": "Another", "cpus": 64}
+VERSIONS = {"python": "3.12.3", "torch": "2.13"}
+RATES = {"flops": 9.89e14, "bandwidth": 4.8e12}
+SITTING = Sitting("2026-01-31T10:00:00Z", "c0ffee", CPU, VERSIONS, {"kernel": "6.18"}, RATES)
+LATER = replace(SITTING, recorded="2026-02-01T10:00:00Z", revision=None)  # of the same machine
+UPGRADED = replace(SITTING, recorded="2026-02-02", versions={"torch": "2.14"})  # likewise
+OTHER = Sitting("2026-01-31", None, ANOTHER, VERSIONS, {}, {"flops": 1.81e14})
+SITTINGS = {one.id: one for one in (SITTING, LATER, UPGRADED, OTHER)}
 
 
 def case(metric: str = "ttft", batch: int = 1, backend: str = "eager", dtype: str = "bfloat16") -> str:
     return Case("m", dtype, backend, Workload(batch, 128, 32), metric).key
 
 
-def of(*keys: str, machine: Environment = MACHINE, seconds: float = 0.5) -> Baseline:
-    entry = Entry(machine.id, "2026-01-31", "s", ((seconds, 1.5 * seconds, 2 * seconds), (2 * seconds, 3 * seconds)))
-    return Baseline("h200", "org/Model-1", {machine.id: machine}, dict.fromkeys(keys, (entry,)))
+def of(*keys: str, sitting: Sitting = SITTING, seconds: float = 0.5) -> Baseline:
+    entry = Entry(sitting.id, "s", (seconds, 1.5 * seconds, 2 * seconds))
+    return Baseline("h200", "org/Model-1", {sitting.id: sitting}, dict.fromkeys(keys, (entry,)))
 
 
 keys = st.builds(case, st.sampled_from(sorted(METRICS)), st.integers(1, 64), st.sampled_from(["eager", "tp2", "a/b"]))
-samples = st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=6).map(tuple)
 json_values = st.none() | st.booleans() | st.integers() | st.text() | st.floats(-1e9, 1e9) | st.lists(st.integers())
 tables = st.dictionaries(st.text(), json_values, max_size=3)
-invocations = st.lists(samples, min_size=1, max_size=3).map(tuple)
-UPGRADED = replace(MACHINE, versions={"torch": "2.14"})  # the same machine
-ENVIRONMENTS = {one.id: one for one in (MACHINE, OTHER, UPGRADED)}
+processes = st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=4).map(tuple)
 
 
-def entry(environment: Environment) -> st.SearchStrategy[Entry]:
-    barrier = st.none() | st.builds(Barrier, st.floats(3.0e-6, 3.7e-6), st.just(2))  # of one state
-    return st.builds(Entry, st.just(environment.id), st.dates().map(str), st.text(), invocations, barrier)
+def entry(sitting: Sitting) -> st.SearchStrategy[Entry]:
+    barrier = st.none() | st.builds(Barrier, st.floats(1e-6, 1e-3), st.integers(2, 64))
+    return st.builds(Entry, st.just(sitting.id), st.text(), processes, barrier)
 
 
-here = st.lists(st.sampled_from([MACHINE, UPGRADED]).flatmap(entry), min_size=1, max_size=store.HISTORY)
+here = st.lists(st.sampled_from([SITTING, LATER, UPGRADED]).flatmap(entry), min_size=1, max_size=HISTORY)
 there = st.lists(entry(OTHER), min_size=1, max_size=2)
 entries = st.one_of(here, there, st.builds(list.__add__, here, there), st.builds(list.__add__, there, here)).map(tuple)
 
@@ -57,13 +59,13 @@ def by_machine(baseline: Baseline, key: str) -> dict[str, list[Entry]]:
     """A case's entries by the name of their CPU, newest first."""
     found: dict[str, list[Entry]] = {}
     for one in baseline.entries.get(key, ()):
-        found.setdefault(baseline.machine(one).cpu, []).append(one)
+        found.setdefault(baseline.sitting(one).fingerprint.cpu, []).append(one)
     return found
 
 
 few = settings(max_examples=40)  # each example is a whole store
 baselines = st.dictionaries(keys, entries, max_size=3).map(
-    lambda named: store.merge(None, Baseline("h200", "m", ENVIRONMENTS, named))
+    lambda named: store.merge(None, Baseline("h200", "m", SITTINGS, named))
 )
 
 
@@ -72,16 +74,17 @@ baselines = st.dictionaries(keys, entries, max_size=3).map(
 def test_what_is_read_back_is_what_was_stored_to_six_digits(baseline: Baseline) -> None:
     again = store.loads(store.dumps(baseline))
     assert (again.device, again.model) == (baseline.device, baseline.model)
-    assert again.environments == baseline.environments
+    assert again.sittings == baseline.sittings
+    assert again.migrated is None
     assert again.entries.keys() == baseline.entries.keys()
     for key, row in baseline.entries.items():
         for read, entry in zip(again.entries[key], row, strict=True):
-            assert list(read.invocations) == [pytest.approx(one, rel=5e-6) for one in entry.invocations]
+            assert read.processes == pytest.approx(entry.processes, rel=5e-6)
             assert (read.barrier is None) == (entry.barrier is None)
             if read.barrier and entry.barrier:
                 assert read.barrier.seconds == pytest.approx(entry.barrier.seconds, rel=5e-6)
                 assert read.barrier.threads == entry.barrier.threads
-            assert replace(read, invocations=(), barrier=None) == replace(entry, invocations=(), barrier=None)
+            assert replace(read, processes=(1.0,), barrier=None) == replace(entry, processes=(1.0,), barrier=None)
 
 
 @few
@@ -109,122 +112,253 @@ def test_entries_are_ordered_as_a_reader_counts() -> None:
 def test_the_text_is_made_to_be_reviewed() -> None:
     text = store.dumps(of(case(), seconds=0.01))
     assert text.endswith("}\n")
-    assert text.splitlines()[5:15] == [
+    lines = text.splitlines()
+    assert lines[5:13] == [
         '    "bfloat16/eager/b1-p128-n32/ttft": [',
         "      {",
-        '        "median": 0.015,',
-        f'        "environment": "{MACHINE.id}",',
-        '        "recorded": "2026-01-31",',
+        '        "figure": 0.0144225,',
+        f'        "sitting": "{SITTING.id}",',
         '        "unit": "s",',
-        '        "invocations": [',
-        "          [0.01, 0.015, 0.02],",
-        "          [0.02, 0.03]",
-        "        ]",
+        '        "processes": [0.01, 0.015, 0.02]',
+        "      }",
+        "    ]",
     ]
+    assert len([line for line in lines if '"torch"' in line or '"Some CPU"' in line]) == 2, "said once"
+    both = json.loads(store.dumps(store.merge(of(case()), of(case(), sitting=LATER), [SITTING.id])))
+    assert list(both["sittings"]) == [SITTING.id, LATER.id], "by their day"
+    assert len(both["machines"]) == len(both["versions"]) == 1, "those of both sittings"
 
 
-def test_an_entry_is_summed_up_by_the_median_of_its_processes() -> None:
-    """The gate's figure: of each process the median of its blocks, which are the best of 2 samples in a row."""
-    assert Entry("", "", "s", ((1.0, 2.0, 9.0, 8.0), (4.0,), (8.0, 10.0))).median == 4.5
+def test_an_entry_is_summed_up_by_the_geometric_mean_of_its_processes() -> None:
+    assert Entry("", "s", (1.0, 4.0, 16.0)).figure == pytest.approx(4.0)
 
 
-@given(tables, tables)
-def test_an_environment_is_named_by_its_content(fingerprint: dict[str, Any], peaks: dict[str, Any]) -> None:
-    machine = Environment(fingerprint, {}, peaks)
-    assert len(machine.id) == 12
-    assert machine.id == Environment(dict(reversed(list(fingerprint.items()))), {}, peaks).id
-    assert machine.id != Environment({**fingerprint, "one more": 1}, {}, peaks).id
-    assert store.loads(store.dumps(of(case(), machine=machine))).environments[machine.id].id == machine.id
+@given(tables, st.dictionaries(st.text(), st.floats(1e-3, 1e18), max_size=3))
+def test_a_sitting_is_named_by_its_content(machine: dict[str, Any], rates: dict[str, float]) -> None:
+    sitting = Sitting("2026-01-31", None, machine, {}, {}, rates)
+    assert len(sitting.id) == 12
+    assert sitting.id == replace(sitting, machine=dict(reversed(list(machine.items())))).id
+    assert sitting.id != replace(sitting, machine={**machine, "one more": 1}).id
+    assert sitting.id != replace(sitting, revision="c0ffee").id
+    held = Baseline("h200", "m", {sitting.id: sitting}, {case(): (Entry(sitting.id, "s", (1.0,)),)})
+    assert store.loads(store.dumps(held)).sittings[sitting.id].id == sitting.id
+
+
+def test_the_name_of_a_sitting_does_not_hang_on_what_was_asked_of_it_before() -> None:
+    asked = replace(SITTING)
+    assert asked.fingerprint.cpu == "Some CPU"
+    assert asked.id == SITTING.id
+
+
+def test_a_sitting_says_what_the_code_was_only_where_no_file_was_changed() -> None:
+    assert SITTING.code == "c0ffee"
+    assert LATER.code is None
+    assert replace(SITTING, versions={"mine": "1.0 (abc)"}).code == "c0ffee"
+    assert replace(SITTING, versions={"mine": "1.0 (abc+)"}).code is None, "installed in place, and edited"
+
+
+def test_a_machine_s_own_entries_are_those_of_its_fingerprint() -> None:
+    held = store.merge(of(case()), of(case(), sitting=OTHER, seconds=1))
+    assert [one.sitting for one in held.own(case(), OTHER.fingerprint)] == [OTHER.id]
+    assert [one.sitting for one in held.own(case(), SITTING.fingerprint)] == [SITTING.id]
+    assert held.own("of no test", SITTING.fingerprint) == []
 
 
 @few
-@given(baselines, baselines)
-def test_merging_puts_what_is_new_first_and_keeps_a_few_of_each_machine(old: Baseline, new: Baseline) -> None:
-    merged = store.merge(old, new)
+@given(baselines, baselines, st.sets(st.sampled_from(sorted(SITTINGS))))
+def test_merging_puts_what_is_new_first_and_keeps_what_is_of_the_same_code(
+    old: Baseline, new: Baseline, same: set[str]
+) -> None:
+    merged = store.merge(old, new, same)
     assert merged.entries.keys() == old.entries.keys() | new.entries.keys()
     for key in merged.entries:
         before, added, now = (by_machine(one, key) for one in (old, new, merged))
         assert now.keys() == before.keys() | added.keys()
-        for cpu, sets in now.items():
-            mine = added.get(cpu, [])
-            assert sets == [*mine, *(one for one in before.get(cpu, []) if one not in mine)][: store.HISTORY]
-    assert set(merged.environments) == {entry.environment for row in merged.entries.values() for entry in row}
+        for cpu, row in now.items():
+            mine = list(dict.fromkeys(added.get(cpu, [])))
+            kept = [one for one in before.get(cpu, []) if one not in mine and (one.sitting in same or not mine)]
+            assert row == [*mine, *kept][:HISTORY]
+    assert set(merged.sittings) == {entry.sitting for row in merged.entries.values() for entry in row}
 
 
 @few
-@given(baselines, baselines)
-def test_merging_twice_is_merging_once(old: Baseline, new: Baseline) -> None:
-    once = store.merge(old, new)
-    assert store.merge(once, new) == once
+@given(baselines, baselines, st.sets(st.sampled_from(sorted(SITTINGS))))
+def test_merging_twice_is_merging_once(old: Baseline, new: Baseline, same: set[str]) -> None:
+    once = store.merge(old, new, same)
+    assert store.merge(once, new, same) == once
     assert store.merge(None, new) == store.merge(new, new) == new
 
 
 @few
-@given(baselines, baselines, baselines)
-def test_merging_is_associative(a: Baseline, b: Baseline, c: Baseline) -> None:
-    assert store.merge(store.merge(a, b), c) == store.merge(a, store.merge(b, c))
+@given(baselines, baselines, baselines, st.sampled_from([[], sorted(SITTINGS)]))
+def test_merging_is_associative(a: Baseline, b: Baseline, c: Baseline, same: list[str]) -> None:
+    assert store.merge(store.merge(a, b, same), c, same) == store.merge(a, store.merge(b, c, same), same)
 
 
-def test_an_environment_leaves_with_its_last_entry() -> None:
-    baseline = of(case())
-    for number in range(store.HISTORY):
-        assert MACHINE.id in baseline.environments
-        baseline = store.merge(baseline, of(case(), machine=UPGRADED, seconds=1 + number))
-    assert set(baseline.environments) == {UPGRADED.id}
-    assert [entry.invocations[0][0] for entry in baseline.entries[case()]] == [5, 4, 3, 2, 1], "the newest first"
+def test_figures_of_other_code_replace_the_old_ones() -> None:
+    other_code = of(case(), sitting=UPGRADED, seconds=2)
+    assert store.merge(of(case(), case("tpot")), other_code).entries[case("tpot")], "other cases stay"
+    assert store.merge(of(case()), other_code) == other_code
+
+
+def test_a_sitting_leaves_with_its_last_entry() -> None:
+    baseline, added = of(case()), []
+    for number in range(HISTORY):
+        assert SITTING.id in baseline.sittings
+        sitting = replace(SITTING, recorded=f"2026-02-0{1 + number}")
+        added.append(sitting.id)
+        baseline = store.merge(baseline, of(case(), sitting=sitting, seconds=1 + number), baseline.sittings)
+    assert list(baseline.sittings) == added
+    assert [entry.processes[0] for entry in baseline.entries[case()]] == [5, 4, 3, 2, 1], "the newest first"
 
 
 def test_a_machine_goes_before_its_own_entries_and_leaves_other_machines() -> None:
-    both = store.merge(of(case()), of(case(), machine=OTHER))
-    again = store.merge(both, of(case(), machine=UPGRADED, seconds=0.25))
-    assert [entry.environment for entry in again.entries[case()]] == [OTHER.id, UPGRADED.id, MACHINE.id]
-    assert [entry.environment for entry in both.entries[case()]] == [OTHER.id, MACHINE.id], "machines keep their order"
+    both = store.merge(of(case()), of(case(), sitting=OTHER))
+    again = store.merge(both, of(case(), sitting=LATER, seconds=0.25), [SITTING.id])
+    assert [entry.sitting for entry in again.entries[case()]] == [OTHER.id, LATER.id, SITTING.id]
+    assert [entry.sitting for entry in both.entries[case()]] == [OTHER.id, SITTING.id], "machines keep their order"
 
 
 def test_memory_of_which_the_kernel_took_more_is_the_same_machine() -> None:
-    less, more = (replace(MACHINE, fingerprint={**MACHINE.fingerprint, "memory_gib": size}) for size in (62, 63))
+    less, more = (replace(SITTING, machine={**CPU, "memory_gib": size}) for size in (62, 63))
     for older, newer in ((less, more), (more, less)):
-        both = store.merge(of(case(), machine=older), of(case(), machine=newer))
-        assert [entry.environment for entry in both.entries[case()]] == [newer.id, older.id], "the newest first"
+        both = store.merge(of(case(), sitting=older), of(case(), sitting=newer), [older.id])
+        assert [entry.sitting for entry in both.entries[case()]] == [newer.id, older.id], "the newest first"
         assert store.loads(store.dumps(both)).entries == both.entries
+        assert store.merge(of(case(), sitting=older), of(case(), sitting=newer)) == of(case(), sitting=newer)
 
 
 @few
-@given(baselines, st.sampled_from([MACHINE, OTHER]), st.sets(keys))
+@given(baselines, st.sampled_from([SITTING, OTHER]), st.sets(keys))
 def test_removing_takes_a_machine_s_entries_of_the_cases_named(
-    baseline: Baseline, machine: Environment, named: set[str]
+    baseline: Baseline, sitting: Sitting, named: set[str]
 ) -> None:
-    cpu = machine.fingerprint["cpu"]
+    cpu = sitting.fingerprint.cpu
     named |= set(list(baseline.entries)[:1])
-    left = store.without(baseline, Fingerprint.from_dict(machine.fingerprint), named)
+    left = store.without(baseline, sitting.fingerprint, named)
     for key in baseline.entries:
         before = by_machine(baseline, key)
         assert by_machine(left, key) == {name: row for name, row in before.items() if key not in named or name != cpu}
     assert all(left.entries.values()), "no case is left without an entry"
-    assert set(left.environments) == {entry.environment for row in left.entries.values() for entry in row}
+    assert set(left.sittings) == {entry.sitting for row in left.entries.values() for entry in row}
 
 
-@few
-@given(baselines)
-def test_a_file_of_an_old_schema_is_read_as_it_is_and_written_as_4(baseline: Baseline) -> None:
-    newest = {key: tuple(sets[0] for sets in by_machine(baseline, key).values()) for key in baseline.entries}
-    text = store.dumps(store.merge(None, replace(baseline, entries=newest)))
-    for schema in (2, 3):
-        old = text.replace('"schema": 4', f'"schema": {schema}', 1)
-        assert old != text
-        assert store.dumps(store.loads(old)) == text
+# Old files
+
+OLD_ENVIRONMENTS = {
+    "aaaaaaaaaaaa": {
+        "fingerprint": {**CPU, "memory_gib": 62},
+        "versions": {"python": "3.12.3", "torch": "2.13", "kernel": "6.18", "nvidia driver": "580"},
+        "peaks": {"flops": 9.89e14, "interpreter cpython-312": 1.5e7},
+    },
+    "bbbbbbbbbbbb": {
+        "fingerprint": {**CPU, "memory_gib": 63},
+        "versions": {"python": "3.12.3", "torch": "2.12", "kernel": "6.18"},
+        "peaks": {"flops": 9.89e14},
+    },
+    "cccccccccccc": {
+        "fingerprint": ANOTHER,
+        "versions": {"python": "3.12.3", "torch": "2.13", "kernel": "6.18"},
+        "peaks": {"flops": 1.81e14},
+    },
+}
 
 
-def test_of_each_state_of_a_machine_s_cpus_the_newest_sets_stay() -> None:
-    held = None
-    states = [4.5e-6, *[3e-6, 3.3e-6] * store.HISTORY]
-    for number, barrier in enumerate(states):
-        newest = of(case(), seconds=1.0 + number)
-        (entry,) = newest.entries[case()]
-        held = store.merge(held, replace(newest, entries={case(): (replace(entry, barrier=Barrier(barrier, 2)),)}))
+def old_record(environment: str, day: str, *invocations: list[float], **more: Any) -> dict[str, Any]:
+    return {
+        "median": 1.0,  # by a rule that is no more
+        "environment": environment,
+        "recorded": day,
+        "unit": "s",
+        "invocations": list(invocations),
+        **more,
+    }
+
+
+def old_file(schema: int) -> dict[str, Any]:
+    """A file as the version with that schema wrote it."""
+    met = {"barrier": {"seconds": 3.1e-06, "threads": 2}} if schema == 4 else {}
+    newest = old_record("aaaaaaaaaaaa", "2026-01-31", [9.0, 1.0, 2.0], [8.0], **met)
+    older = old_record("bbbbbbbbbbbb", "2026-01-30", [50.0])
+    other = old_record("cccccccccccc", "2026-01-29", [3.0, 5.0])
+    row = [other, newest] if schema == 2 else [other, newest, older]
+    return {
+        "schema": schema,
+        "device": "h200",
+        "model": "org/Model-1",
+        "entries": {case(): row},
+        "environments": OLD_ENVIRONMENTS,
+    }
+
+
+@pytest.mark.parametrize("schema", [2, 3, 4])
+def test_of_an_old_file_the_newest_figures_of_each_machine_are_read(schema: int) -> None:
+    held = store.loads(json.dumps(old_file(schema)))
+    assert (held.device, held.model, held.migrated) == ("h200", "org/Model-1", schema)
+    other, mine = held.entries[case()]
+    assert mine.processes == (2.0, 8.0), "of each process its median"
+    assert mine.figure == pytest.approx(4.0)
+    assert mine.barrier == (Barrier(3.1e-06, 2) if schema == 4 else None)
+    assert other.processes == (4.0,)
+    sitting = held.sitting(mine)
+    assert (sitting.recorded, sitting.revision) == ("2026-01-31", None)
+    assert sitting.machine == OLD_ENVIRONMENTS["aaaaaaaaaaaa"]["fingerprint"]
+    assert sitting.versions == {"python": "3.12.3", "torch": "2.13"}
+    assert sitting.system == {"kernel": "6.18", "nvidia driver": "580"}
+    assert sitting.rates == {"flops": 9.89e14, "interpreter cpython-312": 1.5e7}
+    assert held.sitting(other).machine == ANOTHER
+
+
+@pytest.mark.parametrize("schema", [2, 3, 4])
+def test_an_old_file_is_written_as_schema_5(tmp_path: Path, schema: int) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(old_file(schema)))
+    held = store.load(path, "h200", "org/Model-1")
     assert held is not None
-    kept = [one.barrier.seconds for one in held.entries[case()] if one.barrier]
-    assert kept == [*reversed(states[-store.HISTORY :]), 4.5e-6]
+    store.write(path, held)
+    again = store.load(path)
+    assert json.loads(path.read_text())["schema"] == store.SCHEMA == 5
+    assert again == replace(held, migrated=None)
+
+
+def test_new_figures_replace_migrated_ones() -> None:
+    """Nothing says of which code an old file's figures are."""
+    held = store.loads(json.dumps(old_file(4)))
+    new = of(case(), sitting=replace(SITTING, machine={**CPU, "memory_gib": 62}))
+    merged = store.merge(held, new)
+    assert [merged.sitting(one).machine["cpu"] for one in merged.entries[case()]] == ["Another", "Some CPU"]
+    assert merged.own(case(), new.sittings[next(iter(new.sittings))].fingerprint) == list(new.entries[case()])
+    assert merged.migrated is None
+
+
+def broken(*where: str | int, to: Any) -> dict[str, Any]:
+    data = json.loads(json.dumps(old_file(4)))
+    inner = data
+    for step in where[:-1]:
+        inner = inner[step]
+    inner[where[-1]] = to
+    return data  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [
+        (broken("entries", to=[]), "is no valid file of schema 4 (AttributeError: "),
+        (broken("entries", case(), 0, "environment", to="0" * 12), "is no valid file of schema 4 (KeyError: "),
+        (broken("entries", case(), 0, "invocations", 0, to=[]), "is no valid file of schema 4 (StatisticsError: "),
+        (broken("entries", case(), 0, "invocations", to=[]), "is no valid file of schema 4 (ValueError: "),
+        (broken("entries", case(), 0, "invocations", 0, to=[-1.0]), "positive and finite"),
+        (broken("entries", case(), 0, "recorded", to="31.1.2026"), "'31.1.2026', not a date"),
+        (broken("entries", case(), to=[]), "is not a list of records"),
+    ],
+)
+def test_a_bad_old_file_is_one_line_too(data: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(BaselineError) as caught:
+        store.loads(json.dumps(data), "m.json")
+    assert_one_line(caught.value, "m.json: ", wrong, RECORD_AGAIN)
+
+
+# Files
 
 
 def test_baselines_of_two_models_do_not_merge() -> None:
@@ -264,13 +398,13 @@ def test_a_failed_write_leaves_the_old_bytes_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("bad", [(), ((),), ((0.0,),), ((float("nan"),),)], ids=str)
-def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, bad: tuple[tuple[float, ...], ...]) -> None:
+@pytest.mark.parametrize("bad", [(), (0.0,), (float("nan"),), (float("inf"),)], ids=str)
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, bad: tuple[float, ...]) -> None:
     path = tmp_path / "m.json"
     path.write_bytes(b"old")
     (good,) = of(case()).entries[case()]
     with pytest.raises(BaselineError):
-        store.write(path, replace(of(case()), entries={case(): (replace(good, invocations=bad),)}))
+        store.write(path, replace(of(case()), entries={case(): (replace(good, processes=bad),)}))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -319,9 +453,16 @@ def edited(*where: str | int, to: Any) -> str:
     return json.dumps(document)
 
 
+def met(seconds: Any, threads: Any) -> str:
+    """The text of a valid file, but for the barrier of its entry."""
+    (entry,) = json.loads(store.dumps(of(case())))["entries"][case()]
+    return edited("entries", case(), 0, to=entry | {"barrier": seconds, "threads": threads})
+
+
 RECORDS = ("entries", case())
 ENTRY = (*RECORDS, 0)
-FIRST = (*ENTRY, "invocations", 0)
+FIRST = (*ENTRY, "processes", 0)
+HELD = ("sittings", SITTING.id)
 VALID = store.dumps(of(case()))
 RECORD_AGAIN = "record again with --llm-update-baselines"
 
@@ -331,31 +472,39 @@ BAD = [
     ("<<<<<<< HEAD\n" + VALID, "line 1", "restore it from version control"),
     ("[" * 100_000, "is not JSON", RECORD_AGAIN),
     ("[]", "is not a JSON object with a schema number", RECORD_AGAIN),
-    (VALID.replace('"unit"', '"recorded": "2026-01-01", "unit"'), "twice: ['recorded']", RECORD_AGAIN),
-    (edited("schema", to=5), "schema 5, newer than this version's 4", "upgrade pytest-llmperf"),
-    (edited("schema", to=1), "schema 1, older than this version's 4", RECORD_AGAIN),
+    (VALID.replace('"unit"', '"sitting": "", "unit"'), "twice: ['sitting']", RECORD_AGAIN),
+    (edited("schema", to=6), "schema 6, newer than this version's 5", "upgrade pytest-llmperf"),
+    (edited("schema", to=1), "schema 1, older than this version's 5", RECORD_AGAIN),
+    (edited("schema", to="5"), "is not a JSON object with a schema number", RECORD_AGAIN),
     (edited("note", to="hi"), "['note']", RECORD_AGAIN),
     (edited("entries", to=[]), "'entries' has the wrong type", RECORD_AGAIN),
     (edited(*RECORDS, to=1.5), f"{case()!r} is not a list of records", RECORD_AGAIN),
     (edited(*RECORDS, to=[]), f"{case()!r} is not a list of records", RECORD_AGAIN),
     (edited(*ENTRY, to=1.5), f"{case()!r} is not an object", RECORD_AGAIN),
-    (edited(*ENTRY, to={"median": 1}), f"{case()!r} has fields too many or too few", RECORD_AGAIN),
-    (edited(*ENTRY, "recorded", to="31.1.2026"), "'31.1.2026', not a date", RECORD_AGAIN),
-    (edited(*ENTRY, "environment", to="0" * 12), "unknown environment '000000000000'", RECORD_AGAIN),
-    (edited(*ENTRY, "median", to=True), "'median' has the wrong type", RECORD_AGAIN),
-    (edited(*ENTRY, "median", to=0.001), "was edited: its median is 0.75", RECORD_AGAIN),
-    (edited(*ENTRY, "invocations", to=[]), "no invocations", RECORD_AGAIN),
-    (edited(*ENTRY, "barrier", to={"seconds": 0.0, "threads": 2}), "not of threads that meet", RECORD_AGAIN),
-    (edited(*ENTRY, "barrier", to={"seconds": 1e-6, "threads": 1}), "not of threads that meet", RECORD_AGAIN),
-    (edited(*ENTRY, "barrier", to={"seconds": 1e-6}), "'barrier' has fields too many or too few", RECORD_AGAIN),
-    (edited(*ENTRY, "barrier", to=None), "'barrier' has the wrong type", RECORD_AGAIN),
-    (edited(*FIRST, to=[]), "not a list of samples", RECORD_AGAIN),
-    (edited(*FIRST, to=[True]), "positive and finite", RECORD_AGAIN),
-    (edited(*FIRST, to=[0.1, -0.1]), "positive and finite", RECORD_AGAIN),
-    (edited(*FIRST, to=[float("nan")]), "positive and finite", RECORD_AGAIN),
-    (edited(*FIRST, to=[10**400]), "too large", RECORD_AGAIN),
-    (edited("environments", MACHINE.id, "peaks", "flops", to=1.0), "was edited", RECORD_AGAIN),
-    (edited("environments", MACHINE.id, "peaks", "flops", to=float("nan")), "not JSON compliant", RECORD_AGAIN),
+    (edited(*ENTRY, to={"figure": 1}), f"{case()!r} has fields too many or too few", RECORD_AGAIN),
+    (edited(*ENTRY, "sitting", to="0" * 12), "unknown sitting '000000000000'", RECORD_AGAIN),
+    (edited(*ENTRY, "figure", to=True), "'figure' has the wrong type", RECORD_AGAIN),
+    (edited(*ENTRY, "figure", to=0.001), "was edited: its figure is 0.721125", RECORD_AGAIN),
+    (edited(*ENTRY, "barrier", to=1e-6), "has fields too many or too few: ['threads']", RECORD_AGAIN),
+    (met(0.0, 2), "not of threads that meet", RECORD_AGAIN),
+    (met(1e-6, 1), "not of threads that meet", RECORD_AGAIN),
+    (met(None, 2), "'barrier' has the wrong type", RECORD_AGAIN),
+    (edited(*ENTRY, "processes", to=[]), "not a list of figures", RECORD_AGAIN),
+    (edited(*FIRST, to=[0.1]), "positive and finite", RECORD_AGAIN),
+    (edited(*FIRST, to=True), "positive and finite", RECORD_AGAIN),
+    (edited(*FIRST, to=-0.1), "positive and finite", RECORD_AGAIN),
+    (edited(*FIRST, to=float("nan")), "positive and finite", RECORD_AGAIN),
+    (edited(*FIRST, to=10**400), "too large", RECORD_AGAIN),
+    (edited(*HELD, to=1.5), f"sitting {SITTING.id!r} is not an object", RECORD_AGAIN),
+    (edited(*HELD, "recorded", to="31.1.2026"), "'31.1.2026', not a date", RECORD_AGAIN),
+    (edited(*HELD, "recorded", to="2026-01-30"), "was edited", RECORD_AGAIN),
+    (edited(*HELD, "revision", to="deadbeef"), "was edited", RECORD_AGAIN),
+    (edited(*HELD, "machine", to="0" * 12), "names the unknown machine '000000000000'", RECORD_AGAIN),
+    (edited(*HELD, "versions", to="0" * 12), "names the unknown versions '000000000000'", RECORD_AGAIN),
+    (edited(*HELD, "rates", "flops", to=1.0), "was edited", RECORD_AGAIN),
+    (edited(*HELD, "rates", "flops", to=0), "rates are positive numbers", RECORD_AGAIN),
+    (edited(*HELD, "rates", "flops", to=float("nan")), "not JSON compliant", RECORD_AGAIN),
+    (edited(*HELD, "system", to=[]), "'system' has the wrong type", RECORD_AGAIN),
 ]
 
 
@@ -389,12 +538,38 @@ json_documents = st.recursive(json_values, lambda inner: st.lists(inner) | st.di
 
 @given(
     where=st.sampled_from(
-        [("schema",), ("device",), ("entries",), RECORDS, ENTRY, FIRST, (*FIRST, 0), ("environments",)]
+        [
+            *((name,) for name in ("schema", "device", "entries", "sittings", "machines", "versions")),
+            *((*HELD, name) for name in ("recorded", "revision", "machine", "versions", "system", "rates")),
+            *(RECORDS, ENTRY, (*ENTRY, "processes"), FIRST),
+        ]
     ),
     to=json_documents,
 )
 def test_whatever_a_value_is_replaced_by_the_file_loads_or_says_what_is_wrong(where: tuple[Any, ...], to: Any) -> None:
     try:
         store.loads(edited(*where, to=to), "m.json")
+    except BaselineError as error:
+        assert_one_line(error, "m.json: ")
+
+
+OLD_RECORD = ("entries", case(), 0)
+OLD_HELD = ("environments", "aaaaaaaaaaaa")
+
+
+@given(
+    where=st.sampled_from(
+        [
+            *((name,) for name in old_file(4)),
+            *((*OLD_RECORD, name) for name in old_record("", "", barrier=None)),
+            *((*OLD_HELD, name) for name in OLD_ENVIRONMENTS["aaaaaaaaaaaa"]),
+            *(OLD_RECORD, OLD_RECORD[:-1], (*OLD_RECORD, "invocations", 0), OLD_HELD),
+        ]
+    ),
+    to=json_documents,
+)
+def test_so_does_an_old_file(where: tuple[Any, ...], to: Any) -> None:
+    try:
+        store.loads(json.dumps(broken(*where, to=to)), "m.json")
     except BaselineError as error:
         assert_one_line(error, "m.json: ")

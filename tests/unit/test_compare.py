@@ -14,9 +14,9 @@ import pytest
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.gate import compare
 from pytest_llmperf.gate.compare import MOST_BLOCKS, MOST_PAIRS, PAIR_SECONDS, Comparison, Pair, blocks
-from pytest_llmperf.gate.pairs import FEWEST_PRECISE, FEWEST_TO_FAIL
+from pytest_llmperf.gate.pairs import FEWEST, FEWEST_PRECISE, FEWEST_TO_FAIL
+from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.gate.turns import WARM_UP, Turn
-from pytest_llmperf.gate.verdict import Outcome
 from pytest_llmperf.machine.fitness import Fitness
 from pytest_llmperf.measure.process import Sample
 from pytest_llmperf.measure.trace import Trace
@@ -132,7 +132,7 @@ def test_but_only_of_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     one.spend("ttft")
     assert set(turns(one)) == {FEWEST_PRECISE}
     (other,) = machine.comparisons()
-    other.judge("ttft", 0.03, 0.0)
+    other.judge("ttft", 0.03)
     assert set(turns(other)) == {FEWEST_PRECISE}
     other.spend("tpot")
     assert turns(other)[-1] == MOST_BLOCKS
@@ -216,7 +216,7 @@ def test_what_disturbed_too_many_pairs_is_named_where_the_others_do_not_decide(m
     one.spend("tpot")
     disturbed = Pair(tuple(replace(turn, culprit="others used 1.0 cores") for turn in one.pairs[0].turns))
     one.pairs[0] = disturbed
-    found = one.judge("tpot", 0.0001, 0.0)
+    found = one.judge("tpot", 0.001)
     assert found.outcome is Outcome.INCONCLUSIVE
     assert found.reason.endswith("; 1 of 4 pairs had too few undisturbed turns: others used 1.0 cores")
 
@@ -245,3 +245,19 @@ def test_a_pair_counts_if_each_arm_has_enough_undisturbed_turns() -> None:
     assert not Pair((head, slow, head, disturbed, head)).counts
     pairs = [Pair((head, slow, head, disturbed, head)), Pair((head, slow, head, slow, head))]
     assert [[len(pair) for pair in blocks(pairs, "tpot", "base", arm)] for arm in ("head", "slow")] == [[3], [2]]
+
+
+def test_who_is_judged_already_joins_no_further_pair_unless_another_metric_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(monkeypatch, 1.0, 1.0)
+    machine.noise = repeat(1.0)
+    first, second = machine.comparisons(2, budget=100.0)
+    machine.unable = {Workload(2, 2, 2)}
+    assert first.judge("tpot", 0.03).outcome is Outcome.OK
+    assert [len(first.pairs), len(second.pairs)] == [FEWEST, 0]
+    machine.unable = set()
+    assert second.judge("tpot", 0.03).outcome is Outcome.OK
+    assert [len(first.pairs), len(second.pairs)] == [FEWEST, FEWEST]
+    second.spend("ttft")
+    assert len(first.pairs) == FEWEST_TO_FAIL

@@ -609,9 +609,7 @@ def test_disturbed_generations_are_discarded_and_others_taken_in_their_place(sui
     result = suite.decode("--llm-results=results.json")
     assert result.ret == 0
     assert suite.loads["sim"] == 1, "nothing was flagged"
-    result.stdout.fnmatch_lines(
-        ["sim b1-p16-n8: 17% of the generations were disturbed, 2 discarded: " + CLAUSE, "*1 ok"]
-    )
+    result.stdout.fnmatch_lines(["*17%*2 discarded*", "*1 ok"])
     (measured,) = json.loads((suite.path / "results.json").read_text())["measurements"]
     assert len(measured["samples"]) == 10
     assert [one["culprit"] for one in measured["samples"]] == [None] * 10
@@ -642,22 +640,20 @@ def test_a_process_without_enough_quiet_keeps_all_and_proves_nothing(suite: Suit
     suite.backends(sim=engine("range(1, 99)", tpot=0.00575), extra=BUSY)
     result = suite.decode("--llm-results=results.json")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(
-        [
-            "tpot b1-p16-n8 sim  5.750 ms *inconclusive",
-            f"sim b1-p16-n8: 100% of the generations were disturbed, too many to discard them: {CLAUSE}",
-            f"inconclusive: 15.0% slower in 2 fresh processes, but too few samples of 2 of 2 processes *: {CLAUSE} *",
-        ]
-    )
-    measured = json.loads((suite.path / "results.json").read_text())["measurements"]
+    result.stdout.fnmatch_lines("*100%*all kept*")
+    results = json.loads((suite.path / "results.json").read_text())
+    (verdict,) = (one["verdict"] for one in results["results"])
+    assert (verdict["outcome"], verdict["ratio"]) == ("inconclusive", pytest.approx(1.15))
+    assert verdict["reason"].endswith(f"; too few samples of 3 of 3 processes were undisturbed: {CLAUSE}")
+    measured = results["measurements"]
     found = [(one["clean"], len(one["samples"]), one["discarded"]) for one in measured]
-    assert found == [(False, 10, [])] * (1 + 4)  # both that confirm were replaced
+    assert found == [(False, 10, [])] * (1 + 3)
 
 
 def test_a_regression_in_the_undisturbed_samples_is_one(suite: Suite) -> None:
     """Some disturbance excuses nothing: the others are as slow."""
     suite.record({"sim/tpot": 0.005})
-    suite.backends(sim=engine("(2, 3, 5)", tpot=0.00575), extra=BUSY)
+    suite.backends(sim=engine("(2, 3, 5)", tpot=0.0065), extra=BUSY)
     result = suite.decode()
     assert result.ret == 1
     result.stdout.fnmatch_lines("1 cases gated: 1 regression")
@@ -665,11 +661,12 @@ def test_a_regression_in_the_undisturbed_samples_is_one(suite: Suite) -> None:
 
 def test_what_is_faster_on_an_unfit_machine_is_a_question(suite: Suite) -> None:
     suite.record({"sim/tpot": 0.005})
-    suite.backends(sim=engine("range(1, 99)", tpot=0.004), extra=BUSY)
-    result = suite.decode()
-    assert result.ret == 0
-    result.stdout.fnmatch_lines(
-        [f"inconclusive: 20.0% faster, but too few samples of the process were undisturbed: {CLAUSE} *"]
+    suite.backends(sim=engine("range(1, 99)", tpot=0.0035), extra=BUSY)
+    assert suite.decode("--llm-results=results.json").ret == 0
+    (verdict,) = (one["verdict"] for one in json.loads((suite.path / "results.json").read_text())["results"])
+    assert verdict["outcome"] == "inconclusive"
+    assert verdict["reason"] == (
+        f"30.0% faster than the baseline in 1 process, but too few samples of the process were undisturbed: {CLAUSE}"
     )
 
 
@@ -683,4 +680,4 @@ def test_a_baseline_is_made_of_undisturbed_samples(suite: Suite) -> None:
     suite.backends(sim=engine("(2, 3)", slow=3.0), extra=BUSY)
     assert suite.decode("--llm-update-baselines", "--llm-invocations=3").ret == 0
     (record,) = suite.stored()["entries"][f"{SIM}/tpot"]
-    assert [min(samples) == max(samples) == pytest.approx(0.005) for samples in record["invocations"]] == [True] * 3
+    assert record["processes"] == pytest.approx([0.005] * 3)

@@ -1,39 +1,93 @@
-"""What the trials of the gate count."""
+"""What the trials of the gate make of a repository, and what they count."""
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 
-from benchmarks.gate.repository import moved, quiet, untold
-from pytest_llmperf.gate.judge import HIDDEN, MOVED_MEANWHILE
+from benchmarks.gate.flow import KEPT, KINDS, changed, decisions, holds
+from benchmarks.gate.repository import NOTHING, by_workload, slowed, tpots_of
+from pytest_llmperf.cases import GATED
+
+TPOTS = {(1, 64): 0.020, (2, 96): 0.030}
+
+
+def result(case: str, median: float = 0.02, outcome: str = "ok") -> dict[str, Any]:
+    verdict = dict.fromkeys(KEPT) | {"outcome": outcome, "remedy": "none"}
+    return {"case": f"float32/{case}", "spread": {"median": median}, "verdict": verdict}
+
+
+RAW = {
+    "results": [
+        result("sdpa/b1-p64-n16/tpot", 0.5),
+        result("slowed/b1-p64-n16/ttft", 0.1),
+        result("slowed/b1-p64-n16/tpot", 0.020, "regression"),
+        result("slowed/b2-p96-n16/tpot", 0.030),
+    ]
+}
+
+
+def seconds_of(text: str, calls: int) -> list[float]:
+    """What so many steps of an ``extra.py`` sleep, at batch size 1 and a prompt length of 64."""
+    slept: list[float] = []
+    names: dict[str, Any] = {}
+    exec(text, names)
+    if "time" in names:
+        names["time"] = type("Clock", (), {"sleep": staticmethod(slept.append)})
+    for _ in range(calls):
+        names["do"](1, 64)
+    return slept
+
+
+def test_only_the_backend_under_trial_is_judged() -> None:
+    assert {workload: list(found) for workload, found in by_workload(RAW).items()} == {
+        "b1-p64-n16": ["ttft", "tpot"],
+        "b2-p96-n16": ["tpot"],
+    }
+    assert tpots_of(RAW) == TPOTS
+
+
+def test_of_a_run_its_decisions_are_kept_of_the_metrics_that_a_kind_shows_in() -> None:
+    found = decisions(RAW, ("tpot",))
+    assert {case: one["outcome"] for case, one in found.items()} == {
+        "b1-p64-n16/tpot": "regression",
+        "b2-p96-n16/tpot": "ok",
+    }
+    assert all(tuple(one) == KEPT for one in found.values())
+    assert len(decisions(RAW, GATED)) == 3
+
+
+def test_unchanged_code_does_nothing_more() -> None:
+    assert slowed("same", TPOTS) == NOTHING
+    text = changed("same", TPOTS)
+    assert text != NOTHING, "it is a commit of its own"
+    assert seconds_of(text, 3) == []
+
+
+def test_a_slowdown_is_a_share_of_the_step() -> None:
+    assert seconds_of(slowed("sleep-5", TPOTS), 2) == pytest.approx([0.05 * 0.020] * 2)
+
+
+def test_every_seventh_token_takes_half_a_step_longer() -> None:
+    slept = seconds_of(changed("seventh", TPOTS), 21)
+    assert slept == pytest.approx([0.49 * 0.020] * 3)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "reason", "counted"),
+    ("kind", "outcomes", "expected"),
     [
-        ("inconclusive", f"flagged: 14.2% slower in one process, but {MOVED_MEANWHILE}", 1),
-        ("inconclusive", "9.0% slower in 3 fresh processes, but too few samples of 1 of 3 were undisturbed", 1),
-        ("inconclusive", f"eager is 6.0% faster than its baseline: {HIDDEN}", 1),
-        ("inconclusive", "9.0% slower in 2 fresh processes, but eager is 4.0% slower than its baseline too", 1),
-        ("inconclusive", "flagged: 9.0% slower, but this machine's GEMM rate is 20% below what it was with it", 1),
-        ("inconclusive", "give or take 4.1%: too little to tell 3%; 1 of 7 pairs had too few undisturbed turns", 0),
-        ("inconclusive", "11.0% slower in 2 fresh processes, but one process was 1.0% slower, not above 1.7%", 0),
-        ("ok", MOVED_MEANWHILE, 0),
+        ("same", {"ok": 9, "inconclusive": 9}, True),
+        ("same", {"ok": 99, "regression": 1}, False),
+        ("work-10", {"regression": 9, "inconclusive": 1}, True),
+        ("work-10", {"regression": 8, "inconclusive": 2}, False),
+        ("work-10", {"regression": 99, "ok": 1}, False),
+        ("seventh", {}, False),
     ],
 )
-def test_what_a_disturbed_machine_left_open_is_told_from_what_the_figures_did(
-    outcome: str, reason: str, counted: int
+def test_a_kind_holds_if_its_outcomes_are_as_they_have_to_be(
+    kind: str, outcomes: dict[str, int], expected: bool
 ) -> None:
-    assert untold([{"outcome": outcome, "reason": reason}]) == counted
-
-
-def test_moved_is_what_is_not_in_the_state_of_most_looks_of_recording_and_run() -> None:
-    together, apart = [3e-6, 3.1e-6, 3.3e-6], [4.5e-6]
-    assert moved(together * 6) == 0
-    assert moved([*together * 3, *apart * 3]) == 0.25
-    assert moved([*apart * 3, *together * 3]) == 0.25
-
-
-def test_a_run_of_which_nobody_knows_whether_cpus_were_moved_is_not_quiet() -> None:
-    rows: list[dict[str, object]] = [{"moved": 0.02}, {"moved": 0.4}, {}]
-    assert quiet(rows) == [{"moved": 0.02}]
+    assert kind in KINDS
+    assert holds(kind, Counter(outcomes)) is expected

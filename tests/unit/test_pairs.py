@@ -13,11 +13,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pytest_llmperf.gate.compare import MOST_PAIRS
-from pytest_llmperf.gate.pairs import FEWEST_TO_FAIL, PRECISE, Block, Pairs, compare, precise
-from pytest_llmperf.gate.verdict import Outcome
+from pytest_llmperf.gate.pairs import FEWEST_TO_FAIL, PRECISE, Block, Pairs, compare, interval, precise
+from pytest_llmperf.gate.rule import FLOOR, Outcome
 
 TOLERANCE = 0.03
-FLOOR = 50e-6
 
 figures = st.floats(1e-3, 10)
 blocks = st.builds(Block, figures, figures)
@@ -33,18 +32,22 @@ def exactly(ratio: float, pairs: int, base: float = 0.04) -> Pairs:
 
 
 @given(some_pairs, tolerances)
-def test_the_interval_holds_the_ratio_and_the_resolution_is_no_finer_than_the_tolerance(
-    pairs: Pairs, tolerance: float
-) -> None:
-    found, _ = compare(pairs, tolerance, FLOOR)
-    assert found.low <= found.ratio <= found.high
-    assert found.resolution >= tolerance
-    assert (found.processes, found.blocks) == (len(pairs), sum(map(len, pairs)))
+def test_the_interval_holds_the_ratio_and_is_what_the_rule_decides_by(pairs: Pairs, tolerance: float) -> None:
+    found, made = compare(pairs, tolerance)[0], interval(pairs)
+    assert made.low <= made.ratio <= made.upper <= made.high
+    assert (made.count, made.basis, made.enough) == (len(pairs), "base", len(pairs) >= FEWEST_TO_FAIL)
+    assert (found.ratio, found.low, found.high, found.upper) == (made.ratio, made.low, made.high, made.upper)
+    assert (found.head, found.baseline, found.count, found.tolerance) == (
+        made.head,
+        made.baseline,
+        len(pairs),
+        tolerance,
+    )
 
 
 @given(some_pairs, tolerances)
 def test_a_regression_is_surely_slower_than_a_third_of_the_tolerance(pairs: Pairs, tolerance: float) -> None:
-    found, final = compare(pairs, tolerance, FLOOR)
+    found, final = compare(pairs, tolerance)
     if found.outcome is Outcome.REGRESSION:
         assert final
         assert len(pairs) >= FEWEST_TO_FAIL
@@ -71,17 +74,17 @@ def test_a_pair_is_precise_when_its_blocks_agree(ratios: list[float], expected: 
     assert precise([Block(0.04, 0.04 * ratio) for ratio in ratios]) == expected
 
 
-@given(some_pairs, tolerances, st.floats(0.1, 10))
-def test_the_unit_does_not_matter(pairs: Pairs, tolerance: float, scale: float) -> None:
+@given(some_pairs, st.floats(0.1, 10))
+def test_the_unit_does_not_matter(pairs: Pairs, scale: float) -> None:
     scaled = [[Block(block.base * scale, block.head * scale) for block in pair] for pair in pairs]
-    found, other = compare(pairs, tolerance, 0)[0], compare(scaled, tolerance, 0)[0]
+    found, other = interval(pairs), interval(scaled)
     assert other.ratio == pytest.approx(found.ratio)
     assert (other.low, other.high) == pytest.approx((found.low, found.high))
 
 
 @given(some_pairs, tolerances)
 def test_neither_does_the_order_of_the_pairs(pairs: Pairs, tolerance: float) -> None:
-    found, other = compare(pairs, tolerance, FLOOR)[0], compare(pairs[::-1], tolerance, FLOOR)[0]
+    found, other = compare(pairs, tolerance)[0], compare(pairs[::-1], tolerance)[0]
     assert other.outcome == found.outcome
     assert other.low == pytest.approx(found.low)
 
@@ -99,29 +102,29 @@ def test_neither_does_the_order_of_the_pairs(pairs: Pairs, tolerance: float) -> 
     ],
 )
 def test_what_is_clear_is_decided_by_few_pairs(ratio: float, pairs: int, outcome: Outcome) -> None:
-    found, final = compare(exactly(ratio, pairs), TOLERANCE, FLOOR)
+    found, final = compare(exactly(ratio, pairs), TOLERANCE)
     assert found.outcome is outcome
     assert final == (outcome is not Outcome.INCONCLUSIVE)
 
 
 def test_one_pair_that_disagrees_is_a_doubt() -> None:
-    found, final = compare([*exactly(1.10, 4), *exactly(0.99, 1)], TOLERANCE, FLOOR)
+    found, final = compare([*exactly(1.10, 4), *exactly(0.99, 1)], TOLERANCE)
     assert found.outcome is Outcome.INCONCLUSIVE
     assert not final
-    assert "10.0% slower than base in 5 pairs of fresh processes, give or take" in found.reason
-    assert "too little to tell 3.0%" in found.reason
+    assert "10.0% slower than base in 5 pairs of fresh processes; a slowdown of " in found.reason
+    assert f"a slowdown of {found.not_excluded:.1%} cannot be excluded" in found.reason
 
 
 def test_less_than_the_floor_is_no_regression() -> None:
     base = 1e-4
-    assert compare(exactly(1.2, 8, base), TOLERANCE, FLOOR)[0].outcome is Outcome.OK
-    assert compare(exactly(1.2, 8, base), TOLERANCE, base / 10)[0].outcome is Outcome.REGRESSION
+    assert compare(exactly(1.2, 8, base), TOLERANCE)[0].outcome is Outcome.OK
+    assert compare(exactly(1.2, 8, 10 * base), TOLERANCE)[0].outcome is Outcome.REGRESSION
 
 
 @pytest.mark.parametrize("pairs", [[], exactly(1, 1), [*exactly(1, 2), []]])
 def test_too_little_to_compare_is_an_error(pairs: Pairs) -> None:
     with pytest.raises(ValueError, match="at least 2 pairs"):
-        compare(pairs, TOLERANCE, FLOOR)
+        compare(pairs, TOLERANCE)
 
 
 # Under noise
@@ -226,7 +229,7 @@ def decided(seed: int, machine: Machine, process: Process, slowdown: float, take
         arms = {"base": process(rng), "head": process(rng) * (1 + slowdown)}
         pairs.append(taken(rng, speed, arms, len(pairs)))
         if len(pairs) > 1:
-            found, final = compare(pairs, TOLERANCE, 0)
+            found, final = compare(pairs, TOLERANCE)
             if final or len(pairs) == MOST_PAIRS:
                 return found.outcome
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,25 +12,30 @@ from typing import Any
 import pytest
 from inner import Suite
 
+from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
+from pytest_llmperf.gate.checkout import Base
+from pytest_llmperf.gate.rule import Outcome, Verdict, nothing
+from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine import detect, fingerprint
-from pytest_llmperf.plan import Scope, UnusableError
+from pytest_llmperf.plan import Plan
 
 REGISTRY = Registry(BUILT_IN)
 
 
 @pytest.fixture
 def make(suite: Suite, tmp_path: Path) -> Any:
-    """A scope of the command line's settings and these."""
+    """A plan of the command line's settings and these."""
     from pytest_llmperf import plugin
 
-    def scope(*arguments: str, **changes: Any) -> Scope:
+    def plan(*arguments: str, **changes: Any) -> Plan:
         suite.ini(llm_dtype="", llm_backends="", llm_reference="", llm_batch_sizes="", llm_max_new_tokens="")
         config = suite.pytester.parseconfigure("-p", "benchmark", "-p", "llmperf", *arguments)
-        return Scope(replace(config.stash[plugin.KEY].settings, **changes), REGISTRY, tmp_path, tmp_path)
+        return Plan(replace(config.stash[plugin.KEY].settings, **changes), REGISTRY, tmp_path, tmp_path)
 
-    return scope
+    return plan
 
 
 @pytest.mark.parametrize(
@@ -45,27 +52,27 @@ def test_a_cpu_is_measured_in_the_type_that_it_multiplies(
 
 
 def test_one_combination_is_measured_once_under_its_own_name(make: Any) -> None:
-    scope = make("--llm-backends=int8+compile-static,compile-static+int8,sdpa+compile,eager")
-    assert scope.backends == ("eager", "compile-static+int8", "compile")
+    plan = make("--llm-backends=int8+compile-static,compile-static+int8,sdpa+compile,eager")
+    assert plan.backends == ("eager", "compile-static+int8", "compile")
 
 
 def test_the_reference_goes_by_its_own_name(make: Any) -> None:
-    with pytest.raises(UnusableError, match=r"--llm-reference=sdpa\+compile: that is compile, under its own name"):
+    with pytest.raises(UnusableError, match=r"--llm-reference=sdpa\+compile: this backend is called compile; "):
         make("--llm-reference=sdpa+compile")
 
 
 def test_the_largest_workload_is_that_of_all_tests_so_far(make: Any) -> None:
-    scope = make("--llm-batch-sizes=1,4", "--llm-prompt-lengths=16,64", "--llm-max-new-tokens=8")
-    assert scope.largest == Workload(4, 64, 8)
-    scope.workloads(batch_sizes=[8], prompt_lengths=[32])
-    assert scope.largest == Workload(8, 64, 8)
+    plan = make("--llm-batch-sizes=1,4", "--llm-prompt-lengths=16,64", "--llm-max-new-tokens=8")
+    assert plan.largest == Workload(4, 64, 8)
+    plan.workloads(batch_sizes=[8], prompt_lengths=[32])
+    assert plan.largest == Workload(8, 64, 8)
 
 
 CASE = Case("m", "bfloat16", "compile-static+int8", Workload(32, 256, 64), "tpot")
 
 
 @pytest.mark.parametrize(
-    ("lines", "marker", "option", "tolerance"),
+    ("lines", "marker", "option", "allowed"),
     [
         ((), None, None, (0.10, "default of cpu")),
         ((("*/b32-*", 0.2),), None, None, (0.2, "llm_tolerances: */b32-*")),
@@ -76,18 +83,115 @@ CASE = Case("m", "bfloat16", "compile-static+int8", Workload(32, 256, 64), "tpot
     ],
 )
 def test_the_strictest_tolerance_stated_counts_and_says_where_it_was(
-    make: Any, lines: Any, marker: float | None, option: str | None, tolerance: tuple[float, str]
+    make: Any, lines: Any, marker: float | None, option: str | None, allowed: tuple[float, str]
 ) -> None:
-    assert make(*filter(None, [option]), tolerances=lines).tolerance(CASE, marker) == tolerance
+    found = make(*filter(None, [option]), tolerances=lines).allowed(CASE, marker)
+    assert found.by_baseline == allowed
+    assert found.beside_base == ((0.03, "default with a base") if allowed[1].startswith("default") else allowed)
+    assert (found.stored, found.usual) == (allowed[0], allowed[0]), "no base is named"
+
+
+def test_beside_a_named_base_less_is_allowed_unless_it_cannot_be_had(make: Any, tmp_path: Path) -> None:
+    plan = make()
+    plan.base = Base(tmp_path, None, None, sys.executable)
+    found = plan.allowed(CASE, None)
+    assert (found.stored, found.usual) == (0.10, 0.03)
+    assert found.of(Verdict(Outcome.OK, tolerance=0.03)) == (0.03, "default with a base")
+    assert found.of(Verdict(Outcome.OK, tolerance=0.10)) == (0.10, "default of cpu")
+    assert found.of(nothing(Outcome.NEW, "base cannot run it")) == (0.03, "default with a base")
 
 
 def test_a_line_of_the_table_that_matches_nothing_is_known(make: Any) -> None:
-    scope = make(tolerances=(("*/tpot", 0.1), ("tpot/*", 0.1)))
-    assert scope.idle([CASE]) == ["tpot/*"]
+    plan = make(tolerances=(("*/tpot", 0.1), ("tpot/*", 0.1)))
+    assert plan.idle([CASE]) == ["tpot/*"]
 
 
 def test_without_a_test_that_says_so_the_largest_workload_is_the_default(make: Any) -> None:
     assert make("--llm-prompt-lengths=32").largest == Workload(4, 32, 32)
+
+
+# What becomes of each case
+
+
+ONE, TWO = Workload(1, 256, 32), Workload(4, 256, 32)
+TESTS = (("sdpa+compile", ONE), ("compile", TWO), ("eager", TWO), ("compile", ONE))
+
+
+def with_baseline(plan: Plan, *cases: Case) -> None:
+    """The cases have a baseline of this machine."""
+    sitting = Sitting("2026-01-31", None, fingerprint.take().as_dict(), {}, {}, {})
+    entries = {one.key: (Entry(sitting.id, "s", (0.005,) * 3),) for one in cases}
+    plan.stored = Baseline("cpu", plan.model.name, {sitting.id: sitting}, entries)
+
+
+def complete(plan: Plan) -> Plan:
+    plan.complete(TESTS)
+    return plan
+
+
+def test_tests_gate_each_workload_of_a_backend_once_in_their_order(make: Any) -> None:
+    plan = complete(make())
+    assert {name: plan.gated(name) for name in ("compile", "eager", "sdpa")} == {
+        "compile": (ONE, TWO),
+        "eager": (TWO,),
+        "sdpa": (),
+    }
+
+
+def test_nothing_is_accepted_that_nobody_asked_for(make: Any) -> None:
+    assert complete(make()).accepted("compile") == []
+
+
+@pytest.mark.parametrize("which", ["all", "slower", "add"])
+def test_all_that_is_gated_is_accepted(make: Any, which: str) -> None:
+    plan = complete(make(f"--llm-update-baselines={which}"))
+    with_baseline(plan, plan.case("compile", ONE, "tpot"))
+    assert plan.accepted("compile") == [ONE, TWO]
+
+
+def test_of_new_ones_those_are_accepted_that_have_no_baseline_of_any_metric(make: Any) -> None:
+    plan = complete(make("--llm-update-baselines=new"))
+    known = plan.case("compile", ONE, "tpot")
+    with_baseline(plan, known)
+    assert plan.accepted("compile") == [TWO]
+    assert [plan.accepts(one) for one in (known, replace(known, metric="ttft"))] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "base", "compared"),
+    [
+        ((), False, []),
+        ((), True, [TWO]),
+        (("--llm-compare=unresolved",), True, [TWO]),
+        (("--llm-compare=always",), False, [ONE, TWO]),
+        (("--llm-compare=always",), True, [ONE, TWO]),
+        (("--llm-compare=never",), True, []),
+        (("--llm-self-test",), False, [ONE, TWO]),
+    ],
+)
+def test_what_is_compared_whatever_its_figures_are(
+    make: Any, tmp_path: Path, arguments: tuple[str, ...], base: bool, compared: list[Workload]
+) -> None:
+    """With a named base, what has no baseline that could settle it."""
+    plan = complete(make(*arguments))
+    plan.base = Base(tmp_path, None, None, sys.executable) if base else None
+    with_baseline(plan, plan.case("compile", ONE, "tpot"))
+    assert plan.compared("compile") == compared
+
+
+def test_the_repository_s_own_code_is_no_version_wherever_its_suites_are(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(_: Interpreter) -> dict[str, dict[str, str]]:
+        folders = {"stack": tmp_path / "src", "other": tmp_path.parent / "other"}
+        return {name: {"version": "1", "folder": str(folder), "revision": "c0ffee"} for name, folder in folders.items()}
+
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    monkeypatch.setattr(Interpreter, "installed", installed)
+    plan = make()
+    plan.root = tmp_path / "suites"
+    plan.root.mkdir()
+    assert plan.installed("eager") == {"other": "1 (c0ffee)"}
 
 
 # Devices
@@ -118,38 +222,38 @@ GPU_RUN = ("--llm-device=mi250", "--llm-model=llama-2-7b", "--llm-random-weights
 
 @pytest.mark.usefixtures("four_mi250")
 def test_ranks_use_the_dies_with_the_best_links_and_the_baseline_says_so(make: Any, tmp_path: Path) -> None:
-    scope = make(*GPU_RUN, "--llm-tp=1,4", f"--llm-topology={links(tmp_path / 'links.json')}")
-    assert scope.backends == ("sdpa", "sdpa+tp4")
-    one, four = (REGISTRY[name] for name in scope.backends)
-    assert scope.devices(one) is None
-    assert scope.device_variables(one) == {}
-    assert scope.devices(four).devices == (0, 1, 4, 5)
-    assert scope.device_variables(four)["HIP_VISIBLE_DEVICES"] == "0,1,4,5"
-    assert str(scope.devices(four)).startswith("0,1,4,5: the best interconnect")
+    plan = make(*GPU_RUN, "--llm-tp=1,4", f"--llm-topology={links(tmp_path / 'links.json')}")
+    assert plan.backends == ("sdpa", "sdpa+tp4")
+    one, four = (REGISTRY[name] for name in plan.backends)
+    assert plan.devices(one) is None
+    assert plan.device_variables(one) == {}
+    assert plan.devices(four).devices == (0, 1, 4, 5)
+    assert plan.device_variables(four)["HIP_VISIBLE_DEVICES"] == "0,1,4,5"
+    assert str(plan.devices(four)).startswith("0,1,4,5: the best interconnect")
 
 
 @pytest.mark.usefixtures("four_mi250")
 def test_what_is_stated_overrides_the_choice_also_of_one_device(make: Any) -> None:
-    scope = make(*GPU_RUN, "--llm-tp=1,2", "--llm-visible-devices=6,3")
-    one, two = (REGISTRY[name] for name in scope.backends)
-    assert scope.device_variables(one)["HIP_VISIBLE_DEVICES"] == "6"
-    assert scope.device_variables(two)["HIP_VISIBLE_DEVICES"] == "6,3"
+    plan = make(*GPU_RUN, "--llm-tp=1,2", "--llm-visible-devices=6,3")
+    one, two = (REGISTRY[name] for name in plan.backends)
+    assert plan.device_variables(one)["HIP_VISIBLE_DEVICES"] == "6"
+    assert plan.device_variables(two)["HIP_VISIBLE_DEVICES"] == "6,3"
 
 
 @pytest.mark.usefixtures("four_mi250")
 def test_why_ranks_cannot_be_placed_is_said(make: Any, tmp_path: Path) -> None:
-    scope = make(*GPU_RUN, "--llm-tp=16", f"--llm-topology={links(tmp_path / 'links.json')}")
-    with_reason = {"sdpa+tp16": "16 ranks need as many mi250 dies, and 8 are here"}
-    assert {name: scope._too_few(REGISTRY[name]) for name in scope.backends} == with_reason
-    scope = make(*GPU_RUN, "--llm-tp=4", "--llm-visible-devices=0,1")
-    assert "4 devices are needed" in str(scope._unplaced(REGISTRY["sdpa+tp4"]))
+    plan = make(*GPU_RUN, "--llm-tp=16", f"--llm-topology={links(tmp_path / 'links.json')}")
+    with_reason = {"sdpa+tp16": "16 ranks need 16 mi250 dies, and this machine has 8"}
+    assert {name: plan._too_few(REGISTRY[name]) for name in plan.backends} == with_reason
+    plan = make(*GPU_RUN, "--llm-tp=4", "--llm-visible-devices=0,1")
+    assert "4 devices are needed" in str(plan._unplaced(REGISTRY["sdpa+tp4"]))
 
 
 @pytest.mark.usefixtures("four_mi250")
 def test_a_share_that_does_not_fit_a_die_is_said(make: Any, tmp_path: Path) -> None:
     arguments = ("--llm-model=llama-2-70b", f"--llm-topology={links(tmp_path / 'links.json')}")
     small, large = (make(*GPU_RUN, *arguments, f"--llm-tp={degree}") for degree in (2, 4))
-    assert "a rank's share of weights and cache is" in str(small._too_few(REGISTRY["sdpa+tp2"]))
+    assert "each rank's share of the weights and the KV cache is" in str(small._too_few(REGISTRY["sdpa+tp2"]))
     assert large._too_few(REGISTRY["sdpa+tp4"]) is None
     ray = make(*GPU_RUN, *arguments, "--llm-backends=vllm,sdpa", "--llm-tp=16", "--llm-executor=ray")
     assert ray._too_few(REGISTRY["vllm+tp16"]) is None, "its ranks may be on other hosts"
@@ -157,15 +261,15 @@ def test_a_share_that_does_not_fit_a_die_is_said(make: Any, tmp_path: Path) -> N
 
 
 def test_ray_on_a_cpu_is_skipped_with_the_reason(make: Any) -> None:
-    scope = make("--llm-device=cpu", "--llm-executor=ray", "--llm-backends=vllm,sdpa", "--llm-tp=2")
-    assert scope._too_few(REGISTRY["vllm+tp2"]) == "vLLM does not run over Ray on a CPU"
-    assert scope._too_few(REGISTRY["sdpa+tp2"]) is None
+    plan = make("--llm-device=cpu", "--llm-executor=ray", "--llm-backends=vllm,sdpa", "--llm-tp=2")
+    assert plan._too_few(REGISTRY["vllm+tp2"]) == "vLLM does not run over Ray on a CPU"
+    assert plan._too_few(REGISTRY["sdpa+tp2"]) is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--llm-executor=ray", "--llm-backends=sdpa"), "no backend here is vLLM"),
+        (("--llm-executor=ray", "--llm-backends=sdpa"), "no backend of this run is vLLM"),
         (("--llm-device=cpu", "--llm-visible-devices=0,1"), "the CPU is one device"),
         (("--llm-device=cpu", "--llm-topology=links.json"), "the CPU is one device"),
     ],

@@ -8,15 +8,15 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.sampling import Plan, Samples, collect, settled_from
+from pytest_llmperf.measure.sampling import Bounds, Samples, collect, settled_from
 
-PLAN = Plan(minimum=3, maximum=10, budget=6.0, warm_up=6)
+PLAN = Bounds(minimum=3, maximum=10, budget=6.0, warm_up=6)
 
 #: A generation: its latency, and its culprit.
 Made = tuple[float, str | None]
 
 
-def collected(made: Sequence[Made], plan: Plan = PLAN) -> Samples[Made]:
+def collected(made: Sequence[Made], plan: Bounds = PLAN) -> Samples[Made]:
     """The samples of those generations, of which the last goes on and on."""
     rest = iter([*made, *[made[-1]] * 100])
     return collect(lambda: next(rest), lambda one: one[0], lambda some: [culprit for _, culprit in some], plan)
@@ -93,7 +93,7 @@ def test_disturbed_figures_that_do_not_settle_are_said_to() -> None:
 
 
 plans = st.builds(
-    lambda minimum, more, budget, warm_up: Plan(minimum, minimum + more, budget, warm_up),
+    lambda minimum, more, budget, warm_up: Bounds(minimum, minimum + more, budget, warm_up),
     st.integers(1, 4),
     st.integers(0, 6),
     st.floats(0.1, 50),
@@ -103,7 +103,7 @@ generations = st.lists(st.tuples(st.floats(0.01, 100), st.none() | st.just(BUSY)
 
 
 @given(generations, plans)
-def test_no_generation_is_lost_or_moved(made: list[Made], plan: Plan) -> None:
+def test_no_generation_is_lost_or_moved(made: list[Made], plan: Bounds) -> None:
     samples = collected(made, plan)
     all_of_them = [*samples.warm_up, *[one for one, _ in samples.steady]]
     assert all_of_them == [*made, *[made[-1]] * 100][: len(all_of_them)]
@@ -115,7 +115,7 @@ def test_no_generation_is_lost_or_moved(made: list[Made], plan: Plan) -> None:
 
 
 @given(generations, plans)
-def test_only_what_is_contaminated_is_discarded(made: list[Made], plan: Plan) -> None:
+def test_only_what_is_contaminated_is_discarded(made: list[Made], plan: Bounds) -> None:
     samples = collected(made, plan)
     assert all(culprit is not None for _, culprit in samples.discarded)
     assert samples.discarded == () or samples.clean
@@ -123,14 +123,14 @@ def test_only_what_is_contaminated_is_discarded(made: list[Made], plan: Plan) ->
 
 
 @given(generations, plans)
-def test_there_are_always_enough_samples_and_never_too_many_generations(made: list[Made], plan: Plan) -> None:
+def test_there_are_always_enough_samples_and_never_too_many_generations(made: list[Made], plan: Bounds) -> None:
     samples = collected(made, plan)
     assert len(samples.kept) >= plan.minimum
     assert len(samples.warm_up) + len(samples.steady) <= plan.warm_up + 2 * plan.maximum
 
 
 @given(st.integers(0), plans)
-def test_it_ends_though_culprits_come_and_go(seed: int, plan: Plan) -> None:
+def test_it_ends_though_culprits_come_and_go(seed: int, plan: Bounds) -> None:
     """Whether a generation is contaminated may be seen only later."""
     random = Random(seed)
 
@@ -142,7 +142,7 @@ def test_it_ends_though_culprits_come_and_go(seed: int, plan: Plan) -> None:
 
 @given(generations, st.floats(0.01, 100))
 def test_what_is_kept_does_not_depend_on_the_figures_of_what_is_not(made: list[Made], latency: float) -> None:
-    plan = Plan(3, 10, budget=1e9)  # counts alone, since the time that they take is bounded too
+    plan = Bounds(3, 10, budget=1e9)  # counts alone, since the time that they take is bounded too
     changed = [(latency if culprit else own, culprit) for own, culprit in made]
     one, other = collected(made, plan), collected(changed, plan)
     if one.clean and other.clean:

@@ -1,0 +1,83 @@
+"""Whether a backend can run here: its device, its packages, its interpreter, its server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Container, Mapping, Sequence
+
+from pytest_llmperf.backends.registry import Combination, Registry
+from pytest_llmperf.interpreter import Interpreter
+from pytest_llmperf.machine.table import Device
+from pytest_llmperf.secret import Secret
+
+
+class UnusableError(ValueError):
+    """The run cannot begin; one line says what was asked, why it cannot be, and what to do."""
+
+
+def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> Interpreter:
+    """The Python that a backend runs in: the one stated for it or for a part of it, else pytest's own.
+
+    Raises:
+        UnusableError: two are stated.
+    """
+    paths = dict(stated)
+    found = {paths[name]: name for name in (backend.name, *(part.name for part in backend.all)) if name in paths}
+    if len(found) > 1:
+        what = ",".join(f"{name}={path}" for path, name in found.items())
+        raise UnusableError(f"--llm-python={what}: {backend.name} needs one interpreter; name one for all its parts")
+    return Interpreter(next(iter(found))) if found else Interpreter()
+
+
+def check_interpreters(stated: Sequence[tuple[str, str]], registry: Registry) -> None:
+    """Check each interpreter: its backend is known and called by its own name, and the interpreter runs.
+
+    Raises:
+        KeyError, ValueError: one of them is wrong.
+    """
+    for name, path in stated:
+        if "+" not in name:
+            registry.part(name)
+        elif registry[name].name != name:
+            raise UnusableError(f"--llm-python={name}: this backend is called {registry[name].name}; write that")
+        Interpreter(path).python_version()
+
+
+def check_servers(named: Mapping[str, Secret], registry: Registry) -> None:
+    """Check each server: its backend can connect to a server that already runs.
+
+    Raises:
+        KeyError, ValueError: one of them is wrong.
+    """
+    for name in named:
+        if not registry.part(name).attaches:
+            can = ", ".join(one for one in registry.names() if registry.part(one).attaches)
+            raise UnusableError(
+                f"--llm-server={name}=...: {name} cannot connect to a server that already runs; {can} can"
+            )
+
+
+def why_not(backend: Combination, device: Device, interpreter: Interpreter, servers: Container[str] = ()) -> str | None:
+    """The reason why a backend cannot run on a device in an interpreter, or None.
+
+    Args:
+        backend: what is to run.
+        device: where.
+        interpreter: in which Python.
+        servers: the backends for which a server is named that runs already.
+    """
+    if reason := backend.requires(device):
+        return reason
+    engine = backend.engine
+    if engine.attaches and engine.name not in servers:
+        prefix = "" if engine.name == "server" else f"{engine.name}="
+        remedy = f"name one that already runs, as in --llm-server={prefix}http://127.0.0.1:8000"
+        if not engine.launcher:
+            return f"no server is named; {remedy}"
+        if shutil.which(engine.launcher) is None:
+            return f"{engine.launcher} is not on PATH; {remedy}"
+    for part in backend.all:
+        if part.distributions and interpreter.found(part.distributions) is None:
+            where = "" if interpreter.own else f" in {interpreter.path}"
+            return f"{' or '.join(part.distributions)} is not installed{where}"
+    return None

@@ -1,0 +1,223 @@
+"""The end of a run: baselines and reports are written, and the terminal says what came of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmperf import settings as options
+from pytest_llmperf.gate import baseline
+from pytest_llmperf.gate.baseline import BaselineError
+from pytest_llmperf.gate.rule import Outcome
+from pytest_llmperf.report import document, markdown, results, terminal, write
+from pytest_llmperf.report.document import Document
+from pytest_llmperf.report.tables import MENTIONED
+from pytest_llmperf.report.terminal import Ending
+
+if TYPE_CHECKING:
+    from pytest_llmperf.cases import Case
+    from pytest_llmperf.gate.baseline import Entry
+    from pytest_llmperf.gate.update import Change
+    from pytest_llmperf.plugin import State
+    from pytest_llmperf.session import Session
+
+
+def keep(state: State, run: Session) -> None:
+    """Write everything that was measured so far into the results file, if there is to be one."""
+    if run.settings.results is not None:
+        results.write(run.settings.results, results.of(run, state.left, state.narrowing.reasons, state.accepted))
+
+
+def finish(state: State, run: Session, exitstatus: int) -> bool:
+    """Write what is to be written at the end. Returns whether the run has failed, whatever its tests say."""
+    if run.settings.update_baselines and run.results:
+        state.written = _write_baselines(run, exitstatus)
+    if state.reports:
+        _write_reports(state, run)
+    elif run.beside.assessments:
+        keep(state, run)  # the last test's figures may have been being written when the run was stopped
+    unwritten = any(map(run.accepts, run.results)) and (not state.written or isinstance(state.written, str))
+    return bool(unwritten or state.unreported or run.slower() or _gated_nothing(state, run))
+
+
+def _write_baselines(run: Session, exitstatus: int) -> dict[Case, Entry] | str:
+    """The baselines written, or why none were."""
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return "interrupted: no baseline was written"
+    try:
+        return run.write_baselines()
+    except BaselineError as error:
+        return f"ERROR: {error}"
+
+
+def _write_reports(state: State, run: Session) -> None:
+    """Write what was asked for, and in GitHub Actions the step's summary; what cannot be written is said.
+
+    The results file is written again: what was accepted is known only now, and it is the run that the reports show.
+    """
+    summary = os.environ.get("GITHUB_STEP_SUMMARY") if os.environ.get("GITHUB_ACTIONS") else None
+    if not (run.settings.results or run.settings.report or summary):
+        return
+    found = results.of(run, state.left, state.narrowing.reasons, state.accepted)
+
+    @cache
+    def shown() -> Document:
+        return document.of(found)
+
+    def summarize(path: str) -> None:
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write("\n" + markdown.render(shown()))
+
+    for path in run.settings.report:
+        if (error := _failure(lambda path=path: write.write(shown(), path))) is None:  # type: ignore[misc]
+            state.reported.append(f"report written to {path}")
+        else:
+            state.unreported.append(f"{path} was not written: {error}")
+    if summary and (error := _failure(partial(summarize, summary))) is not None:
+        state.reported.append(f"the step summary was not written: {error}")  # nobody asked for it
+    if run.settings.results is not None:
+        results.write(run.settings.results, found)
+
+
+def _failure(write: Callable[[], None]) -> str | None:
+    """Why something could not be written; None if it was. Whatever it is, the terminal's own summary is to follow."""
+    try:
+        write()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _gated_nothing(state: State, run: Session) -> bool:
+    """A gate that compared nothing is not a pass: in CI, or where a base, a tolerance or strictness was asked for."""
+    stated = run.settings.strict or run.plan.base is not None or "max_regression" in run.settings.stated
+    asked = os.environ.get("CI") or stated
+    config = state.config
+    measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
+    compared = any(result.verdict.compared or run.accepts(case) for case, result in run.results.items())
+    collects = config.getoption("collectonly", False)
+    otherwise = run.settings.accepts_all or run.settings.self_test
+    gates = state.gating and measures and not collects and not otherwise
+    return bool(asked and gates and not compared)
+
+
+# The summary
+
+
+def show(reporter: Any, state: State, run: Session) -> None:
+    """Write the summary on the terminal, if there is anything to say."""
+    measured = bool(run.results or run.parities or run.loads or run.beside.assessments)
+    skips = () if measured or state.config.getoption("collectonly", False) else tuple(state.skips.values())
+    if not (measured or skips or state.unreported or _gated_nothing(state, run)):
+        return
+    reporter.ensure_newline()
+    reporter.section("llmperf")
+    # In a log, whose width nobody knows, COLUMNS says how wide a line may be.
+    known = reporter._tw.fullwidth if reporter.isatty else shutil.get_terminal_size((terminal.WIDTH, 0)).columns
+    if run.settings.self_test:
+        lines = terminal.self_test(run.beside.assessments, known)
+    else:
+        lines = terminal.summary(_document(state, run, measured), _ending(state, run, skips), known)
+    for line in lines:
+        reporter.write_line(line.text, **line.style)
+
+
+def _document(state: State, run: Session, measured: bool) -> Document:
+    if not measured:  # and the machine was not looked at either
+        return Document(run.device.name, run.model.name, run.dtype, run.settings.reference)
+    return document.of(results.shown(run, state.left, state.accepted))
+
+
+def _ending(state: State, run: Session, skips: Sequence[str]) -> Ending:
+    """What there is to say beside the figures."""
+    accepting = [case for case in run.results if run.accepts(case)]
+    written = state.written if accepting else {}
+    slower = run.slower() if accepting else []
+    errors = list(state.unreported)
+    if isinstance(written, str):
+        said, error = ("", written.removeprefix("ERROR: ")) if written.startswith("ERROR: ") else (written, "")
+        errors += [error] if error else []
+    else:
+        said = _written(run, written, accepting, slower) if accepting else ""
+        errors += [refusal(slower)] if slower else []
+    if _gated_nothing(state, run):
+        errors.append("nothing was compared with a baseline, so this gate has passed nothing")
+    passed_over = ", ".join(run.plan.passed_over)
+    verbose = state.config.get_verbosity() > 0
+    gated = len(accepting) < len(run.results)
+    counted = gated or not (run.settings.update_baselines or run.loads)
+    return Ending(
+        skipped=state.skipped,
+        skips=tuple(dict.fromkeys(skips)),
+        accepting=frozenset(accepting),
+        changes=[] if isinstance(written, str) else [run.updates.changes[case] for case in written],
+        written=said,
+        errors=errors,
+        doubts=[f"the CPU was measured: {passed_over} is no device that is known by name"] if passed_over else [],
+        notes=[*_notes(state, run, verbose and counted), *state.reported],
+        commands=_commands(state, run),
+        counted=counted,
+        strict=run.settings.strict,
+        verbose=verbose,
+    )
+
+
+def _written(run: Session, written: dict[Case, Entry], accepting: Sequence[Case], slower: Sequence[Change]) -> str:
+    """How many entries an update wrote, and how many cases it did not accept."""
+    refused = {change.case for change in slower}
+    left = sum(case not in written and case not in refused for case in accepting)
+    held = f"; {left} cases, disturbed or not in parity, were not accepted" if left else ""
+    return f"{len(written)} entries written to {run.plan.shown_path}{held}"
+
+
+def refusal(slower: Sequence[Change]) -> str:
+    """What is said of an update in CI that would have accepted slowdowns."""
+    cases = ", ".join(f"{one.case.key} {one.ratio - 1:+.1%}" for one in slower if one.ratio is not None)
+    return (
+        f"slower than the gate allows, so not written in CI: {cases}; "
+        "accept with --llm-update-baselines=slower if it is intended"
+    )
+
+
+def _notes(state: State, run: Session, verbose: bool) -> list[str]:
+    """What else there is to say of the baselines."""
+    notes = []
+    if verbose and (unused := run.unused_baselines):
+        notes.append(f"baselines that this run did not use: {', '.join(unused)}")
+    if verbose and (idle := run.plan.idle(run.results)):
+        notes.append(f"llm_tolerances that matched no case of this run: {', '.join(idle)}")
+    if run.plan.stored and run.plan.stored.migrated and not state.accepted:
+        held = f"{run.plan.shown_path} has schema {run.plan.stored.migrated}"
+        notes.append(f"{held}: its newest figures are used, and the next update writes schema {baseline.SCHEMA}")
+    return notes
+
+
+def _commands(state: State, run: Session) -> dict[str, list[str]]:
+    """What to run where the gate failed: the tests that did, or pytest's own list of many, with our options."""
+    config = state.config
+    failed = [
+        _from_here(config, name)
+        for name, result in state.judged.items()
+        if result.verdict.outcome is Outcome.REGRESSION and not run.accepts(result.case)
+    ]
+    if not failed:
+        return {}
+    tests = failed if len(failed) <= MENTIONED else [*config.option.file_or_dir, "--lf", "--lfnf=none"]
+    given = options.repeated([str(one) for one in config.invocation_params.args])
+    command = ["pytest", *tests, *given]
+    found = {"to measure that alone again": [*command, "--llm-compare=always"]}
+    if all("--llm-base" not in argument for argument in command):
+        found["to accept it"] = [*command, "--llm-update-baselines=slower"]
+    return found
+
+
+def _from_here(config: pytest.Config, node_id: str) -> str:
+    """A test, as it is called in the folder that pytest was started in."""
+    path, mark, name = node_id.partition("::")
+    return os.path.relpath(config.rootpath / path, config.invocation_params.dir) + mark + name

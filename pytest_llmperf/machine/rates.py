@@ -1,0 +1,93 @@
+"""How fast the machine is: the names of its rates, and whether it is in the state of another time. Pure.
+
+A rate is measured at the start of a run (`pytest_llmperf.worker.rates`), and stored with a baseline:
+
+- ``flops``: GEMM FLOP/s, and ``bandwidth``: bytes/s read from memory. On a CPU; a known accelerator has a data sheet.
+- ``interpreter ...``: rounds/s of a loop in Python, named after the interpreter.
+- ``meetings N``: how often per second N threads of torch meet, on a CPU.
+- ``launches``: kernel launches/s from Python, and ``to host``: tokens/s brought to the host one by one. On an
+  accelerator; decode of a small batch waits for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pytest_llmperf.machine import fitness
+from pytest_llmperf.machine.fingerprint import Fingerprint
+from pytest_llmperf.machine.fitness import Barrier
+
+#: A rate that differs by more than this fraction is of another state of the machine.
+SAME = 0.15
+#: How often the rates are measured before the machine is said to be in another state: one look may be disturbed.
+LOOKS = 3
+#: How a rate is called, by the first word of its name.
+TITLES = {
+    "flops": "GEMM rate",
+    "bandwidth": "memory bandwidth",
+    "interpreter": "interpreter",
+    "launches": "rate of kernel launches",
+    "to": "rate of bringing tokens to the host",
+}
+
+
+def difference(now: Mapping[str, float], recorded: Mapping[str, float]) -> str | None:
+    """How the machine's rates differ from the recorded ones, in a clause about the first that does; None if none does.
+
+    Args:
+        now: the rates of this run, by name.
+        recorded: those of a sitting. A rate that only one of them has says nothing.
+    """
+    for name in sorted(now.keys() & recorded.keys(), key=lambda name: name.split()[0] != "meetings"):
+        kind, *threads = name.split()
+        if kind == "meetings":
+            if said := moved(*(Barrier(1 / rates[name], int(threads[0])) for rates in (now, recorded))):
+                return said
+        elif kind in TITLES and not 1 - SAME <= now[name] / recorded[name] <= 1 / (1 - SAME):
+            change = now[name] / recorded[name] - 1
+            return f"its {TITLES[kind]} is {abs(change):.0%} {'above' if change > 0 else 'below'} the recorded one"
+    return None
+
+
+def moved(now: Barrier | None, recorded: Barrier | None) -> str | None:
+    """Whether threads take so much longer or shorter to meet that the CPUs are others; a clause, or None."""
+    if now is None or recorded is None or not fitness.moved(now, recorded):
+        return None
+    return (
+        f"its threads take {now.seconds / recorded.seconds:.1f} times as long to meet as recorded "
+        "(the host moved its CPUs, it seems)"
+    )
+
+
+@dataclass
+class Machine:
+    """A machine: what identifies it, and its rates, measured when they are first asked for.
+
+    Attributes:
+        fingerprint: what identifies it.
+        measure: measures its rates now.
+        looks: the rates, one for each time that they were measured.
+    """
+
+    fingerprint: Fingerprint
+    measure: Callable[[], Mapping[str, float]]
+    looks: list[Mapping[str, float]] = field(default_factory=list)
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """The rates as first measured."""
+        if not self.looks:
+            self.looks.append(self.measure())
+        return self.looks[0]
+
+    def differs(self, recorded: Mapping[str, float]) -> str | None:
+        """How the machine's state differs from the recorded one in each of up to `LOOKS` looks; None if one agrees."""
+        said = None
+        for number in range(LOOKS):
+            if number == len(self.looks):
+                self.looks.append(self.measure())
+            said = difference(self.looks[number], recorded)
+            if said is None:
+                return None
+        return said

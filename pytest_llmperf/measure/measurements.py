@@ -1,0 +1,198 @@
+"""What a run has measured: each backend and workload by its first process, and by fresh ones if more are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.measure.process import Measurement, measure
+from pytest_llmperf.measure.trace import TraceError
+from pytest_llmperf.measure.worker_pool import hopeless, spoiled
+from pytest_llmperf.measure.worker_process import WorkerError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.cases import Workload
+    from pytest_llmperf.measure.worker_pool import Engines
+    from pytest_llmperf.plan import Plan
+    from pytest_llmperf.prompts import Prompts
+
+Key = tuple[str, "Workload"]
+
+
+class Measurements:
+    """Measures by running engines and by fresh processes, each once.
+
+    If the workload that was asked for fails, its test gets the error. If another workload fails in the same process,
+    later processes leave it out, and only its own test tries it again.
+
+    Args:
+        plan: which tests share an engine, and how samples are bounded.
+        engines: the worker processes, made when first asked for.
+        prompts: token ids, made when first asked for.
+        progress: told what is being done.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        engines: Callable[[], Engines],
+        prompts: Callable[[], Prompts],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._plan = plan
+        self._engines = engines
+        self._prompts = prompts
+        self._progress = progress
+        self._first: dict[Key, Measurement] = {}
+        self._fresh: dict[Key, list[Measurement]] = {}
+        self._references: dict[Workload, list[Measurement]] = {}
+        self._hopeless: dict[Key, WorkerError] = {}
+        self._failed: set[Key] = set()
+
+    def __iter__(self) -> Any:
+        """Every measurement: first those of the first processes, then those of the fresh ones."""
+        return iter([*self._first.values(), *chain.from_iterable([*self._fresh.values(), *self._references.values()])])
+
+    def known(self, backend: str, workload: Workload) -> Measurement | None:
+        """The first process's measurement; None if there is none yet."""
+        return self._first.get((backend, workload))
+
+    def of(self, backend: str, workload: Workload) -> list[Measurement]:
+        """The measurements of one backend and workload so far, the first process's first."""
+        first = self.known(backend, workload)
+        return [] if first is None else [first, *self._fresh.get((backend, workload), ())]
+
+    def first(self, backend: str, workload: Workload) -> Measurement:
+        """The measurement by the backend's running engine.
+
+        Raises:
+            WorkerError, TraceError: it could not be measured.
+        """
+        key = (backend, workload)
+        if key in self._hopeless:  # it costs a time-out, or an engine: once, not for each metric
+            raise self._hopeless[key]
+        if key not in self._first:
+            try:
+                self._first[key] = self._by_running_engine(backend, workload)
+            except (WorkerError, TraceError) as error:
+                self._failed.add(key)
+                if isinstance(error, WorkerError) and hopeless(error):
+                    self._hopeless[key] = error
+                raise
+        return self._first[key]
+
+    def fresh(self, backend: str, workload: Workload, count: int) -> list[Measurement]:
+        """``count`` measurements, each by a fresh process of its own. Earlier ones are used again.
+
+        Raises:
+            WorkerError, TraceError: it could not be measured.
+        """
+        made = self._fresh.setdefault((backend, workload), [])
+        while len(made) < count:
+            self._progress(f"{backend} {workload}: fresh process {len(made) + 1} of {count}")
+            self._in_fresh_process(backend, workload, ())
+        return made[:count]
+
+    def in_turns(
+        self, backend: str, workload: Workload, reference: str | None, count: int
+    ) -> tuple[list[Measurement], list[Measurement]]:
+        """Measure in fresh processes of a backend and of the reference, in turns; the reference begins.
+
+        Args:
+            backend: its name.
+            workload: what is generated.
+            reference: its name; None if the backend is measured alone.
+            count: processes of each.
+
+        Returns:
+            The backend's measurements, and the reference's.
+
+        Raises:
+            WorkerError, TraceError: one of them could not be measured.
+        """
+        beside = self._references.setdefault(workload, [])
+        for number in range(1, count + 1):
+            if reference is not None and len(beside) < number:
+                self._progress(f"{reference} {workload}: fresh process {number} of {count}, in turns with {backend}")
+                with self._engines().fresh(self._plan.registry[reference]) as (ask, load):
+                    beside.append(self._measure(ask, reference, workload, load))
+            self.fresh(backend, workload, number)
+        return self.fresh(backend, workload, count), [] if reference is None else beside[:count]
+
+    def sitting(self, backend: str, workload: Workload) -> list[Measurement]:
+        """The measurements of a sitting, undisturbed, each by a process of its own; none if too few were undisturbed.
+
+        A disturbed process would make the baseline slow, and a regression would pass. So another process replaces it,
+        up to twice as many processes as a sitting needs. A fresh process also measures what other tests accept.
+
+        Raises:
+            WorkerError, TraceError: this workload could not be measured.
+        """
+        wanted = self._plan.settings.invocations
+        made = [self.first(backend, workload)]
+        if not self._plan.fits_twice:  # fresh processes need the running engine's memory, so it measures first
+            for other in self._lacking(backend):
+                with suppress(WorkerError, TraceError):  # its own test reports that
+                    self.first(backend, other)
+        while True:
+            clean = [one for one in made if one.settled and one.clean]
+            if len(clean) >= wanted:
+                return clean[:wanted]
+            if len(clean) + 2 * wanted - len(made) < wanted:
+                return []
+            fresh = self._fresh.setdefault((backend, workload), [])
+            if len(fresh) < len(made):
+                self._progress(f"{backend} {workload}: fresh process {len(fresh) + 1} of {wanted - 1}")
+                self._in_fresh_process(backend, workload, self._lacking(backend))
+            made = [made[0], *fresh[: len(made)]]
+
+    def _lacking(self, backend: str) -> list[Workload]:
+        """The workloads that tests accept and that have fewer fresh measurements than a sitting needs."""
+        return [
+            workload
+            for workload in self._plan.accepted(backend)
+            if (backend, workload) not in self._failed
+            and len(self._fresh.get((backend, workload), ())) < self._plan.settings.invocations - 1
+        ]
+
+    def _by_running_engine(self, backend: str, workload: Workload) -> Measurement:
+        registered, engines = self._plan.registry[backend], self._engines()
+        loaded = engines.get(registered)
+
+        def ask(operation: str, **arguments: Any) -> Any:
+            return engines.ask(registered, operation, **arguments)
+
+        return self._measure(ask, backend, workload, loaded.load_seconds)
+
+    def _in_fresh_process(self, backend: str, asking: Workload, others: Collection[Workload]) -> None:
+        """Measure the workload that is asked for, and others, in one fresh process, in the order of the tests.
+
+        The first process has the same order. So the cold start of a workload pays for the same things in both.
+        """
+        ordered = dict.fromkeys([*self._plan.gated(backend), asking])
+        with self._engines().fresh(self._plan.registry[backend]) as (ask, load):
+            for workload in ordered:
+                if workload != asking and workload not in others:
+                    continue
+                key = (backend, workload)
+                try:
+                    self._fresh.setdefault(key, []).append(self._measure(ask, backend, workload, load))
+                except (WorkerError, TraceError) as error:
+                    self._failed.add(key)  # so that the next process does not end there too
+                    if workload == asking:
+                        raise
+                    if spoiled(error):
+                        return
+
+    def _measure(self, ask: Callable[..., Any], backend: str, workload: Workload, load: float) -> Measurement:
+        return measure(
+            ask,
+            backend=backend,
+            workload=workload,
+            prompts=self._prompts().batch(workload),
+            load=load,
+            bounds=self._plan.defaults.samples,
+            progress=self._progress,
+        )

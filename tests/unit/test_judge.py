@@ -1,0 +1,724 @@
+"""The judge, with fakes for all that it asks: which path a case takes, what is said, and what would settle it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.gate import checkout, rule
+from pytest_llmperf.gate import judge as judging
+from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
+from pytest_llmperf.gate.checkout import Base
+from pytest_llmperf.gate.judge import RECORD, SITTING, Judge, changes, disturbed
+from pytest_llmperf.gate.rule import Interval, Outcome, Verdict
+from pytest_llmperf.gate.stored import ACCELERATOR_DECODE, CPU, Prior
+from pytest_llmperf.machine.fingerprint import take
+from pytest_llmperf.machine.fitness import Barrier
+from pytest_llmperf.machine.rates import Machine
+from pytest_llmperf.plan import Allowed
+
+CASE = Case("tiny", "bfloat16", "sim", Workload(1, 16, 8), "tpot")
+REFERENCE = replace(CASE, backend="ref")
+ALLOWED = Allowed((0.10, "default of cpu"), (0.03, "default with a base"), named_base=False)
+RATES = {"flops": 1e12, "interpreter cpython-311": 1e7}
+GPU_RATES = {"launches": 2e5, "to host": 5e4, "interpreter cpython-311": 1e7}
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+BASE = Base(Path("/repository"), REVISION, "the baseline's revision", None)
+#: A figure that looks slower, and one that one sitting says is ok.
+SLOW, SAME = 1.15, 1.0
+WHY_NOT = "base cannot be had: "
+
+
+@dataclass
+class Process:
+    """What one process measured."""
+
+    figure: float = SAME
+    barrier: Barrier | None = None
+    settled: bool = True
+    clean: bool = True
+    culprit: str = "others used 2.0 cores"
+
+    def figures(self, metric: str) -> list[float]:
+        assert metric == CASE.metric
+        return [0.9 * self.figure, self.figure, 1.1 * self.figure]
+
+
+@dataclass
+class World:
+    """A run as far as a judge sees it; every attribute is what a test may choose.
+
+    Attributes:
+        sittings: of the baseline, newest first: the processes of each case.
+        revision: that recorded them.
+        recorded: the machine's rates then.
+        rates: the machine's rates now.
+        versions, installed: then and now.
+        compare, budget, base: options.
+        attached: the server, if one runs already.
+        at: whether the tree is at the revision.
+        has: whether git has the revision.
+        pairs: the verdict beside base.
+        head, reference: what fresh processes measure.
+        spent: seconds that pairs have taken.
+        begun: whether pairs of the case were measured already.
+        asked: what the judge asked of others, in order.
+    """
+
+    sittings: Sequence[Mapping[Case, Sequence[float]]] = ({CASE: [SAME] * 5},)
+    revision: str | None = REVISION
+    barrier: Barrier | None = None
+    recorded: Mapping[str, float] = field(default_factory=lambda: RATES)
+    rates: Mapping[str, float] = field(default_factory=lambda: RATES)
+    versions: Mapping[str, str] = field(default_factory=lambda: {"torch": "2.13"})
+    installed: Mapping[str, str] = field(default_factory=lambda: {"torch": "2.13"})
+    elsewhere: bool = False
+    compare: str = "flagged"
+    budget: float = 900.0
+    base: Base | None = None
+    attached: Mapping[str, str] = field(default_factory=dict)
+    at: bool = False
+    has: bool = True
+    pairs: Verdict | None = None
+    head: Sequence[Process] = (Process(SLOW),) * 3
+    reference: Sequence[Process] = (Process(),) * 3
+    prior: Prior = CPU
+    spent: float = 0.0
+    begun: bool = False
+    asked: list[str] = field(default_factory=list)
+
+    @property
+    def stored(self) -> Baseline | None:
+        if not self.sittings:
+            return None
+        machine = take().as_dict() | ({"cpu": "a faster one"} if self.elsewhere else {})
+        sittings, entries = {}, {}
+        for number, rows in enumerate(self.sittings):
+            day = f"2026-01-{31 - number}"
+            one = Sitting(day, self.revision, machine, self.versions, {}, self.recorded)
+            sittings[one.id] = one
+            for case, row in rows.items():
+                entry = Entry(one.id, "s/token", tuple(row), self.barrier)
+                entries[case.key] = (*entries.get(case.key, ()), entry)
+        return Baseline("cpu", "tiny", sittings, entries)
+
+    def judge(self, monkeypatch: pytest.MonkeyPatch) -> Judge:
+        stored = self.stored
+        plan = SimpleNamespace(
+            settings=SimpleNamespace(compare=self.compare, budget=self.budget, reference="ref"),
+            stored=stored,
+            shown_path="baselines/cpu/tiny.json",
+            base=self.base,
+            registry={"sim": "sim", "ref": "ref"},
+            root=Path("/repository"),
+            apart=[],
+            own=lambda case: stored.own(case.key, take()) if stored else [],
+            prior=lambda _case: self.prior,
+            attached=lambda _backend: self.attached,
+            installed=lambda _backend: dict(self.installed),
+        )
+
+        def recorded(revision: str, folder: Path) -> Base | None:
+            self.asked.append("git")
+            return replace(BASE, revision=revision) if self.has else None
+
+        def in_turns(backend: str, workload: Workload, reference: str | None, count: int) -> tuple[Any, Any]:
+            assert count == 3
+            self.asked.append(f"{count} fresh processes" + (f" in turns with {reference}" if reference else ""))
+            return list(self.head), list(self.reference) if reference else []
+
+        def compared(case: Case, base: Base, tolerance: float) -> Verdict:
+            self.asked.append(f"pairs with {base} at {tolerance:.0%}")
+            assert self.pairs is not None
+            return self.pairs
+
+        monkeypatch.setattr(checkout, "is_at", lambda *_: self.at)
+        monkeypatch.setattr(checkout, "recorded", recorded)
+        machine = Machine(take(), lambda: self.rates)
+        beside: Any = SimpleNamespace(spent=self.spent, compare=compared, begun=lambda *_: self.begun)
+        measurements: Any = SimpleNamespace(in_turns=in_turns)
+        return Judge(plan, machine, measurements, beside)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
+    """Judge a first process, by default one that looks slower, in a world with some changes."""
+
+    def judged(world: World, first: float | Process = SLOW, allowed: Allowed = ALLOWED) -> Verdict:
+        process: Any = first if isinstance(first, Process) else Process(first)
+        return world.judge(monkeypatch).judge(CASE, process, allowed)
+
+    return judged
+
+
+def beside_base(ratio: float, reach: float = 0.01, count: int = 4) -> Verdict:
+    """What a comparison in pairs says."""
+    low, high = ratio / (1 + reach), ratio * (1 + reach)
+    return rule.decide(Interval(ratio, low, high, high, ratio, 1.0, count, "base", enough=True), 0.10)
+
+
+# The screen
+
+
+@pytest.mark.parametrize(
+    ("first", "outcome", "suspicious"),
+    [(1.0, Outcome.OK, False), (1.02, Outcome.INCONCLUSIVE, False), (1.05, Outcome.INCONCLUSIVE, True)],
+)
+def test_one_process_is_screened(judge: Any, first: float, outcome: Outcome, suspicious: bool) -> None:
+    found = judge(World(compare="never"), first)
+    assert (found.outcome, found.basis, found.count) == (outcome, "stored", 1)
+    assert found.suspicious == suspicious
+    assert found.remedy == (SITTING if outcome is Outcome.INCONCLUSIVE else "")
+
+
+@pytest.mark.parametrize("sittings", [1, 2, 5])
+@pytest.mark.parametrize("first", [1.2, 2.0, 10.0])
+def test_a_screening_is_never_a_regression(judge: Any, sittings: int, first: float) -> None:
+    world = World(compare="never", sittings=[{CASE: [SAME] * 5}] * sittings)
+    found = judge(world, first)
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.reason.startswith(f"{first - 1:.1%} slower than the baseline in 1 process; a slowdown of ")
+    assert world.asked == []
+
+
+def test_the_tolerance_is_that_of_the_baseline_unless_a_base_was_named(judge: Any) -> None:
+    assert judge(World(compare="never")).tolerance == 0.10
+    assert judge(World(compare="never"), allowed=replace(ALLOWED, named_base=True)).tolerance == 0.03
+
+
+def test_what_is_ok_costs_nothing_more(judge: Any) -> None:
+    world = World()
+    assert judge(world, SAME).outcome is Outcome.OK
+    assert world.asked == []
+
+
+def test_what_is_open_but_does_not_look_slower_costs_nothing_more(judge: Any) -> None:
+    world = World()
+    found = judge(world, 1.02)
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert world.asked == []
+
+
+def test_an_improvement_is_not_compared_unless_it_is_large(judge: Any) -> None:
+    world = World(sittings=[{CASE: [SAME] * 5}] * 5, pairs=beside_base(0.7))
+    assert judge(world, 0.85).outcome is Outcome.FASTER
+    assert world.asked == []
+    assert judge(world, 0.7).outcome is Outcome.FASTER
+    assert "git" in world.asked
+
+
+@pytest.mark.parametrize(
+    ("process", "doubt"),
+    [
+        (Process(0.85, clean=False), "too few samples of the process were undisturbed: others used 2.0 cores"),
+        (Process(0.85, settled=False), "the figures of 1 of 1 processes never settled"),
+    ],
+    ids=["disturbed", "unsettled"],
+)
+def test_an_improvement_of_a_process_that_tells_too_little_is_open(judge: Any, process: Process, doubt: str) -> None:
+    found = judge(World(sittings=[{CASE: [SAME] * 5}] * 5), process)
+    assert (found.outcome, found.reason) == (
+        Outcome.INCONCLUSIVE,
+        f"15.0% faster than the baseline in 1 process, but {doubt}",
+    )
+    assert found.remedy
+
+
+def test_a_disturbed_process_that_excludes_a_slowdown_is_ok(judge: Any) -> None:
+    assert judge(World(), Process(SAME, clean=False)).outcome is Outcome.OK
+
+
+# No baseline
+
+
+@pytest.mark.parametrize(
+    ("world", "said"),
+    [
+        (World(sittings=()), "baselines/cpu/tiny.json does not exist"),
+        (World(sittings=({REFERENCE: [SAME]},)), "this case is new to the baseline"),
+        (World(elsewhere=True), "the baseline is of another machine (CPU: "),
+    ],
+    ids=["no file", "a new case", "another machine"],
+)
+def test_without_a_baseline_of_this_machine_the_figures_are_to_be_accepted(judge: Any, world: World, said: str) -> None:
+    found = judge(world)
+    assert (found.outcome, found.remedy) == (Outcome.NO_BASELINE, RECORD)
+    assert found.reason.startswith(said)
+    assert world.asked == []
+
+
+def test_a_machine_of_another_kind_is_named_with_its_own_value_first(judge: Any) -> None:
+    assert judge(World(elsewhere=True)).reason.endswith("not a faster one there)")
+
+
+@pytest.mark.parametrize("compare", ["flagged", "unresolved", "always"])
+def test_without_a_baseline_a_named_base_is_compared(judge: Any, compare: str) -> None:
+    named = replace(BASE, stated="main")
+    world = World(sittings=(), base=named, compare=compare, pairs=beside_base(1.2))
+    assert judge(world, allowed=replace(ALLOWED, named_base=True)).outcome is Outcome.REGRESSION
+    assert world.asked == ["pairs with main (0123456789ab) at 3%"]
+
+
+def test_without_a_baseline_or_a_base_nothing_can_be_compared(judge: Any) -> None:
+    found = judge(World(sittings=(), compare="unresolved"))
+    assert found.outcome is Outcome.NO_BASELINE
+    assert found.reason.endswith(f"; {WHY_NOT}no baseline names a revision")
+
+
+def test_another_machine_s_baseline_names_the_base_of_what_is_unresolved(judge: Any) -> None:
+    world = World(elsewhere=True, compare="unresolved", pairs=beside_base(1.2))
+    assert judge(world).outcome is Outcome.REGRESSION
+    assert "pairs with the baseline's revision (0123456789ab) at 10%" in world.asked
+
+
+def test_a_new_case_of_unchanged_code_stays_without_a_baseline(judge: Any) -> None:
+    found = judge(World(elsewhere=True, compare="unresolved", at=True))
+    assert (found.outcome, found.remedy) == (Outcome.NO_BASELINE, RECORD)
+
+
+def test_a_new_case_whose_base_is_lost_is_open(judge: Any) -> None:
+    lost = rule.nothing(Outcome.INCONCLUSIVE, "base, main, was lost: killed by signal 9")
+    world = World(sittings=(), base=BASE, pairs=lost)
+    found = judge(world)
+    assert (found.outcome, found.reason) == (Outcome.INCONCLUSIVE, lost.reason)
+    assert found.remedy
+
+
+# The machine's state
+
+
+IN_ANOTHER_STATE = "this machine is not in the state in which the baseline was recorded: "
+
+
+@pytest.mark.parametrize("first", [SAME, SLOW, 0.5])
+@pytest.mark.parametrize(
+    ("rates", "barrier", "said"),
+    [
+        ({"flops": 0.5e12}, None, "its GEMM rate is 50% below the recorded one"),
+        ({"interpreter cpython-311": 2e7}, None, "its interpreter is 100% above the recorded one"),
+        ({}, Barrier(4.5e-6, 2), "its threads take 1.5 times as long to meet as recorded"),
+    ],
+    ids=["slower cores", "a faster host", "CPUs that were moved"],
+)
+def test_in_another_state_nothing_can_be_told(
+    judge: Any, first: float, rates: Mapping[str, float], barrier: Barrier | None, said: str
+) -> None:
+    world = World(rates=RATES | rates, barrier=Barrier(3e-6, 2), compare="never")
+    found = judge(world, Process(first, barrier))
+    assert (found.outcome, found.remedy, found.other_state) == (Outcome.INCONCLUSIVE, SITTING, True)
+    assert found.reason.startswith(IN_ANOTHER_STATE + said)
+    assert found.ratio == pytest.approx(first)
+
+
+def test_a_sitting_of_this_state_counts_alone_beside_one_of_another(
+    judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(sittings=[{CASE: [SAME] * 5}, {CASE: [2.0] * 5}], compare="never")
+    states = {1.0: Barrier(3e-6, 2), 2.0: Barrier(4.5e-6, 2)}
+    held = world.stored
+    assert held is not None
+    rows = tuple(replace(one, barrier=states[one.processes[0]]) for one in held.entries[CASE.key])
+    monkeypatch.setattr(World, "stored", replace(held, entries={CASE.key: rows}))
+    for figure, barrier in states.items():
+        found = judge(world, Process(figure, barrier))
+        assert (found.outcome, found.baseline) == (Outcome.OK, pytest.approx(figure))
+
+
+@pytest.mark.parametrize("first", [SAME, SLOW, 0.9])
+def test_in_another_state_a_case_is_compared_beside_base_whatever_its_figure(judge: Any, first: float) -> None:
+    world = World(rates=RATES | {"flops": 0.5e12}, pairs=beside_base(1.0))
+    found = judge(world, first)
+    assert (found.outcome, found.basis, found.other_state) == (Outcome.OK, "base", False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"has": False}, WHY_NOT + "git does not have 0123456789ab"),
+        ({"at": True}, "code and versions are those of the baseline, so a change is the machine's"),
+    ],
+    ids=["no base", "unchanged code"],
+)
+def test_in_another_state_without_a_base_nothing_is_measured_again(
+    judge: Any, changed: dict[str, bool], said: str
+) -> None:
+    world = World(rates=RATES | {"flops": 0.5e12}, **changed)
+    found = judge(world)
+    assert (found.outcome, found.remedy) == (Outcome.INCONCLUSIVE, SITTING)
+    assert found.reason.startswith(IN_ANOTHER_STATE)
+    assert said in found.reason
+    assert not any("fresh" in one for one in world.asked)
+
+
+# What is compared
+
+
+@pytest.mark.parametrize(
+    ("compare", "first", "compared"),
+    [
+        ("flagged", SAME, False),
+        ("flagged", 1.02, False),
+        ("flagged", SLOW, True),
+        ("flagged", 0.7, True),
+        ("unresolved", SAME, False),
+        ("unresolved", 1.02, True),
+        ("unresolved", SLOW, True),
+        ("unresolved", 0.7, True),
+        ("always", SAME, True),
+        ("always", 1.02, True),
+        ("never", SLOW, False),
+        ("never", 0.7, False),
+    ],
+)
+def test_the_option_says_what_is_compared(judge: Any, compare: str, first: float, compared: bool) -> None:
+    world = World(compare=compare, pairs=beside_base(1.0))
+    assert judge(world, first).basis == ("base" if compared else "stored")
+    assert bool(world.asked) == compared
+
+
+def test_the_base_is_the_revision_that_recorded_the_baseline(judge: Any) -> None:
+    world = World(pairs=beside_base(1.2))
+    found = judge(world)
+    assert (found.outcome, found.basis) == (Outcome.REGRESSION, "base")
+    assert world.asked == ["git", "pairs with the baseline's revision (0123456789ab) at 10%"]
+
+
+def test_a_named_base_comes_before_that_revision(judge: Any) -> None:
+    world = World(base=replace(BASE, stated="main"), versions={"torch": "2.12"}, at=True, pairs=beside_base(1.2))
+    assert judge(world).outcome is Outcome.REGRESSION
+    assert world.asked == ["pairs with main (0123456789ab) at 10%"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "outcome", "reason"),
+    [
+        (beside_base(1.0), Outcome.OK, "15.0% slower than the baseline, but not than base: the machine is slower"),
+        (beside_base(1.2), Outcome.REGRESSION, "20.0% slower than base in 4 pairs of fresh processes"),
+        (beside_base(0.85), Outcome.FASTER, "15.0% faster than base in 4 pairs of fresh processes"),
+    ],
+)
+def test_what_pairs_say_counts(judge: Any, pairs: Verdict, outcome: Outcome, reason: str) -> None:
+    found = judge(World(pairs=pairs))
+    assert (found.outcome, found.reason, found.remedy) == (outcome, reason, "")
+
+
+def test_pairs_that_leave_it_open_say_what_would_settle_it(judge: Any) -> None:
+    found = judge(World(pairs=beside_base(1.05, reach=0.2)))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.remedy == "run this test alone on a quieter machine, with --llm-compare=always"
+
+
+# Unchanged code
+
+
+UNCHANGED = "code and versions are those of the baseline, so a change is the machine's"
+
+
+@pytest.mark.parametrize("first", [SLOW, 2.0, 0.5])
+def test_code_that_has_not_changed_cannot_have_regressed(judge: Any, first: float) -> None:
+    world = World(at=True)
+    found = judge(world, first)
+    assert (found.outcome, found.remedy) == (Outcome.INCONCLUSIVE, SITTING)
+    assert found.reason.startswith(UNCHANGED)
+    assert ("cannot be excluded" in found.reason) == (first > 1)
+    assert world.asked == [], "nothing is measured"
+
+
+def test_unchanged_code_that_is_ok_stays_so_though_everything_is_compared(judge: Any) -> None:
+    assert judge(World(at=True, compare="always"), SAME).outcome is Outcome.OK
+
+
+def test_of_unchanged_code_with_other_versions_fresh_processes_decide(judge: Any) -> None:
+    world = World(at=True, versions={"torch": "2.12"})
+    found = judge(world)
+    assert f"{WHY_NOT}versions differ from the baseline's (torch 2.12 -> 2.13)" in found.reason
+    assert world.asked == ["3 fresh processes"]
+
+
+# Where base cannot be had
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"attached": {"server": "http://a"}}, "a server that runs already answers both base and head"),
+        (
+            {"revision": None},
+            "the baseline names no revision: files were changed when it was recorded, or its file is old",
+        ),
+        ({"versions": {"torch": "2.12"}}, "versions differ from the baseline's (torch 2.12 -> 2.13)"),
+        ({"has": False}, "git does not have 0123456789ab, which recorded the baseline (a shallow clone?)"),
+        (
+            {"pairs": rule.nothing(Outcome.INCONCLUSIVE, "base, main (0123), was lost: killed")},
+            "base, main (0123), was lost: killed",
+        ),
+        (
+            {"pairs": rule.nothing(Outcome.NEW, "base, main (0123), cannot run it: no room")},
+            "base, main (0123), cannot",
+        ),
+    ],
+    ids=["a server", "no revision", "versions", "a shallow clone", "base is lost", "base cannot"],
+)
+def test_fresh_processes_decide_where_base_cannot_be_had(judge: Any, changed: dict[str, Any], said: str) -> None:
+    for first, outcome in ((SLOW, Outcome.INCONCLUSIVE), (2.0, Outcome.REGRESSION)):
+        world = World(head=[Process(first)] * 3, **changed)
+        found = judge(world, first)
+        assert (found.outcome, found.basis, found.count) == (outcome, "stored", 3)
+        assert found.reason.startswith(f"{first - 1:.1%} slower than the baseline in 3 fresh processes")
+        assert WHY_NOT + said in found.reason
+        assert world.asked[-1] == "3 fresh processes"
+
+
+def test_a_server_that_runs_already_is_no_base_even_if_one_is_named(judge: Any) -> None:
+    world = World(base=BASE, attached={"server": "http://a"})
+    judge(world)
+    assert world.asked == ["3 fresh processes"]
+
+
+def test_the_tolerance_of_fresh_processes_is_that_of_the_baseline(judge: Any) -> None:
+    lost = rule.nothing(Outcome.INCONCLUSIVE, "base was lost")
+    found = judge(World(base=BASE, pairs=lost), allowed=replace(ALLOWED, named_base=True))
+    assert found.tolerance == 0.10
+
+
+@pytest.mark.parametrize(
+    ("head", "outcome", "remedy"),
+    [
+        (2.0, Outcome.REGRESSION, ""),
+        (SLOW, Outcome.INCONCLUSIVE, SITTING),
+        (SAME, Outcome.OK, ""),
+        (0.5, Outcome.FASTER, ""),
+    ],
+)
+def test_what_is_settled_by_fresh_processes_needs_no_remedy(
+    judge: Any, head: float, outcome: Outcome, remedy: str
+) -> None:
+    found = judge(World(has=False, head=[Process(head)] * 3))
+    assert (found.outcome, found.remedy) == (outcome, remedy)
+
+
+WITH_REFERENCE = {CASE: [SAME] * 5, REFERENCE: [2.0] * 5}
+
+
+@pytest.mark.parametrize(
+    ("head", "reference", "outcome"),
+    [
+        (2.0, 2.0, Outcome.REGRESSION),
+        (2.0, 1.8, Outcome.REGRESSION),  # slower than the reference alone cannot explain it
+        (2.0, 4.0, Outcome.OK),  # the machine is twice as slow
+        (2.0, 3.6, Outcome.INCONCLUSIVE),  # it may be 11 % slower than the machine explains
+        (3.0, 3.0, Outcome.REGRESSION),  # half of it is the machine's
+        (0.5, 1.0, Outcome.OK),  # the machine is twice as fast
+        (0.5, 2.0, Outcome.FASTER),
+        (0.5, 1.5, Outcome.FASTER),
+        (0.5, 0.5, Outcome.INCONCLUSIVE),  # twice as fast, and half as fast as the machine allows
+        (2.0, 8.0, Outcome.INCONCLUSIVE),  # twice as slow, and twice as fast as the machine allows
+    ],
+)
+def test_the_reference_in_turns_tells_slow_code_from_a_slow_machine(
+    judge: Any, head: float, reference: float, outcome: Outcome
+) -> None:
+    world = World(sittings=[WITH_REFERENCE], has=False, head=[Process(head)] * 3, reference=[Process(reference)] * 3)
+    found = judge(world, head)
+    assert found.outcome is outcome
+    assert f"beside ref; {WHY_NOT}" in found.reason
+    assert world.asked[-1] == "3 fresh processes in turns with ref"
+    both = sorted((head, head / (reference / 2)))
+    assert found.ratio == pytest.approx(both[both[0] < 0.9]), "the smaller change"
+
+
+def test_figures_over_the_reference_are_shown_in_seconds(judge: Any) -> None:
+    world = World(sittings=[WITH_REFERENCE], has=False, head=[Process(3.0)] * 3, reference=[Process(3.0)] * 3)
+    found = judge(world)
+    assert (found.head, found.baseline) == (pytest.approx(3.0), pytest.approx(1.5))
+
+
+def test_the_reference_is_compared_alone(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(sittings=[WITH_REFERENCE], has=False, head=[Process(4.0)] * 3)
+    found = world.judge(monkeypatch).judge(REFERENCE, Process(4.0), ALLOWED)  # type: ignore[arg-type]
+    assert found.outcome is Outcome.REGRESSION
+    assert world.asked[-1] == "3 fresh processes"
+
+
+def test_a_reference_that_a_sitting_lacks_is_not_asked(judge: Any) -> None:
+    """Their figures over the reference have no baseline."""
+    world = World(sittings=[WITH_REFERENCE, {CASE: [SAME] * 5}], has=False)
+    judge(world)
+    assert world.asked[-1] == "3 fresh processes"
+
+
+@pytest.mark.parametrize("who", ["head", "reference"])
+@pytest.mark.parametrize(
+    ("spoiled", "doubt"),
+    [
+        (Process(2.0, clean=False), "too few samples of 1 of 6 processes were undisturbed: others used 2.0 cores"),
+        (Process(2.0, settled=False), "the figures of 1 of 6 processes never settled"),
+    ],
+    ids=["disturbed", "unsettled"],
+)
+def test_fresh_processes_that_were_disturbed_decide_nothing(judge: Any, who: str, spoiled: Process, doubt: str) -> None:
+    world = World(sittings=[WITH_REFERENCE], has=False, head=[Process(2.0)] * 3, reference=[Process(2.0)] * 3)
+    setattr(world, who, [spoiled, *[Process(2.0)] * 2])
+    found = judge(world, 2.0)
+    assert (found.outcome, found.count) == (Outcome.INCONCLUSIVE, 1)
+    assert found.reason.endswith(
+        f"; {WHY_NOT}git does not have 0123456789ab, which recorded the baseline (a shallow clone?); {doubt}"
+    )
+    assert found.remedy
+
+
+def test_fresh_processes_whose_cpus_were_moved_decide_nothing(judge: Any) -> None:
+    near, far = Barrier(3e-6, 2), Barrier(4.5e-6, 2)
+    world = World(barrier=near, has=False, head=[Process(2.0, near), Process(2.0, near), Process(2.0, far)])
+    found = judge(world, Process(2.0, near))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.reason.endswith("; the machine changed meanwhile")
+
+
+# How long comparing may take
+
+
+OUT_OF_TIME = "not compared: comparing has taken --llm-budget=10 s in this run"
+
+
+@pytest.mark.parametrize("changed", [{}, {"has": False}], ids=["pairs", "fresh processes"])
+def test_when_the_budget_is_used_up_nothing_more_is_compared(judge: Any, changed: dict[str, Any]) -> None:
+    world = World(budget=10, spent=10, **changed)
+    found = judge(world)
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.reason.endswith(OUT_OF_TIME)
+    assert found.reason.startswith("15.0% slower than the baseline in 1 process; a slowdown of ")
+    assert found.remedy == "raise --llm-budget, or run this test alone"
+    assert world.asked == ["git"]
+
+
+def test_what_is_ok_stays_so_when_the_budget_is_used_up(judge: Any) -> None:
+    found = judge(World(budget=10, spent=10, compare="always"), SAME)
+    assert (found.outcome, found.reason) == (Outcome.OK, OUT_OF_TIME)
+
+
+def test_a_comparison_that_was_begun_goes_on(judge: Any) -> None:
+    world = World(budget=10, spent=10, begun=True, pairs=beside_base(1.2))
+    assert judge(world).outcome is Outcome.REGRESSION
+
+
+def test_fresh_processes_take_of_the_budget_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 11.0])
+    monkeypatch.setattr(judging, "monotonic", lambda: next(clock))
+    one = World(budget=10, has=False).judge(monkeypatch)
+    assert not one.time_is_up
+    first: Any = Process(SLOW)
+    assert "3 fresh processes" in one.judge(CASE, first, ALLOWED).reason
+    assert one.time_is_up
+    assert one.judge(CASE, first, ALLOWED).reason.endswith(OUT_OF_TIME)
+
+
+def test_unchanged_code_takes_none_of_it(judge: Any) -> None:
+    assert judge(World(budget=10, spent=10, at=True)).reason.startswith(UNCHANGED)
+
+
+# What is said of versions and of disturbed processes
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "said"),
+    [
+        ({"torch": "2.13"}, {"torch": "2.13"}, ""),
+        ({"torch": "2.12"}, {"torch": "2.13"}, "torch 2.12 -> 2.13"),
+        ({}, {"vllm": "0.32"}, "vllm missing -> 0.32"),
+        ({"vllm": "0.32"}, {}, "vllm 0.32 -> missing"),
+        ({"ours": "1 (abc)"}, {"ours": "1 (abd)"}, "ours 1 (abc) -> 1 (abd)"),
+        ({"ours": "1 (abc+)"}, {"ours": "1 (abc+)"}, "ours 1 (abc+), whose files differ from that revision"),
+        (dict.fromkeys("abcde", "1"), dict.fromkeys("abcde", "2"), "a 1 -> 2, b 1 -> 2, c 1 -> 2 and 2 more"),
+    ],
+)
+def test_the_versions_that_differ_are_named(recorded: dict[str, str], now: dict[str, str], said: str) -> None:
+    assert changes(recorded, now) == said
+
+
+def test_undisturbed_processes_are_in_no_doubt() -> None:
+    measured: Any = [Process()] * 3
+    assert disturbed(measured) is None
+
+
+# A host slowed under an accelerator
+
+
+def decoding(rng: random.Random, host: float, busy: bool) -> float:
+    """Milliseconds a token: a step of the device, always the same, and the host's work, which a neighbour doubles."""
+    step = 15.0
+    return step + (2 if busy else 1) * host * rng.lognormvariate(0, 0.03)
+
+
+@pytest.mark.parametrize("compare", ["never", "flagged"])
+@pytest.mark.parametrize("host", [2.0, 4.0, 8.0, 15.0])
+@pytest.mark.parametrize("known", [True, False], ids=["rates recorded", "rates not recorded"])
+@pytest.mark.parametrize("sittings", [1, 2])
+def test_a_busy_host_under_an_accelerator_is_no_regression_by_stored_figures(
+    judge: Any, sittings: int, known: bool, host: float, compare: str
+) -> None:
+    """The code is the same; git does not have the revision, so that stored figures alone decide."""
+    rng = random.Random(7)
+    for _ in range(50):
+        rows = [{CASE: [decoding(rng, host, busy=False) for _ in range(5)]} for _ in range(sittings)]
+        world = World(
+            sittings=rows,
+            has=False,
+            compare=compare,
+            prior=ACCELERATOR_DECODE,
+            recorded=GPU_RATES if known else {},
+            rates={name: rate / 2 for name, rate in GPU_RATES.items()},
+            head=[Process(decoding(rng, host, busy=True)) for _ in range(3)],
+        )
+        found = judge(world, decoding(rng, host, busy=True), replace(ALLOWED, by_baseline=(0.05, "default")))
+        assert found.outcome is Outcome.INCONCLUSIVE
+        assert found.other_state == known
+        if known:
+            assert "is 50% below the recorded one" in found.reason
+        elif compare == "flagged" and found.count == 3:
+            assert found.reason.endswith("the baseline has nothing that tells slow code from a slow machine")
+
+
+def test_without_rates_fresh_processes_are_no_regression_unless_the_reference_is_there(judge: Any) -> None:
+    """Of the two, each tells slow code from a slow machine."""
+    slow = {"has": False, "head": [Process(2.0)] * 3, "reference": [Process(2.0)] * 3}
+    nothing = judge(World(recorded={"bandwidth": 4.8e12}, **slow), 2.0)
+    assert (nothing.outcome, nothing.remedy) == (Outcome.INCONCLUSIVE, SITTING)
+    assert judge(World(recorded=RATES, **slow), 2.0).outcome is Outcome.REGRESSION
+    assert judge(World(recorded={}, sittings=[WITH_REFERENCE], **slow), 2.0).outcome is Outcome.REGRESSION
+
+
+@pytest.mark.parametrize("rate", sorted(GPU_RATES))
+def test_each_rate_of_the_host_tells_that_it_is_slower(judge: Any, rate: str) -> None:
+    world = World(recorded=GPU_RATES, rates=GPU_RATES | {rate: GPU_RATES[rate] / 2}, prior=ACCELERATOR_DECODE)
+    found = judge(replace(world, has=False), 23.0 / 19.0)
+    assert (found.outcome, found.other_state) == (Outcome.INCONCLUSIVE, True)
+
+
+def test_with_the_reference_a_busy_host_is_told_though_its_rates_were_not_recorded(judge: Any) -> None:
+    """Five sittings that agree make the interval narrow; the reference, which waits for the same host, says why."""
+    rng = random.Random(8)
+    for _ in range(50):
+        rows = [
+            {
+                CASE: [decoding(rng, 4.0, busy=False) for _ in range(5)],
+                REFERENCE: [decoding(rng, 5.0, busy=False) for _ in range(5)],
+            }
+            for _ in range(5)
+        ]
+        world = World(
+            sittings=rows,
+            has=False,
+            prior=ACCELERATOR_DECODE,
+            recorded={},
+            head=[Process(decoding(rng, 4.0, busy=True)) for _ in range(3)],
+            reference=[Process(decoding(rng, 5.0, busy=True)) for _ in range(3)],
+        )
+        assert judge(world, world.head[0].figure).outcome is not Outcome.REGRESSION
