@@ -39,7 +39,7 @@ def difference(now: Mapping[str, float], recorded: Mapping[str, float]) -> str |
         now: the rates of this run, by name.
         recorded: those of a sitting. A rate that only one of them has says nothing.
     """
-    for name in sorted(now.keys() & recorded.keys(), key=lambda name: name.split()[0] != "meetings"):
+    for name in sorted(now.keys() & recorded.keys(), key=lambda name: (not name.startswith("meetings"), name)):
         kind, *threads = name.split()
         if kind == "meetings":
             if said := moved(*(Barrier(1 / rates[name], int(threads[0])) for rates in (now, recorded))):
