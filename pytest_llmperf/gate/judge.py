@@ -138,7 +138,7 @@ class Judge:
     def _compares(self, case: Case, screened: Verdict) -> bool:
         """Whether a screened case is compared beside base, by ``--llm-compare``."""
         which = self._plan.settings.compare
-        if which == "never" or which == "always":
+        if which in ("never", "always"):
             return which == "always"
         if screened.outcome is Outcome.NO_BASELINE:
             return self._plan.base is not None or which == "unresolved"
@@ -234,9 +234,11 @@ class Judge:
         return self._beside.spent + self._fresh_seconds >= self._plan.settings.budget
 
     def _out_of_time(self, screened: Verdict) -> Verdict:
+        if screened.outcome is Outcome.OK:
+            return screened
         said = f"not compared: comparing has taken --llm-budget={self._plan.settings.budget:g} s in this run"
-        reason = "; ".join(filter(None, [screened.reason, said]))
-        return replace(screened, reason=reason, remedy="raise --llm-budget, or run this test alone")
+        said = "; ".join(filter(None, [screened.reason, said]))
+        return replace(screened, reason=said, remedy="raise --llm-budget, or run this test alone")
 
     def _explained(self, found: Verdict, screened: Verdict) -> Verdict:
         """A verdict beside base, with what the stored baseline had said otherwise."""
@@ -260,8 +262,7 @@ def disturbed(measured: Sequence[Measurement]) -> str | None:
     return f"too few samples of {of} were undisturbed: {affected[0].culprit}"
 
 
-#: So many changed versions are named.
-NAMED = 3
+NAMED = 3  #: Changed versions that a reason names.
 
 
 def changes(recorded: Mapping[str, str], now: Mapping[str, str]) -> str:

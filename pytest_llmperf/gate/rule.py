@@ -23,7 +23,7 @@ LARGE = 0.2
 
 
 class Outcome(str, Enum):
-    """What the gate says of a case. Only a regression fails its test."""
+    """What the gate says of a case. Only a regression fails its test, unless ``--llm-strict`` is given."""
 
     REGRESSION = "regression"
     OK = "ok"
@@ -119,7 +119,7 @@ def decide(interval: Interval, tolerance: float) -> Verdict:
 
     - ``regression``: the ratio is above 1 + tolerance, the interval's low end above 1 + tolerance / 3, and the
       difference above `FLOOR`; with as many processes or pairs as that takes.
-    - ``faster``: the same the other way round, with any number.
+    - ``faster``: the same the other way round, with any number of processes or pairs.
     - ``ok``: a slowdown of the tolerance is excluded, or the difference and the tolerance are within `FLOOR`.
     - ``inconclusive``: none of these; the reason says which slowdown could not be excluded.
 
