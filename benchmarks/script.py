@@ -13,7 +13,7 @@ from pytest_llmperf.plan import cpu_dtype
 #: The dtype that a run uses by default on this machine's CPU.
 DTYPE = cpu_dtype()
 #: A conftest.py with a backend ``slowed``: it runs sdpa, and calls ``extra.do(batch_size, prompt_length)`` before every
-#: step except the first. The module ``extra`` lies beside it.
+#: step except the first, and ``extra.prepare(engine)`` once, if there is one. The module ``extra`` lies beside it.
 SLOWED = """\
 import extra
 
@@ -27,6 +27,8 @@ class Slowed:
         from pytest_llmperf.backends.transformers_engine import TransformersEngine
 
         self.engine = TransformersEngine(spec)  # whose attention is sdpa
+        if hasattr(extra, "prepare"):
+            extra.prepare(self.engine)
         self.evidence, self.close = self.engine.evidence, self.engine.close
 
     def generate(self, prompts, max_new_tokens, on_token):

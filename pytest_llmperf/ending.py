@@ -195,6 +195,9 @@ def _notes(state: State, run: Session, verbose: bool) -> list[str]:
     if run.plan.stored and run.plan.stored.migrated and not state.accepted:
         held = f"{run.plan.shown_path} has schema {run.plan.stored.migrated}"
         notes.append(f"{held}: its newest figures are used, and the next update writes schema {baseline.SCHEMA}")
+    if run.unnamed:
+        why = "files differ from the commit, or there is no repository"
+        notes.append(f"the baseline names no revision ({why}): no later run can compare beside this code")
     return notes
 
 
@@ -212,7 +215,7 @@ def _commands(state: State, run: Session) -> dict[str, list[str]]:
     given = options.repeated([str(one) for one in config.invocation_params.args])
     command = ["pytest", *tests, *given]
     found = {"to measure that alone again": [*command, "--llm-compare=always"]}
-    if all("--llm-base" not in argument for argument in command):
+    if run.plan.base is None:
         found["to accept it"] = [*command, "--llm-update-baselines=slower"]
     return found
 

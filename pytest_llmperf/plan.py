@@ -21,7 +21,7 @@ from pytest_llmperf.backends.tensor_parallel import why_not_sharded
 from pytest_llmperf.cases import GATED, Case, Workload
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate import checkout
-from pytest_llmperf.gate.baseline import Baseline, Entry
+from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
 from pytest_llmperf.gate.checkout import Base
 from pytest_llmperf.gate.rule import Verdict
 from pytest_llmperf.gate.stored import Prior, prior_of
@@ -228,10 +228,12 @@ class Plan:
         """Those of them that are compared in pairs, whatever their figures are."""
         always = self.settings.self_test or self.settings.compare == "always"
         with_base = self.base is not None and self.settings.compare != "never"
+        accepted = self.accepted(backend)
         return [
             one
             for one in self.gated(backend)
-            if always or (with_base and not any(map(self.own, self._cases(backend, one))))
+            if (always and not (self.base is None and one in accepted))
+            or (with_base and not any(map(self.own, self._cases(backend, one))))
         ]
 
     def _cases(self, backend: str, workload: Workload) -> list[Case]:
@@ -271,6 +273,11 @@ class Plan:
                     store.check_writable(file.parent)
         except store.BaselineError as error:
             raise UnusableError(str(error)) from None
+
+    def sitting(self, entry: Entry) -> Sitting:
+        """The sitting that recorded an entry of the stored baseline."""
+        assert self.stored is not None
+        return self.stored.sitting(entry)
 
     def own(self, case: Case) -> list[Entry]:
         """What this machine recorded of a case, newest first."""

@@ -413,8 +413,8 @@ def llm_model(request: pytest.FixtureRequest) -> Model:
 def llm_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The backend's name. A test that asks for it runs once per backend of ``--llm-backends``."""
     yield request.param
-    if (run := request.config.stash[KEY].started) is not None and "engines" in run.__dict__:
-        run.engines.release(request.param)
+    if (run := request.config.stash[KEY].started) is not None:
+        run.runtime.release(request.param)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from pytest_llmperf import engines as opening
 from pytest_llmperf import roofline
 from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.backends.base import UNKNOWN
@@ -31,7 +30,7 @@ from pytest_llmperf.gate.judge import Judge
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.gate.update import Change, Update
 from pytest_llmperf.load import LoadRecord, LoadResult, Served, Traffic, arrivals, summarize
-from pytest_llmperf.machine import facts, fingerprint
+from pytest_llmperf.machine import fingerprint
 from pytest_llmperf.machine.doctor import Finding
 from pytest_llmperf.machine.rates import Machine
 from pytest_llmperf.measure.measurements import Measurements
@@ -44,6 +43,7 @@ from pytest_llmperf.parity.scoring import Referee
 from pytest_llmperf.plan import Plan
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.result import ParityResult, Result
+from pytest_llmperf.runtime import Runtime
 from pytest_llmperf.settings import Settings
 
 #: Share of the time-out of a request to a worker in which the last request of a load has to be due.
@@ -74,11 +74,11 @@ class Session:
         self.loads: list[LoadRecord] = []
         #: Backends and workloads whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
-        self._unready: WorkerError | None = None
         self._began = datetime.now(timezone.utc)
-        self.machine = Machine(fingerprint.take(), self.measure_rates)
-        self.measurements = Measurements(plan, self._get_engines, self._get_prompts, progress)
-        self.beside = Beside(plan, self._get_engines, self._batch, progress)
+        self.runtime = Runtime(plan, progress)
+        self.machine = Machine(fingerprint.take(), self.runtime.measure_rates)
+        self.measurements = Measurements(plan, self.runtime, progress)
+        self.beside = Beside(plan, self.runtime, progress)
         self.judge = Judge(plan, self.machine, self.measurements, self.beside)
         self.updates = Update(plan.baseline_path, plan.stored, plan.device.name, plan.model.name)
 
@@ -173,7 +173,7 @@ class Session:
         dies = 1 if measured else backend.tp  # a CPU's ranks share the one that was measured
         for attempt in range(2 if measured else 1):
             if attempt:
-                again = self.measure_rates()
+                again = self.runtime.measure_rates()
                 self.peaks.update({name: max(rate, again[name]) for name, rate in self.peaks.items()})
             found = roofline.utilization(
                 self.model.architecture,
@@ -295,43 +295,22 @@ class Session:
         self.loads.append(LoadRecord(backend, str(workload), str(traffic), objectives, found))
         return found
 
-    # Engines, prompts, rates: made when first asked for
+    # The machine
 
-    @cached_property
+    @property
     def engines(self) -> Engines:
-        """The worker processes; an embedded model is converted first.
+        """The worker processes. Raises WorkerError: the model could not be converted."""
+        return self.runtime.engines
 
-        Raises:
-            WorkerError: the model could not be converted.
-        """
-        if self._unready is not None:
-            raise self._unready
-        _ = self.findings  # before this run is itself what keeps the machine busy
-        try:
-            return opening.opened(self.plan, self.progress)
-        except WorkerError as error:
-            self._unready = error
-            raise
-
-    @cached_property
+    @property
     def prompts(self) -> Prompts:
         """The token ids of every workload."""
-        _ = self.engines  # the tokenizer is in the converted folder
-        return Prompts(self.model.architecture.vocabulary, self.model.tokenizer_file)
+        return self.runtime.prompts
 
-    def _get_engines(self) -> Engines:
-        return self.engines
-
-    def _get_prompts(self) -> Prompts:
-        return self.prompts
-
-    def _batch(self, workload: Workload) -> list[list[int]]:
-        return self.prompts.batch(workload)
-
-    @cached_property
+    @property
     def findings(self) -> list[Finding]:
         """Whether the machine was fit to measure on, as it was before the first engine."""
-        return facts.findings(self.device, lambda: self.plan.need)
+        return self.runtime.findings
 
     @cached_property
     def peaks(self) -> dict[str, float]:
@@ -344,19 +323,6 @@ class Session:
     def known_peaks(self) -> dict[str, float] | None:
         """The peaks, if anything asked for them so far: nothing is measured now."""
         return self.__dict__.get("peaks")
-
-    def measure_rates(self) -> dict[str, float]:
-        """Measure this machine's rates now, by the names in `pytest_llmperf.machine.rates`."""
-        self.progress(f"{self.device.name}: measuring its rates")
-        with self.engines.any_worker() as ask:
-            measured = ask(
-                "rates",
-                dtype=self.dtype,
-                buffer_bytes=self.model.architecture.weight_bytes(self.dtype),
-                device=self.device.torch_device,
-                roofs=self.device.peak_flops is None,
-            )
-        return {name: float(f"{value:.4g}") for name, value in measured.items()}
 
     # The baseline
 
@@ -384,6 +350,11 @@ class Session:
             for name, old in held.items()
             if old.versions == new.versions and (added or (old.code is not None and self._is_at(old.code)))
         ]
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether figures were accepted whose sitting names no revision, so that no later run finds its code."""
+        return bool(self.updates.changes) and self.plan.clean_revision is None
 
     def _is_at(self, revision: str) -> bool:
         if revision not in self._at:
@@ -443,8 +414,7 @@ class Session:
 
     def close(self) -> None:
         """Stop every worker and remove base's checkouts. Safe to call more than once, and when there are none."""
-        if "engines" in self.__dict__:
-            self.engines.close_all()
+        self.runtime.close()
         self.beside.close()
 
 

@@ -308,9 +308,9 @@ OPTIONS = (
            "--llm-base, the present code is compared in both environments. Default: head's interpreter. "
            "Example: --llm-base-python=/opt/torch-2.12/bin/python"),
     Option("compare", _comparison, "WHICH", "Cases to compare with base. flagged: a case that looks slower than its "
-           "baseline, or is faster by more than 20%%, or was recorded in another state of the machine, or has no "
-           "baseline while you named a base. unresolved: these, and every other case that is not ok or faster. always: "
-           "every case. never: none. Default: flagged. Example: --llm-compare=unresolved", "flagged"),
+           "baseline, or is faster by more than 20%%, or was recorded in another state of the machine; if you named a "
+           "base, also a case that has no baseline or is not ok. unresolved: every case that is not ok or faster. "
+           "always: every case. never: none. Default: flagged. Example: --llm-compare=unresolved", "flagged"),
     Option("visible-devices", _devices, "LIST", "Devices to use, by index, comma-separated. Each die is a device. A "
            "backend takes the first ones, as many as its degree. If the environment makes only some devices visible, "
            "the indices count these. Default: the first device for degree 1, else the devices with the best links "

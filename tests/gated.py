@@ -39,5 +39,16 @@ def verdicts(suite: Suite) -> dict[str, dict[str, Any]]:
     return {one["case"]: one["verdict"] for one in raw["results"]}
 
 
+def looking(looks: str) -> str:
+    """For the conftest.py: what each measurement of the machine's rates finds; ``rates.pids`` counts them."""
+    return f"""
+def pytest_sessionstart():
+    from pytest_llmperf.runtime import Runtime
+
+    looks = iter({looks})
+    Runtime.measure_rates = lambda run: started("rates") and next(looks)
+"""
+
+
 def failures(result: pytest.RunResult) -> list[str]:
     return [line for line in result.outlines if line.startswith("FAILED")]

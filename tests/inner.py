@@ -57,7 +57,7 @@ def pytest_configure(config):
     import pytest
 
     patch = pytest.MonkeyPatch()
-    patch.setattr("pytest_llmperf.session.Session.measure_rates", lambda run: PEAKS)
+    patch.setattr("pytest_llmperf.runtime.Runtime.measure_rates", lambda run: PEAKS)
     config.add_cleanup(patch.undo)
 
 {extra}

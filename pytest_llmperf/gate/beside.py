@@ -15,11 +15,12 @@ from pytest_llmperf.gate.compare import MOST_PAIRS, Comparison, blocks
 from pytest_llmperf.gate.pairs import FEWEST_TO_FAIL
 from pytest_llmperf.gate.rule import Outcome, Verdict
 from pytest_llmperf.gate.selftest import Assessment
-from pytest_llmperf.measure.worker_pool import Engines, Side
-from pytest_llmperf.measure.worker_process import Arm, BaseLostError, BaseUnableError
+from pytest_llmperf.measure.worker_pool import Side
+from pytest_llmperf.measure.worker_process import Arm, BaseLostError, BaseUnableError, SameCodeError
 
 if TYPE_CHECKING:
     from pytest_llmperf.plan import Plan
+    from pytest_llmperf.runtime import Runtime
 
 Arms = AbstractContextManager[dict[str, Side]]
 
@@ -36,8 +37,7 @@ class Beside:
 
     Args:
         plan: which workloads are compared whatever their figures are, so that they share processes.
-        engines: the worker processes, made when first asked for.
-        prompts: a workload's token ids, one row per request.
+        runtime: the engines and the prompts.
         progress: told what is being done.
 
     Attributes:
@@ -47,13 +47,11 @@ class Beside:
     def __init__(
         self,
         plan: Plan,
-        engines: Callable[[], Engines],
-        prompts: Callable[[Workload], list[list[int]]],
+        runtime: Runtime,
         progress: Callable[[str], None],
     ) -> None:
         self._plan = plan
-        self._engines = engines
-        self._prompts = prompts
+        self._runtime = runtime
         self._progress = progress
         self._finally = ExitStack()
         self._arms: dict[Base, Callable[[str], Arm]] = {}
@@ -62,9 +60,9 @@ class Beside:
         self.assessments: dict[Case, Assessment] = {}
 
     @property
-    def comparisons(self) -> dict[tuple[str, Workload], Comparison]:
-        """Those begun, by backend and workload."""
-        return {key[1:]: one for key, one in self._comparisons.items() if one.begun}
+    def comparisons(self) -> dict[tuple[Base | None, str, Workload], Comparison]:
+        """Those begun, by base, backend and workload."""
+        return {key: one for key, one in self._comparisons.items() if one.begun}
 
     @property
     def spent(self) -> float:
@@ -79,12 +77,17 @@ class Beside:
 
         Raises:
             WorkerError, TraceError: head could not be measured.
+            SameCodeError: base is the baseline's own code, and the worker imports nothing of the repository.
             BaseError: git could not check the base out.
         """
         try:
             return self._comparison(case.backend, case.workload, base).judge(case.metric, tolerance)
         except BaseLostError as error:
             return rule.nothing(Outcome.INCONCLUSIVE, f"base, {base}, was lost: {error}")
+        except SameCodeError as error:
+            if self._plan.base is None:
+                raise
+            return rule.nothing(Outcome.NEW, f"base, {base}, cannot run it: {error}")
         except BaseUnableError as error:
             return rule.nothing(Outcome.NEW, f"base, {base}, cannot run it: {error}")
 
@@ -122,7 +125,7 @@ class Beside:
         if key not in self._comparisons:
             self._comparisons[key] = Comparison(
                 workload,
-                self._prompts(workload),
+                self._runtime.batch(workload),
                 partial(self._head_and_head, backend) if base is None else partial(self._base_and_head, backend, base),
                 self._patience(),
                 partial(self._say, backend),
@@ -149,10 +152,10 @@ class Beside:
         if base not in self._arms:
             self._arms[base] = self._finally.enter_context(base.arm())
         backend = self._plan.registry[name]
-        return self._engines().pair(backend, self._arms[base](self._plan.interpreter(backend).path))
+        return self._runtime.engines.pair(backend, self._arms[base](self._plan.interpreter(backend).path))
 
     @contextmanager
     def _head_and_head(self, name: str) -> Iterator[dict[str, Side]]:
         backend = self._plan.registry[name]
-        with self._engines().pair(backend, Arm(python=self._plan.interpreter(backend).path)) as arms:
+        with self._runtime.engines.pair(backend, Arm(python=self._plan.interpreter(backend).path)) as arms:
             yield arms | {"slow": replace(arms["head"], slowdown=selftest.INJECTED)}

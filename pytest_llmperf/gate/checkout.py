@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_llmperf.installed import OF_A_HOOK
 from pytest_llmperf.measure.worker_process import Arm, Checkout
 
 
@@ -155,10 +156,6 @@ def head(folder: Path) -> str | None:
     except BaseError:
         return None
     return f"{commit}{'+' * bool(changed)}"
-
-
-#: What git tells its hooks of the repository that it works on; there a worktree would be given that one's index.
-OF_A_HOOK = {"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX"}
 
 
 def _git(folder: Path, *arguments: str) -> str:

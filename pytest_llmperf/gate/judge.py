@@ -10,7 +10,7 @@ Every interval goes through `rule.decide`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from time import monotonic
@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.gate import checkout, rule, stored
 from pytest_llmperf.gate.checkout import Base, BaseError
 from pytest_llmperf.gate.rule import Interval, Outcome, Verdict
-from pytest_llmperf.machine.rates import moved
+from pytest_llmperf.installed import changes
+from pytest_llmperf.machine.rates import difference, moved
+from pytest_llmperf.measure.process import disturbed
+from pytest_llmperf.measure.worker_process import SameCodeError
 
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Case
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.plan import Allowed, Plan
 
 RECORD = "accept the figures with --llm-update-baselines"
-SITTING = "record another sitting with --llm-update-baselines, or compare beside a revision with --llm-base=REVISION"
+COMPARE = "run with --llm-compare=unresolved"
+SITTING = "record another sitting of the baseline's code, with --llm-update-baselines at its revision"
 QUIETER = "run this test alone on a quieter machine, with --llm-compare=always"
 
 
@@ -76,13 +80,15 @@ class Judge:
             return self._out_of_time(screened)
         try:
             found = self._beside.compare(case, base, allowed.usual)
+        except SameCodeError:
+            return self._of_the_machine(screened, "the worker imports nothing of this repository, and versions")
         except BaseError as error:
             if self._plan.base is not None:  # somebody asked for it
                 raise
             return self._by_fresh_processes(case, screened, allowed.stored, str(error))
         if found.basis != "base" and self._plan.own(case):  # a base that broke is no reason to let a slowdown pass
             return self._by_fresh_processes(case, screened, allowed.stored, found.reason)
-        return self._explained(found, screened)
+        return self._explained(found, screened, base)
 
     # The stored baseline
 
@@ -96,11 +102,11 @@ class Judge:
         found = self._decided(case, alike or own, figures, tolerance)
         if not alike:
             state = f"this machine is not in the state in which the baseline was recorded: {self._state(own[0], first)}"
-            return replace(found, outcome=Outcome.INCONCLUSIVE, reason=state, remedy=SITTING, other_state=True)
+            return replace(found, outcome=Outcome.INCONCLUSIVE, reason=state, remedy=COMPARE, other_state=True)
         if found.outcome is Outcome.FASTER and (doubt := disturbed([first])):
             faster = f"{rule.change_of(found.ratio)} than the baseline in 1 process"
             return replace(found, outcome=Outcome.INCONCLUSIVE, reason=f"{faster}, but {doubt}", remedy=QUIETER)
-        return found if found.outcome is not Outcome.INCONCLUSIVE else replace(found, remedy=SITTING)
+        return found if found.outcome is not Outcome.INCONCLUSIVE else replace(found, remedy=COMPARE)
 
     def _no_baseline(self, case: Case) -> str:
         held = self._plan.stored
@@ -109,8 +115,8 @@ class Judge:
         others = held.entries.get(case.key, ())
         if not others:
             return "this case is new to the baseline"
-        difference = self._machine.fingerprint.difference(held.sitting(others[0]).fingerprint)
-        return f"the baseline is of another machine ({difference[0]} there)"
+        differs = self._machine.fingerprint.difference(held.sitting(others[0]).fingerprint)
+        return f"the baseline is of another machine; here {differs[0]}"
 
     def _in_this_state(self, entries: Sequence[Entry], first: Measurement) -> list[Entry]:
         """The entries whose sitting was recorded while the machine was as it is now."""
@@ -118,13 +124,15 @@ class Judge:
 
     def _state(self, entry: Entry, measured: Measurement) -> str | None:
         """How the machine differs from its state in an entry's sitting, in a clause; None if it does not."""
-        assert self._plan.stored is not None
-        return moved(measured.barrier, entry.barrier) or self._machine.differs(self._plan.stored.sitting(entry).rates)
+        return moved(measured.barrier, entry.barrier) or self._machine.differs(self._plan.sitting(entry).rates)
+
+    def _moment(self, entry: Entry) -> str:
+        """When the sitting of an entry was."""
+        return self._plan.sitting(entry).recorded
 
     def _has_rates(self, entries: Sequence[Entry]) -> bool:
         """Whether the machine's state was recorded with every entry: a rate that is measured now too."""
-        assert self._plan.stored is not None
-        return all(self._plan.stored.sitting(one).rates.keys() & self._machine.rates.keys() for one in entries)
+        return all(self._plan.sitting(one).rates.keys() & self._machine.rates.keys() for one in entries)
 
     def _decided(
         self, case: Case, entries: Sequence[Entry], figures: Sequence[float], tolerance: float, enough: bool = False
@@ -144,7 +152,8 @@ class Judge:
             return self._plan.base is not None or which == "unresolved"
         if screened.questionable or screened.suspicious or screened.other_state:
             return True
-        return which == "unresolved" and screened.outcome not in (Outcome.OK, Outcome.FASTER)
+        asked = which == "unresolved" or self._plan.base is not None
+        return asked and screened.outcome not in (Outcome.OK, Outcome.FASTER)
 
     def base_of(self, case: Case, screened: Verdict) -> Base | str | Verdict:
         """The code to compare a case with; why there is none; or the verdict, where the code has not changed."""
@@ -166,21 +175,27 @@ class Judge:
         return base or f"git does not have {sitting.revision[:12]}, which recorded the baseline (a shallow clone?)"
 
     def _recorded_by(self, case: Case) -> Sitting | None:
-        """The newest sitting of a case: this machine's, else another one's."""
+        """The newest sitting of a case that names a revision, else the newest: this machine's, else another one's."""
         held = self._plan.stored
         if held is None:
             return None
         entries = self._plan.own(case) or held.entries.get(case.key, ())
-        return max((held.sitting(one) for one in entries), key=lambda one: one.recorded, default=None)
+        sittings = (held.sitting(one) for one in entries)
+        return max(sittings, key=lambda one: (one.revision is not None, one.recorded), default=None)
 
-    def _of_the_machine(self, screened: Verdict) -> Verdict:
-        """Code that has not changed cannot have regressed."""
+    def _of_the_machine(self, screened: Verdict, same: str = "code and versions") -> Verdict:
+        """The verdict of code that has not changed, which cannot have regressed.
+
+        Args:
+            screened: by the stored baseline.
+            same: the clause that names the parts that have not changed.
+        """
         if screened.outcome in (Outcome.OK, Outcome.NO_BASELINE):
             return screened
-        open_ = f"; a slowdown of {screened.not_excluded:.1%} cannot be excluded" if screened.not_excluded else ""
-        said = "code and versions are those of the baseline, so a change is the machine's"
-        state = f"{screened.reason}; " if screened.other_state else ""
-        return replace(screened, outcome=Outcome.INCONCLUSIVE, reason=f"{state}{said}{open_}", remedy=SITTING)
+        said = [screened.reason if screened.other_state else "", f"{same} are those of the baseline: it is the machine"]
+        if screened.not_excluded:
+            said.append(f"a slowdown of {screened.not_excluded:.1%} cannot be excluded")
+        return replace(screened, outcome=Outcome.INCONCLUSIVE, reason="; ".join(filter(None, said)), remedy=SITTING)
 
     # Where base cannot be had
 
@@ -193,18 +208,26 @@ class Judge:
         plan, reference = self._plan, self._plan.settings.reference
         why_not = f"base cannot be had: {why}"
         if screened.other_state or screened.outcome is Outcome.NO_BASELINE:
-            return replace(screened, reason=f"{screened.reason}; {why_not}")
+            remedy = SITTING if screened.other_state else screened.remedy
+            return replace(screened, reason=f"{screened.reason}; {why_not}", remedy=remedy)
         if self.time_is_up:
             return self._out_of_time(screened)
         entries = plan.own(case)
-        witnesses = {one.sitting: one for one in plan.own(replace(case, backend=reference))}
-        beside = case.backend != reference and all(one.sitting in witnesses for one in entries)
+        # A backend with an interpreter or devices of its own has another sitting of the same moment.
+        of_reference = {self._moment(one): one for one in plan.own(replace(case, backend=reference))}
+        beside = case.backend != reference and all(self._moment(one) in of_reference for one in entries)
         began = monotonic()
         made, others = self._measurements.in_turns(
             case.backend, case.workload, reference if beside else None, stored.FEWEST_TO_FAIL
         )
+        look = self._machine.measure()  # a host that became busy meanwhile shows in no later look of this run
         self._fresh_seconds += monotonic() - began
-        entries = [one for one in entries if all(self._state(one, measured) is None for measured in made)]
+        entries = [
+            one
+            for one in entries
+            if difference(look, plan.sitting(one).rates) is None
+            and all(self._state(one, measured) is None for measured in made)
+        ]
         doubt = disturbed([*made, *others]) or ("" if entries else "the machine changed meanwhile")
         if doubt:
             reason = "; ".join(filter(None, [screened.reason, why_not, doubt]))
@@ -217,7 +240,7 @@ class Judge:
         if beside:
             scale = stored.centre(over)
             relative = stored.interval(
-                [stored.over_reference(one.processes, witnesses[one.sitting].processes) for one in entries],
+                [stored.over_reference(one.processes, of_reference[self._moment(one)].processes) for one in entries],
                 stored.over_reference(figures, over),
                 plan.prior(case),
             )
@@ -240,8 +263,10 @@ class Judge:
         said = "; ".join(filter(None, [screened.reason, said]))
         return replace(screened, reason=said, remedy="raise --llm-budget, or run this test alone")
 
-    def _explained(self, found: Verdict, screened: Verdict) -> Verdict:
-        """A verdict beside base, with what the stored baseline had said otherwise."""
+    def _explained(self, found: Verdict, screened: Verdict, base: Base) -> Verdict:
+        """A verdict beside base, with the base, and where the stored baseline had said otherwise."""
+        if found.outcome is Outcome.REGRESSION:
+            return replace(found, reason=f"{found.reason}; base is {base}")
         if found.outcome is Outcome.OK and screened.suspicious:
             slower = rule.change_of(screened.ratio)
             return replace(found, reason=f"{slower} than the baseline, but not than base: the machine is slower")
@@ -250,45 +275,18 @@ class Judge:
         return found
 
 
-def disturbed(measured: Sequence[Measurement]) -> str | None:
-    """Why processes tell too little: others used the machine, or the figures were still changing; None if they do."""
-    unsettled = sum(not one.settled for one in measured)
-    if unsettled:
-        return f"the figures of {unsettled} of {len(measured)} processes never settled"
-    affected = [one for one in measured if not one.clean]
-    if not affected:
-        return None
-    of = f"{len(affected)} of {len(measured)} processes" if len(measured) > 1 else "the process"
-    return f"too few samples of {of} were undisturbed: {affected[0].culprit}"
-
-
-NAMED = 3  #: Changed versions that a reason names.
-
-
-def changes(recorded: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """The distributions whose versions differ, the first few by name; empty if none does.
-
-    What was installed in place from files that differed from their revision is never the same.
-    """
-    found = []
-    for name in sorted(recorded.keys() | now.keys()):
-        old, new = recorded.get(name, "missing"), now.get(name, "missing")
-        if old != new:
-            found.append(f"{name} {old} -> {new}")
-        elif new.endswith("+)"):
-            found.append(f"{name} {new}, whose files differ from that revision")
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return ", ".join(found[:NAMED]) + more
-
-
 def _in_seconds(relative: Interval, scale: float) -> Interval:
     """An interval of figures over the reference's, with these in seconds again and enough processes to fail."""
     return replace(relative, head=relative.head * scale, baseline=relative.baseline * scale, enough=True)
 
 
 def _smaller(absolute: Verdict, relative: Verdict) -> Verdict:
-    """The smaller slowdown or gain of the two. Where one is slower and the other faster, neither is said."""
+    """The smaller slowdown or gain of the two; inconclusive where only one is ok, or one is slower and one faster."""
     least, most = sorted((absolute, relative), key=lambda one: one.ratio)
+    if least.outcome is Outcome.OK and most.outcome is not Outcome.OK:
+        beside = "and so is the reference" if most is absolute else "but the reference is faster"
+        said = f"{rule.change_of(absolute.ratio)} than the baseline, {beside}: the machine, or both"
+        return replace(absolute, outcome=Outcome.INCONCLUSIVE, reason=said)
     if least.outcome is not Outcome.FASTER:
         return least
     return replace(most, outcome=Outcome.INCONCLUSIVE) if most.outcome is Outcome.REGRESSION else most

@@ -34,7 +34,8 @@ class Prior:
     """How much sittings of unchanged code differ where few of them are known.
 
     Attributes:
-        spread: how much sittings differ beyond what their processes do: a standard deviation, in logarithms. 0.03 is 3 %.
+        spread: how much sittings differ beyond what their processes do: a standard deviation of logarithms (0.03 is
+            3 %).
         weight: how many sittings that is worth.
     """
 

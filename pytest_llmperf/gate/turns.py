@@ -12,7 +12,7 @@ from pytest_llmperf.machine import fitness
 from pytest_llmperf.measure.process import Sample, generate, sample_of
 from pytest_llmperf.measure.trace import TraceError
 from pytest_llmperf.measure.worker_pool import Side, no_room_for_both
-from pytest_llmperf.measure.worker_process import WorkerError, unable
+from pytest_llmperf.measure.worker_process import SameCodeError, WorkerError, unable
 
 #: Generations that each process makes before its turns begin: the first pays for compilation, tuning and caches.
 WARM_UP = 2
@@ -83,6 +83,8 @@ class Turns:
         for name in self._arms:
             for _ in range(WARM_UP):
                 self._sample(name)
+        with self._side("base") as side:  # its code is loaded by now
+            side.check_code()
 
     def take(self, base_first: bool) -> list[Turn]:
         """A turn of each kind.
@@ -113,7 +115,7 @@ class Turns:
         except (WorkerError, TraceError) as error:
             if lost := no_room_for_both(error):
                 raise lost from error
-            if name != "base":
+            if name != "base" or isinstance(error, SameCodeError):
                 raise
             raise unable(error) from error
 

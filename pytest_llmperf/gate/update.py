@@ -133,7 +133,8 @@ class Update:
         self._same_code[sitting.id] = same_code
         self._entries[case] = Entry(sitting.id, METRICS[case.metric][1], tuple(processes), barrier)
         own = self.held.own(case.key, sitting.fingerprint) if self.held else []
-        rows, kept = [one.processes for one in own], [one.processes for one in own if one.sitting in same_code]
+        rows = [one.processes for one in own]
+        kept = [one.processes for one in own if one.sitting in same_code][: store.HISTORY - 1]
         found = change(case, rows, kept, processes, tolerance, prior)
         if own and self.held:
             doubt = rates.difference(sitting.rates, self.held.sitting(own[0]).rates)

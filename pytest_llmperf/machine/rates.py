@@ -1,4 +1,4 @@
-"""How fast the machine is: the names of its rates, and whether it is in the state of another time. Pure.
+"""How fast the machine is: the names of its rates, and whether it is in the state of another time.
 
 A rate is measured at the start of a run (`pytest_llmperf.worker.rates`), and stored with a baseline:
 
@@ -40,10 +40,10 @@ def difference(now: Mapping[str, float], recorded: Mapping[str, float]) -> str |
         recorded: those of a sitting. A rate that only one of them has says nothing.
     """
     for name in sorted(now.keys() & recorded.keys(), key=lambda name: (not name.startswith("meetings"), name)):
-        kind, *threads = name.split()
+        kind = name.split()[0]
         if kind == "meetings":
-            if said := moved(*(Barrier(1 / rates[name], int(threads[0])) for rates in (now, recorded))):
-                return said
+            if not 1 / fitness.APART <= now[name] / recorded[name] <= fitness.APART:
+                return _met(recorded[name] / now[name])
         elif kind in TITLES and not 1 - SAME <= now[name] / recorded[name] <= 1 / (1 - SAME):
             change = now[name] / recorded[name] - 1
             return f"its {TITLES[kind]} is {abs(change):.0%} {'above' if change > 0 else 'below'} the recorded one"
@@ -54,10 +54,11 @@ def moved(now: Barrier | None, recorded: Barrier | None) -> str | None:
     """Whether threads take so much longer or shorter to meet that the CPUs are others; a clause, or None."""
     if now is None or recorded is None or not fitness.moved(now, recorded):
         return None
-    return (
-        f"its threads take {now.seconds / recorded.seconds:.1f} times as long to meet as recorded "
-        "(the host moved its CPUs, it seems)"
-    )
+    return _met(now.seconds / recorded.seconds)
+
+
+def _met(times: float) -> str:
+    return f"its threads take {times:.1f} times as long to meet as recorded (the host moved its CPUs, it seems)"
 
 
 @dataclass

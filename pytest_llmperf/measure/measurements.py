@@ -14,9 +14,8 @@ from pytest_llmperf.measure.worker_process import WorkerError
 
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Workload
-    from pytest_llmperf.measure.worker_pool import Engines
     from pytest_llmperf.plan import Plan
-    from pytest_llmperf.prompts import Prompts
+    from pytest_llmperf.runtime import Runtime
 
 Key = tuple[str, "Workload"]
 
@@ -29,21 +28,18 @@ class Measurements:
 
     Args:
         plan: which tests share an engine, and how samples are bounded.
-        engines: the worker processes, made when first asked for.
-        prompts: token ids, made when first asked for.
+        runtime: the engines and the prompts.
         progress: told what is being done.
     """
 
     def __init__(
         self,
         plan: Plan,
-        engines: Callable[[], Engines],
-        prompts: Callable[[], Prompts],
+        runtime: Runtime,
         progress: Callable[[str], None],
     ) -> None:
         self._plan = plan
-        self._engines = engines
-        self._prompts = prompts
+        self._runtime = runtime
         self._progress = progress
         self._first: dict[Key, Measurement] = {}
         self._fresh: dict[Key, list[Measurement]] = {}
@@ -91,7 +87,7 @@ class Measurements:
         """
         made = self._fresh.setdefault((backend, workload), [])
         while len(made) < count:
-            self._progress(f"{backend} {workload}: fresh process {len(made) + 1} of {count}")
+            self._progress(f"{backend} {workload}: fresh process {len(made) + 1}")
             self._in_fresh_process(backend, workload, ())
         return made[:count]
 
@@ -116,8 +112,11 @@ class Measurements:
         for number in range(1, count + 1):
             if reference is not None and len(beside) < number:
                 self._progress(f"{reference} {workload}: fresh process {number} of {count}, in turns with {backend}")
-                with self._engines().fresh(self._plan.registry[reference]) as (ask, load):
-                    beside.append(self._measure(ask, reference, workload, load))
+                try:
+                    with self._runtime.engines.fresh(self._plan.registry[reference]) as (ask, load):
+                        beside.append(self._measure(ask, reference, workload, load))
+                except (WorkerError, TraceError) as error:
+                    raise WorkerError(f"the reference, {reference}, in turns with {backend}: {error}") from error
             self.fresh(backend, workload, number)
         return self.fresh(backend, workload, count), [] if reference is None else beside[:count]
 
@@ -158,7 +157,7 @@ class Measurements:
         ]
 
     def _by_running_engine(self, backend: str, workload: Workload) -> Measurement:
-        registered, engines = self._plan.registry[backend], self._engines()
+        registered, engines = self._plan.registry[backend], self._runtime.engines
         loaded = engines.get(registered)
 
         def ask(operation: str, **arguments: Any) -> Any:
@@ -172,7 +171,7 @@ class Measurements:
         The first process has the same order. So the cold start of a workload pays for the same things in both.
         """
         ordered = dict.fromkeys([*self._plan.gated(backend), asking])
-        with self._engines().fresh(self._plan.registry[backend]) as (ask, load):
+        with self._runtime.engines.fresh(self._plan.registry[backend]) as (ask, load):
             for workload in ordered:
                 if workload != asking and workload not in others:
                     continue
@@ -191,7 +190,7 @@ class Measurements:
             ask,
             backend=backend,
             workload=workload,
-            prompts=self._prompts().batch(workload),
+            prompts=self._runtime.batch(workload),
             load=load,
             bounds=self._plan.defaults.samples,
             progress=self._progress,

@@ -191,3 +191,15 @@ def measure(
         discarded=tuple(replace(sample, culprit=culprit) for sample, culprit in collected.discarded),
         clean=collected.clean,
     )
+
+
+def disturbed(measured: Sequence[Measurement]) -> str | None:
+    """Why processes tell too little: others used the machine, or the figures were still changing; None if they do."""
+    unsettled = sum(not one.settled for one in measured)
+    if unsettled:
+        return f"the figures of {unsettled} of {len(measured)} processes never settled"
+    affected = [one for one in measured if not one.clean]
+    if not affected:
+        return None
+    of = f"{len(affected)} of {len(measured)} processes" if len(measured) > 1 else "the process"
+    return f"too few samples of {of} were undisturbed: {affected[0].culprit}"

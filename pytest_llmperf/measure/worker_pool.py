@@ -15,9 +15,9 @@ from pytest_llmperf.measure.ranks import Ranks
 from pytest_llmperf.measure.worker_process import (
     Arm,
     BaseLostError,
-    BaseUnableError,
     Checkout,
     Host,
+    SameCodeError,
     WorkerError,
     WorkerFailedError,
     WorkerHungError,
@@ -80,12 +80,18 @@ class Side:
         """Check that the optimization ran in what this process has generated.
 
         Raises:
-            BaseUnableError: it ran the same code as head.
             WorkerError: the optimization did not run.
         """
         self("evidence")
+
+    def check_code(self) -> None:
+        """Check that this process has imported code of its checkout, if it has one.
+
+        Raises:
+            SameCodeError: it ran the same code as head.
+        """
         if self.checkout is not None and not self("imported", folder=str(self.checkout.folder)):
-            raise BaseUnableError(
+            raise SameCodeError(
                 f"it imported nothing from {self.checkout.root} at that revision, so it is the same code as head; "
                 "is what you test installed from elsewhere?"
             )
@@ -280,10 +286,10 @@ class Engines:
             if not loaded.host.alive:  # an idle one may have been killed for its memory
                 self.close(name)
         own = self._arm(None)
-        if (at_hand := next((name for name, loaded in self._loaded.items() if loaded.arm == own), None)) is not None:
-            idle = self._loaded[at_hand].host
-            with self._dropping(at_hand):
-                yield partial(self._call, idle)
+        at_hand = self._loaded.get(self._reference)  # others bind threads, or are one of several ranks
+        if at_hand is not None and at_hand.arm == own and isinstance(at_hand.host, Host):
+            with self._dropping(self._reference):
+                yield partial(self._call, at_hand.host)
             return
         host = Host(own, self._environment)
         try:

@@ -51,6 +51,10 @@ class BaseUnableError(WorkerError):
     """Base cannot run what head can, so head's figure is new."""
 
 
+class SameCodeError(BaseUnableError):
+    """Base imported nothing of its checkout, so it is the same code as head."""
+
+
 class BaseLostError(BaseUnableError):
     """Base's worker died or hung, which may be the machine's doing: nothing is known of head's figure."""
 

@@ -84,8 +84,13 @@ def of(
             "narrowed": list(narrowed),
             "measurements": [asdict(one) for one in run.measurements],
             "comparisons": [
-                {"backend": backend, "workload": str(workload), "pairs": [asdict(pair) for pair in one.pairs]}
-                for (backend, workload), one in run.beside.comparisons.items()
+                {
+                    "base": "" if base is None else str(base),
+                    "backend": backend,
+                    "workload": str(workload),
+                    "pairs": [asdict(pair) for pair in one.pairs],
+                }
+                for (base, backend, workload), one in run.beside.comparisons.items()
             ],
             "self_test": [{"case": case.key, **asdict(found)} for case, found in run.beside.assessments.items()],
             "update": run.update(),

@@ -99,9 +99,7 @@ def verdict_line(result: Result) -> str:
     against = "base" if found.basis == "base" else "baseline"
     figures = f"{figure(found.head, case.metric)}, {against} {figure(found.baseline, case.metric)}"
     if found.outcome is Outcome.REGRESSION:
-        remedy = ". If it is intended, allow this case more (llm_tolerances or the marker)"
-        if found.basis == "stored":
-            remedy = ". If it is intended, accept it with --llm-update-baselines"
+        remedy = ". If it is intended, accept it with --llm-update-baselines, or allow this case more (llm_tolerances)"
     reason = f"; {found.reason}" if found.reason else ""
     return (
         f"{case}: {found.outcome}: {METRICS[case.metric][0]} {figures}, "

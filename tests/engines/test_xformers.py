@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_backends import EQUAL, NEW, UNEQUAL, generate, load, spec
+from tiny import EQUAL, NEW, UNEQUAL, generate, load, spec
 from transformers.masking_utils import sdpa_mask, sliding_window_causal_mask_function
 
 pytest.importorskip("xformers")

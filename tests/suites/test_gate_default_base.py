@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from gated import SIM, SLOWER, TPOT, decode, gate, verdicts
-from inner import Suite
+from inner import TESTS, Suite
 
+from pytest_llmperf.gate.turns import WARM_UP
 from pytest_llmperf.machine import fingerprint
 
 SAME = "Simulated(tpot=0.005)"
 #: What every run of these tests has installed, whatever this machine has.
 VERSIONS = {"python": "3.11.9", "torch": "2.13.0"}
-UNCHANGED = "code and versions are those of the baseline, so a change is the machine's"
+UNCHANGED = "code and versions are those of the baseline: it is the machine"
+OF_ELSEWHERE = (
+    "the worker imports nothing of this repository, and versions are those of the baseline: it is the machine"
+)
 FRESH = "slower than the baseline in 3 fresh processes"
 
 
@@ -64,7 +71,8 @@ def test_what_looks_slower_is_compared_with_the_code_that_recorded_the_baseline(
         commit(repository)
     result, said = decode(repository)
     assert (result.ret, said["outcome"], said["basis"], said["count"]) == (1, "regression", "base", 4)
-    assert said["reason"] == "15.0% slower than base in 4 pairs of fresh processes"
+    base = f"the baseline's revision ({revision(repository)[:12]})"
+    assert said["reason"] == f"15.0% slower than base in 4 pairs of fresh processes; base is {base}"
     assert said["tolerance"] == 0.1, "the base was not named, so the baseline's tolerance counts"
     result.stdout.fnmatch_lines(["*regression: *5.750 ms*5.000 ms*+15.0%*", "*1 cases gated: 1 regression*"])
     assert len(git(repository.path, "worktree", "list").splitlines()) == 1
@@ -112,6 +120,21 @@ def test_the_option_says_which_cases_are_compared(repository: Suite, compare: st
     repository.backends(sim=f"Simulated(tpot={tpot})", extra="# a comment")
     result, said = decode(repository, f"--llm-compare={compare}")
     assert (result.ret, said["basis"]) == (0, basis)
+
+
+@pytest.mark.parametrize(
+    ("given", "tpot", "extra"),
+    [("flagged", 0.00515, ""), ("never", 0.00515, ""), ("never", 0.005, 'PEAKS["flops"] = 0.5e15')],
+    ids=["open", "open, never", "another state, never"],
+)
+def test_the_remedy_that_is_printed_compares(repository: Suite, given: str, tpot: float, extra: str) -> None:
+    repository.backends(sim=f"Simulated(tpot={tpot})", extra=extra or "# a comment")
+    result, said = decode(repository, f"--llm-compare={given}")
+    assert (said["outcome"], said["basis"]) == ("inconclusive", "stored")
+    result.stdout.fnmatch_lines(f"to settle it: {said['remedy']}")
+    (option,) = re.findall(r"--llm-[-=a-z]+", said["remedy"])
+    result, said = decode(repository, option)
+    assert (result.ret, said["outcome"], said["basis"]) == (0, "ok", "base")
 
 
 def test_in_another_state_of_the_machine_a_case_is_compared(repository: Suite) -> None:
@@ -174,7 +197,14 @@ def test_unchanged_code_is_not_compared_and_never_a_regression(repository: Suite
     assert (result.ret, said["outcome"], said["basis"], repository.loads["sim"]) == (0, "inconclusive", "stored", 1)
     assert said["reason"].startswith(UNCHANGED)
     assert ("cannot be excluded" in said["reason"]) == (tpot < TPOT)
-    assert "record another sitting" in said["remedy"]
+    assert said["remedy"].startswith("record another sitting of the baseline's code, with --llm-update-baselines")
+
+
+def test_a_sitting_that_was_added_as_that_remedy_says_counts_too(repository: Suite) -> None:
+    recorded_slower(repository)
+    assert decode(repository)[1]["outcome"] == "inconclusive"
+    assert repository.decode("--llm-update-baselines", "--llm-invocations=3").ret == 0
+    assert len(repository.stored()["entries"][f"{SIM}/tpot"]) == 2
 
 
 def test_a_commit_that_was_taken_back_is_unchanged_code(repository: Suite) -> None:
@@ -211,6 +241,98 @@ def test_strictly_unchanged_code_on_a_slower_machine_is_no_clear_pass(repository
     result, said = decode(repository, "--llm-strict")
     assert (result.ret, said["outcome"]) == (1, "inconclusive")
     result.stdout.fnmatch_lines(f"*inconclusive: *{UNCHANGED}*")
+
+
+# Code of elsewhere
+
+
+#: A backend that is installed outside the repository, and counts its generations by process.
+STACK = """\
+import os
+from pathlib import Path
+
+from simulated import Simulated
+
+
+class Stack(Simulated):
+    def generate(self, *arguments):
+        with open(Path(__file__).with_name("generations"), "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        super().generate(*arguments)
+
+
+def load(spec):
+    return Stack(tpot=0.005)
+"""
+
+
+@pytest.fixture
+def elsewhere(
+    repository: Suite, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Suite, Path]:
+    """A repository of suites alone, whose stack is installed elsewhere; and the file with its generations.
+
+    The stack was faster by a quarter when it was recorded, and since then somebody has edited the README.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "stack.py").write_text(STACK)
+    for path in (folder, TESTS):
+        monkeypatch.setenv("PYTHONPATH", str(path), prepend=os.pathsep)
+    repository.backends(backends='[Backend("ref", load_ref), Backend("stack", "stack:load")]')
+    repository.baseline.unlink()
+    repository.record({"stack/tpot": TPOT / 1.25}, revision=commit(repository), versions=VERSIONS)
+    (repository.path / "README.md").write_text("A word.\n")
+    commit(repository)
+    return repository, folder / "generations"
+
+
+def pairs(suite: Suite) -> list[int]:
+    """How many pairs each comparison of the last run has."""
+    raw = json.loads((suite.path / "raw.json").read_text())
+    return [len(one["pairs"]) for one in raw["comparisons"]]
+
+
+def test_where_the_worker_imports_nothing_of_the_repository_it_is_the_machine(elsewhere: tuple[Suite, Path]) -> None:
+    suite, generations = elsewhere
+    result, said = decode(suite, backends="stack")
+    assert (result.ret, said["outcome"], said["basis"], said["count"]) == (0, "inconclusive", "stored", 1)
+    assert said["reason"] == f"{OF_ELSEWHERE}; a slowdown of {said['not_excluded']:.1%} cannot be excluded"
+    assert said["remedy"].startswith("record another sitting of the baseline's code")
+    assert pairs(suite) == [0]
+    _first, *pair = Counter(generations.read_text().split()).values()
+    assert pair == [WARM_UP, WARM_UP], "base and head are asked for no more, and no fresh process is started"
+    assert len(git(suite.path, "worktree", "list").splitlines()) == 1
+
+
+def test_that_is_found_once_for_all_metrics(elsewhere: tuple[Suite, Path]) -> None:
+    suite, generations = elsewhere
+    suite.record({"stack/tpot": TPOT / 1.25, "stack/latency": 0.1}, revision=revision(suite), versions=VERSIONS)
+    gate(suite, "suites/test_decode.py", "suites/test_latency.py", "--llm-backends=stack")
+    assert [one["reason"].startswith(OF_ELSEWHERE) for one in verdicts(suite).values()] == [True, True]
+    assert len(set(generations.read_text().split())) == 1 + 2
+
+
+def test_what_is_not_slower_stays_ok_where_all_is_compared(elsewhere: tuple[Suite, Path]) -> None:
+    suite, _ = elsewhere
+    suite.record({"stack/tpot": TPOT}, revision=revision(suite), versions=VERSIONS)
+    result, said = decode(suite, "--llm-compare=always", backends="stack")
+    assert (result.ret, said["outcome"], pairs(suite)) == (0, "ok", [0])
+
+
+def test_another_version_of_it_is_no_such_case(elsewhere: tuple[Suite, Path]) -> None:
+    suite, _ = elsewhere
+    suite.record({"stack/tpot": TPOT / 1.3}, revision=revision(suite), versions=VERSIONS | {"stack": "1.0"})
+    result, said = decode(suite, backends="stack")
+    assert (result.ret, said["outcome"], said["basis"], said["count"]) == (1, "regression", "stored", 3)
+    assert "versions differ from the baseline's (stack 1.0 -> missing)" in said["reason"]
+
+
+def test_beside_a_base_that_somebody_named_it_is_new(elsewhere: tuple[Suite, Path]) -> None:
+    suite, _ = elsewhere
+    suite.baseline.unlink()
+    result, said = decode(suite, "--llm-base=HEAD~1", backends="stack")
+    assert (result.ret, said["outcome"]) == (1, "new"), "nothing was compared"
+    assert "cannot run it: it imported nothing from " in said["reason"]
 
 
 # Where that revision cannot be the base

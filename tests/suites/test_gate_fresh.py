@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from gated import FIGURES, SIM, SLOW_ONCE, SLOWER, TPOT, decode, gate, record, verdicts
+from gated import FIGURES, SIM, SLOW_ONCE, SLOWER, TPOT, decode, gate, looking, record, verdicts
 from inner import BUSY, Suite
 
 WHY_NOT = "base cannot be had: the baseline names no revision: files were changed when it was recorded, or its file"
@@ -34,6 +34,25 @@ def test_three_fresh_processes_in_turns_with_the_reference_decide(recorded: Suit
     assert (result.ret, said["outcome"], said["basis"], said["count"]) == (1, "regression", "stored", 3)
     assert said["reason"].startswith(f"15.0% slower than the baseline in 3 fresh processes; beside ref; {WHY_NOT}")
     assert recorded.loads == {"ref": 3, "sim": 1 + 3}
+
+
+def test_a_reference_that_another_interpreter_runs_has_a_sitting_of_its_own(suite: Suite) -> None:
+    """One run recorded both, so the two sittings are of one moment; what they had installed differs."""
+    record(suite, {"sim/tpot": TPOT})
+    record(suite, {"ref/tpot": 0.010}, versions={"python": "3.12"})
+    assert len(suite.stored()["sittings"]) == 2 * 5
+    suite.backends(sim=SLOWER)
+    result, said = decode(suite)
+    assert (result.ret, said["outcome"]) == (1, "regression")
+    assert "; beside ref; " in said["reason"]
+    assert suite.loads == {"ref": 3, "sim": 1 + 3}
+
+
+def test_a_reference_that_fails_in_turns_is_named(recorded: Suite) -> None:
+    recorded.backends(sim=SLOWER, ref="1 / 0")
+    result = recorded.decode()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines("*the reference, ref, in turns with sim: *ZeroDivisionError*")
 
 
 def test_without_figures_of_the_reference_they_decide_alone(alone: Suite) -> None:
@@ -117,10 +136,21 @@ def test_processes_whose_cpus_were_moved_meanwhile_decide_nothing(suite: Suite) 
     assert said["reason"].endswith("; the machine changed meanwhile")
 
 
+def test_processes_of_a_machine_that_changed_meanwhile_decide_nothing(alone: Suite) -> None:
+    """Its rates are those of the start of the run; a host that became busy since then shows in a further look."""
+    alone.backends(sim=SLOWER, extra=looking("[PEAKS, *[PEAKS | {'interpreter cpython-311': 0.5e7}] * 9]"))
+    result, said = decode(alone)
+    assert (result.ret, said["outcome"], alone.loads["sim"]) == (0, "inconclusive", 1 + 3)
+    assert said["reason"].endswith("; the machine changed meanwhile")
+    assert len(alone.pids("rates")) == 2
+
+
 @pytest.mark.parametrize(
     ("sim", "ref", "outcome"),
     [
-        (0.006, 0.012, "ok"),  # a fifth slower both
+        (0.006, 0.012, "inconclusive"),  # a fifth slower both
+        (0.005, 0.010, "ok"),
+        (0.005, 0.008, "inconclusive"),  # as it was, on a machine that is faster by a fifth
         (0.006, 0.01095, "inconclusive"),  # the machine explains a half of it
         (0.007, 0.0105, "regression"),
         (0.006, 0.0095, "regression"),
@@ -132,14 +162,18 @@ def test_a_slowdown_that_the_reference_shares_is_the_machine_s(
     recorded: Suite, sim: float, ref: float, outcome: str
 ) -> None:
     recorded.backends(sim=f"Simulated(tpot={sim})", ref=f"Simulated(tpot={ref})")
-    result, said = decode(recorded)
+    result, said = decode(recorded, "--llm-compare=always")
     assert (said["outcome"], result.ret) == (outcome, outcome == "regression")
-    assert said["ratio"] == pytest.approx(min(sim / 0.005, sim / 0.005 / (ref / 0.010)))
+    slower, over = sim / 0.005, sim / 0.005 / (ref / 0.010)
+    both = min(slower, over) == 1 != max(slower, over)  # one is ok, and the other is not
+    assert said["ratio"] == pytest.approx(slower if both else min(slower, over))
+    shared = ", and so is the reference: " if over < slower else ", but the reference is faster: "
+    assert (shared in said["reason"]) == both
 
 
 @pytest.mark.parametrize(
     ("ref", "outcome"),
-    [("0.010 if process == 1 else 0.012", "ok"), ("0.012 if process == 1 else 0.010", "regression")],
+    [("0.010 if process == 1 else 0.012", "inconclusive"), ("0.012 if process == 1 else 0.010", "regression")],
     ids=["slow beside it", "slow before it"],
 )
 def test_the_reference_counts_as_it_is_beside_the_fresh_processes(recorded: Suite, ref: str, outcome: str) -> None:

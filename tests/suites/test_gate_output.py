@@ -38,7 +38,7 @@ def test_a_regression_fails_that_test_alone_in_one_readable_line(suite: Suite) -
     assert re.search(r"\+15\.0% \[\+6\.\d%, \+24\.\d%\]", said[0]), "change and interval"
     assert "3 fresh processes" in said[0]
     assert "10% (default of cpu)" in said[0]
-    assert "--llm-update-baselines" in said[0]
+    assert said[0].endswith("accept it with --llm-update-baselines, or allow this case more (llm_tolerances)")
     assert "Traceback" not in result.stdout.str()
     result.stdout.fnmatch_lines("*4 cases gated: 1 regression, 3 ok*")
 
@@ -97,7 +97,7 @@ def test_strictly_what_is_open_fails_with_the_slowdown_and_what_would_settle_it(
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         "*sim*tpot: inconclusive: *3.0% slower than the baseline in 1 process; a slowdown of 12.8% cannot be excluded*"
-        "--llm-update-baselines*"
+        "run with --llm-compare=unresolved*"
     )
 
 

@@ -71,6 +71,25 @@ def test_a_tree_with_changes_stores_no_revision(suite: Suite) -> None:
     assert [one["revision"] for one in suite.stored()["sittings"].values()] == [None]
 
 
+UNNAMED = (
+    "the baseline names no revision (files differ from the commit, or there is no repository): no later run can "
+    "compare beside this code"
+)
+
+
+@pytest.mark.parametrize(("how", "noted"), [("clean", False), ("changed", True), ("no repository", True)])
+def test_a_sitting_without_a_revision_is_noted(suite: Suite, how: str, noted: bool) -> None:
+    if how != "no repository":
+        suite.commit()
+    if how == "changed":
+        suite.test("# of nobody's revision")
+    assert UNNAMED not in said(suite.decode()), "nothing is accepted"
+    result = suite.decode(*UPDATED)
+    assert result.ret == 0
+    assert (UNNAMED in said(result)) == noted
+    assert UNNAMED not in said(suite.decode())
+
+
 # Sittings of the same code add up, figures of other code replace
 
 
@@ -149,7 +168,9 @@ def test_each_interpreter_s_versions_decide_for_its_own_backends(suite: Suite, m
 def test_the_last_few_sittings_are_kept_and_all_of_them_are_compared(recorded: Suite) -> None:
     for number in range(HISTORY):
         recorded.backends(sim=f"Simulated(tpot=0.005 * {1 + (number + 1) / 1000})")
-        assert recorded.decode("--llm-update-baselines=add", UPDATED[1]).ret == 0
+        result = recorded.decode("--llm-update-baselines=add", UPDATED[1])
+        assert result.ret == 0
+    assert re.search(rf"^tpot b1-p16-n8 sim .* {HISTORY} ", result.stdout.str(), re.M), "as many as are kept"
     assert medians(recorded) == pytest.approx([TPOT * (1 + number / 1000) for number in range(HISTORY, 0, -1)])
     recorded.backends(sim="Simulated(tpot=0.005)")
     recorded.decode().stdout.fnmatch_lines("tpot b1-p16-n8 sim*-0.3% *ok")

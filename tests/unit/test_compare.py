@@ -20,7 +20,7 @@ from pytest_llmperf.gate.turns import WARM_UP, Turn
 from pytest_llmperf.machine.fitness import Fitness
 from pytest_llmperf.measure.process import Sample
 from pytest_llmperf.measure.trace import Trace
-from pytest_llmperf.measure.worker_process import BaseUnableError, WorkerError
+from pytest_llmperf.measure.worker_process import BaseUnableError, SameCodeError, WorkerError
 
 
 class Clock:
@@ -34,12 +34,19 @@ class Clock:
 
 
 class Side:
-    """A process that can be asked and cannot be paused."""
+    """A process that can be asked and cannot be paused; base's may be of head's code."""
 
     pausable = False
 
+    def __init__(self, wrong_code: Exception | None = None) -> None:
+        self._wrong_code = wrong_code
+
     def prove(self) -> None:
         pass
+
+    def check_code(self) -> None:
+        if self._wrong_code is not None:
+            raise self._wrong_code
 
 
 class Machine:
@@ -50,6 +57,7 @@ class Machine:
         noise: what the time per token of each generation is multiplied by.
         noise_of_first: what its first token's is, if that is another.
         failure: how.
+        wrong_code: what is wrong with the code that base has imported.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, start: float, generation: float) -> None:
@@ -60,6 +68,7 @@ class Machine:
         self.noise: Iterator[float] = cycle((1.0, 1.1, 0.9, 1.0, 0.9, 1.1))
         self.noise_of_first: Iterator[float] | None = None
         self.failure: Exception = WorkerError("out of its depth")
+        self.wrong_code: Exception | None = None
         self._start, self._generation = start, generation
         monkeypatch.setattr(compare, "time", self.clock)
         monkeypatch.setattr("pytest_llmperf.gate.turns.generate", self._generate)
@@ -77,7 +86,7 @@ class Machine:
     def _arms(self) -> Iterator[dict[str, Any]]:
         self.started += 1
         self.clock.now += self._start
-        yield {name: Side() for name in ("base", "head")}
+        yield {"base": Side(self.wrong_code), "head": Side()}
 
     def comparisons(self, count: int = 1, budget: float = 1.0, shared: int = FEWEST_TO_FAIL) -> list[Comparison]:
         """As many, each of which has all the others join the pairs that it starts."""
@@ -200,6 +209,17 @@ def test_a_base_that_cannot_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert [asking.pairs, other.pairs] == [[], []]
     other.spend("tpot")
     assert [len(asking.pairs), len(other.pairs)] == [0, FEWEST_TO_FAIL]
+
+
+def test_a_base_of_head_s_code_is_found_after_warming_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 1.0, 1.0)
+    machine.wrong_code = SameCodeError("it imported nothing")
+    asking, other = machine.comparisons(2)
+    for _ in range(2):
+        with pytest.raises(SameCodeError, match="it imported nothing"):
+            asking.judge("tpot", 0.03)
+    assert machine.asked == [Workload(1, 2, 2)] * 2 * WARM_UP, "no turn was taken"
+    assert (machine.started, asking.pairs, other.pairs) == (1, [], [])
 
 
 def test_one_that_nobody_served_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:

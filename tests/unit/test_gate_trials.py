@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.gate.flow import KEPT, KINDS, changed, decisions, holds
 from benchmarks.gate.repository import NOTHING, by_workload, slowed, tpots_of
@@ -70,9 +73,25 @@ def test_a_slowdown_is_a_share_of_the_step() -> None:
     assert seconds_of(slowed("sleep-5", TPOTS), 2) == pytest.approx([0.05 * 0.020] * 2)
 
 
-def test_every_seventh_token_takes_half_a_step_longer() -> None:
-    slept = seconds_of(changed("seventh", TPOTS), 21)
+def test_every_seventh_step_sleeps_in_one_layer() -> None:
+    slept: list[float] = []
+    names: dict[str, Any] = {}
+    exec(changed("seventh", TPOTS), names)
+    names["time"] = type("Clock", (), {"sleep": staticmethod(slept.append)})
+    layers = [torch.nn.Identity() for _ in range(3)]
+    names["prepare"](SimpleNamespace(model=SimpleNamespace(model=SimpleNamespace(layers=layers))))
+    for step in range(22):
+        for layer in layers:
+            layer(torch.zeros(1, 64 if step == 0 else 1, 4))  # a prefill, and 21 steps
     assert slept == pytest.approx([0.49 * 0.020] * 3)
+
+
+def test_a_spin_takes_a_tenth_of_the_step() -> None:
+    names: dict[str, Any] = {}
+    exec(changed("spin-10", TPOTS), names)
+    began = time.perf_counter()
+    names["do"](1, 64)
+    assert time.perf_counter() - began >= 0.10 * 0.020
 
 
 @pytest.mark.parametrize(
@@ -80,9 +99,9 @@ def test_every_seventh_token_takes_half_a_step_longer() -> None:
     [
         ("same", {"ok": 9, "inconclusive": 9}, True),
         ("same", {"ok": 99, "regression": 1}, False),
-        ("work-10", {"regression": 9, "inconclusive": 1}, True),
-        ("work-10", {"regression": 8, "inconclusive": 2}, False),
-        ("work-10", {"regression": 99, "ok": 1}, False),
+        ("spin-10", {"regression": 9, "inconclusive": 1}, True),
+        ("spin-10", {"regression": 8, "inconclusive": 2}, False),
+        ("spin-10", {"regression": 99, "ok": 1}, False),
         ("seventh", {}, False),
     ],
 )

@@ -16,12 +16,15 @@ from pytest_llmperf.gate import checkout, rule
 from pytest_llmperf.gate import judge as judging
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
 from pytest_llmperf.gate.checkout import Base
-from pytest_llmperf.gate.judge import RECORD, SITTING, Judge, changes, disturbed
+from pytest_llmperf.gate.judge import COMPARE, RECORD, SITTING, Judge
 from pytest_llmperf.gate.rule import Interval, Outcome, Verdict
 from pytest_llmperf.gate.stored import ACCELERATOR_DECODE, CPU, Prior
+from pytest_llmperf.installed import changes
 from pytest_llmperf.machine.fingerprint import take
 from pytest_llmperf.machine.fitness import Barrier
 from pytest_llmperf.machine.rates import Machine
+from pytest_llmperf.measure.process import disturbed
+from pytest_llmperf.measure.worker_process import SameCodeError
 from pytest_llmperf.plan import Allowed
 
 CASE = Case("tiny", "bfloat16", "sim", Workload(1, 16, 8), "tpot")
@@ -34,6 +37,7 @@ BASE = Base(Path("/repository"), REVISION, "the baseline's revision", None)
 #: A figure that looks slower, and one that one sitting says is ok.
 SLOW, SAME = 1.15, 1.0
 WHY_NOT = "base cannot be had: "
+UNCHANGED = "code and versions are those of the baseline: it is the machine"
 
 
 @dataclass
@@ -60,12 +64,14 @@ class World:
         revision: that recorded them.
         recorded: the machine's rates then.
         rates: the machine's rates now.
+        later: its rates after the fresh processes; None if they are the same.
+        apart: whether the reference's interpreter, and so its sitting of the same moment, is another one.
         versions, installed: then and now.
         compare, budget, base: options.
         attached: the server, if one runs already.
         at: whether the tree is at the revision.
         has: whether git has the revision.
-        pairs: the verdict beside base.
+        pairs: the verdict beside base, or the error.
         head, reference: what fresh processes measure.
         spent: seconds that pairs have taken.
         begun: whether pairs of the case were measured already.
@@ -77,6 +83,8 @@ class World:
     barrier: Barrier | None = None
     recorded: Mapping[str, float] = field(default_factory=lambda: RATES)
     rates: Mapping[str, float] = field(default_factory=lambda: RATES)
+    later: Mapping[str, float] | None = None
+    apart: bool = False
     versions: Mapping[str, str] = field(default_factory=lambda: {"torch": "2.13"})
     installed: Mapping[str, str] = field(default_factory=lambda: {"torch": "2.13"})
     elsewhere: bool = False
@@ -86,7 +94,7 @@ class World:
     attached: Mapping[str, str] = field(default_factory=dict)
     at: bool = False
     has: bool = True
-    pairs: Verdict | None = None
+    pairs: Verdict | Exception | None = None
     head: Sequence[Process] = (Process(SLOW),) * 3
     reference: Sequence[Process] = (Process(),) * 3
     prior: Prior = CPU
@@ -102,9 +110,10 @@ class World:
         sittings, entries = {}, {}
         for number, rows in enumerate(self.sittings):
             day = f"2026-01-{31 - number}"
-            one = Sitting(day, self.revision, machine, self.versions, {}, self.recorded)
-            sittings[one.id] = one
             for case, row in rows.items():
+                versions = self.versions | ({"python": "3.12"} if self.apart and case == REFERENCE else {})
+                one = Sitting(day, self.revision, machine, versions, {}, self.recorded)
+                sittings[one.id] = one
                 entry = Entry(one.id, "s/token", tuple(row), self.barrier)
                 entries[case.key] = (*entries.get(case.key, ()), entry)
         return Baseline("cpu", "tiny", sittings, entries)
@@ -119,6 +128,7 @@ class World:
             registry={"sim": "sim", "ref": "ref"},
             root=Path("/repository"),
             apart=[],
+            sitting=lambda entry: stored.sitting(entry) if stored else None,
             own=lambda case: stored.own(case.key, take()) if stored else [],
             prior=lambda _case: self.prior,
             attached=lambda _backend: self.attached,
@@ -132,11 +142,14 @@ class World:
         def in_turns(backend: str, workload: Workload, reference: str | None, count: int) -> tuple[Any, Any]:
             assert count == 3
             self.asked.append(f"{count} fresh processes" + (f" in turns with {reference}" if reference else ""))
+            self.rates = self.rates if self.later is None else self.later
             return list(self.head), list(self.reference) if reference else []
 
         def compared(case: Case, base: Base, tolerance: float) -> Verdict:
             self.asked.append(f"pairs with {base} at {tolerance:.0%}")
             assert self.pairs is not None
+            if isinstance(self.pairs, Exception):
+                raise self.pairs
             return self.pairs
 
         monkeypatch.setattr(checkout, "is_at", lambda *_: self.at)
@@ -175,7 +188,7 @@ def test_one_process_is_screened(judge: Any, first: float, outcome: Outcome, sus
     found = judge(World(compare="never"), first)
     assert (found.outcome, found.basis, found.count) == (outcome, "stored", 1)
     assert found.suspicious == suspicious
-    assert found.remedy == (SITTING if outcome is Outcome.INCONCLUSIVE else "")
+    assert found.remedy == (COMPARE if outcome is Outcome.INCONCLUSIVE else "")
 
 
 @pytest.mark.parametrize("sittings", [1, 2, 5])
@@ -243,7 +256,7 @@ def test_a_disturbed_process_that_excludes_a_slowdown_is_ok(judge: Any) -> None:
     [
         (World(sittings=()), "baselines/cpu/tiny.json does not exist"),
         (World(sittings=({REFERENCE: [SAME]},)), "this case is new to the baseline"),
-        (World(elsewhere=True), "the baseline is of another machine (CPU: "),
+        (World(elsewhere=True), "the baseline is of another machine; here CPU: "),
     ],
     ids=["no file", "a new case", "another machine"],
 )
@@ -255,7 +268,8 @@ def test_without_a_baseline_of_this_machine_the_figures_are_to_be_accepted(judge
 
 
 def test_a_machine_of_another_kind_is_named_with_its_own_value_first(judge: Any) -> None:
-    assert judge(World(elsewhere=True)).reason.endswith("not a faster one there)")
+    said = f"the baseline is of another machine; here CPU: {take().cpu}, not a faster one"
+    assert judge(World(elsewhere=True)).reason == said
 
 
 @pytest.mark.parametrize("compare", ["flagged", "unresolved", "always"])
@@ -312,7 +326,7 @@ def test_in_another_state_nothing_can_be_told(
 ) -> None:
     world = World(rates=RATES | rates, barrier=Barrier(3e-6, 2), compare="never")
     found = judge(world, Process(first, barrier))
-    assert (found.outcome, found.remedy, found.other_state) == (Outcome.INCONCLUSIVE, SITTING, True)
+    assert (found.outcome, found.remedy, found.other_state) == (Outcome.INCONCLUSIVE, COMPARE, True)
     assert found.reason.startswith(IN_ANOTHER_STATE + said)
     assert found.ratio == pytest.approx(first)
 
@@ -342,7 +356,7 @@ def test_in_another_state_a_case_is_compared_beside_base_whatever_its_figure(jud
     ("changed", "said"),
     [
         ({"has": False}, WHY_NOT + "git does not have 0123456789ab"),
-        ({"at": True}, "code and versions are those of the baseline, so a change is the machine's"),
+        ({"at": True}, UNCHANGED),
     ],
     ids=["no base", "unchanged code"],
 )
@@ -383,11 +397,45 @@ def test_the_option_says_what_is_compared(judge: Any, compare: str, first: float
     assert bool(world.asked) == compared
 
 
-def test_the_base_is_the_revision_that_recorded_the_baseline(judge: Any) -> None:
-    world = World(pairs=beside_base(1.2))
-    found = judge(world)
-    assert (found.outcome, found.basis) == (Outcome.REGRESSION, "base")
-    assert world.asked == ["git", "pairs with the baseline's revision (0123456789ab) at 10%"]
+@pytest.mark.parametrize("first", [1.02, SLOW])
+def test_the_printed_remedy_of_a_screening_compares(judge: Any, first: float) -> None:
+    screened = judge(World(compare="never"), first)
+    option, value = screened.remedy.split()[-1].split("=")
+    assert (screened.outcome, option) == (Outcome.INCONCLUSIVE, "--llm-compare")
+    assert judge(World(compare=value, pairs=beside_base(1.0)), first).basis == "base"
+
+
+@pytest.mark.parametrize("first", [SAME, SLOW])
+def test_the_printed_remedy_of_another_state_compares(judge: Any, first: float) -> None:
+    slower = RATES | {"flops": 0.5e12}
+    value = judge(World(compare="never", rates=slower), first).remedy.split("=")[-1]
+    assert judge(World(compare=value, rates=slower, pairs=beside_base(1.0)), first).basis == "base"
+
+
+@pytest.mark.parametrize(("first", "compared"), [(SAME, False), (0.85, False), (0.7, True), (1.02, True), (SLOW, True)])
+def test_with_a_named_base_all_is_compared_that_is_not_ok_or_faster(judge: Any, first: float, compared: bool) -> None:
+    sittings = [{CASE: [SAME] * 5}] * (5 if first < 1 else 1)  # one does not tell a gain of 15 % from none
+    world = World(sittings=sittings, base=replace(BASE, stated="main"), pairs=beside_base(1.0))
+    assert judge(world, first).basis == ("base" if compared else "stored")
+    assert bool(world.asked) == compared
+
+
+def test_a_sitting_that_names_a_revision_comes_before_a_newer_one_that_names_none(
+    judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(sittings=[{CASE: [SAME] * 5}] * 2, pairs=beside_base(1.2))
+    held = world.stored
+    assert held is not None
+    newest, oldest = (held.sitting(one) for one in held.entries[CASE.key])
+    assert newest.recorded > oldest.recorded
+    unnamed = replace(newest, revision=None)
+    rows = tuple(
+        replace(one, sitting=unnamed.id if one.sitting == newest.id else one.sitting) for one in held.entries[CASE.key]
+    )
+    sittings = {one.id: one for one in (unnamed, oldest)}
+    monkeypatch.setattr(World, "stored", replace(held, sittings=sittings, entries={CASE.key: rows}))
+    assert judge(world).outcome is Outcome.REGRESSION
+    assert world.asked == ["git", f"pairs with {BASE} at 10%"]
 
 
 def test_a_named_base_comes_before_that_revision(judge: Any) -> None:
@@ -400,7 +448,7 @@ def test_a_named_base_comes_before_that_revision(judge: Any) -> None:
     ("pairs", "outcome", "reason"),
     [
         (beside_base(1.0), Outcome.OK, "15.0% slower than the baseline, but not than base: the machine is slower"),
-        (beside_base(1.2), Outcome.REGRESSION, "20.0% slower than base in 4 pairs of fresh processes"),
+        (beside_base(1.2), Outcome.REGRESSION, f"20.0% slower than base in 4 pairs of fresh processes; base is {BASE}"),
         (beside_base(0.85), Outcome.FASTER, "15.0% faster than base in 4 pairs of fresh processes"),
     ],
 )
@@ -418,9 +466,6 @@ def test_pairs_that_leave_it_open_say_what_would_settle_it(judge: Any) -> None:
 # Unchanged code
 
 
-UNCHANGED = "code and versions are those of the baseline, so a change is the machine's"
-
-
 @pytest.mark.parametrize("first", [SLOW, 2.0, 0.5])
 def test_code_that_has_not_changed_cannot_have_regressed(judge: Any, first: float) -> None:
     world = World(at=True)
@@ -433,6 +478,36 @@ def test_code_that_has_not_changed_cannot_have_regressed(judge: Any, first: floa
 
 def test_unchanged_code_that_is_ok_stays_so_though_everything_is_compared(judge: Any) -> None:
     assert judge(World(at=True, compare="always"), SAME).outcome is Outcome.OK
+
+
+OF_ELSEWHERE = (
+    "the worker imports nothing of this repository, and versions are those of the baseline: it is the machine"
+)
+
+
+@pytest.mark.parametrize("first", [SLOW, 2.0, 0.5])
+def test_code_of_elsewhere_whose_version_has_not_changed_cannot_have_regressed(judge: Any, first: float) -> None:
+    world = World(pairs=SameCodeError("it imported nothing of /repository"))
+    found = judge(world, first)
+    assert (found.outcome, found.remedy, found.basis) == (Outcome.INCONCLUSIVE, SITTING, "stored")
+    excluded = f"; a slowdown of {found.not_excluded:.1%} cannot be excluded" if first > 1 else ""
+    assert found.reason == OF_ELSEWHERE + excluded
+    assert not any("fresh" in one for one in world.asked)
+
+
+def test_code_of_elsewhere_in_another_state_says_both(judge: Any) -> None:
+    world = World(rates=RATES | {"flops": 0.5e12}, pairs=SameCodeError("it imported nothing of /repository"))
+    found = judge(world)
+    assert (found.outcome, found.remedy) == (Outcome.INCONCLUSIVE, SITTING)
+    assert found.reason.startswith(IN_ANOTHER_STATE)
+    assert OF_ELSEWHERE in found.reason
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["ok", "no baseline"])
+def test_code_of_elsewhere_that_is_not_slower_stays_as_it_is(judge: Any, elsewhere: bool) -> None:
+    pairs = SameCodeError("it imported nothing of /repository")
+    found = judge(World(compare="always", pairs=pairs, elsewhere=elsewhere), SAME)
+    assert found.outcome is (Outcome.NO_BASELINE if elsewhere else Outcome.OK)
 
 
 def test_of_unchanged_code_with_other_versions_fresh_processes_decide(judge: Any) -> None:
@@ -508,30 +583,67 @@ WITH_REFERENCE = {CASE: [SAME] * 5, REFERENCE: [2.0] * 5}
 
 
 @pytest.mark.parametrize(
-    ("head", "reference", "outcome"),
+    ("head", "reference", "outcome", "ratio"),
     [
-        (2.0, 2.0, Outcome.REGRESSION),
-        (2.0, 1.8, Outcome.REGRESSION),  # slower than the reference alone cannot explain it
-        (2.0, 4.0, Outcome.OK),  # the machine is twice as slow
-        (2.0, 3.6, Outcome.INCONCLUSIVE),  # it may be 11 % slower than the machine explains
-        (3.0, 3.0, Outcome.REGRESSION),  # half of it is the machine's
-        (0.5, 1.0, Outcome.OK),  # the machine is twice as fast
-        (0.5, 2.0, Outcome.FASTER),
-        (0.5, 1.5, Outcome.FASTER),
-        (0.5, 0.5, Outcome.INCONCLUSIVE),  # twice as fast, and half as fast as the machine allows
-        (2.0, 8.0, Outcome.INCONCLUSIVE),  # twice as slow, and twice as fast as the machine allows
+        (2.0, 2.0, Outcome.REGRESSION, 2.0),
+        (2.0, 1.8, Outcome.REGRESSION, 2.0),  # slower than the reference alone cannot explain it
+        (2.0, 4.0, Outcome.INCONCLUSIVE, 2.0),  # the machine is twice as slow, or the code of both
+        (2.0, 3.6, Outcome.INCONCLUSIVE, 2 / 1.8),  # it may be 11 % slower than the machine explains
+        (3.0, 3.0, Outcome.REGRESSION, 2.0),  # half of it is the machine's
+        (1.0, 2.0, Outcome.OK, 1.0),
+        (1.0, 1.0, Outcome.INCONCLUSIVE, 1.0),  # as it was, on a machine that is twice as fast
+        (0.5, 1.0, Outcome.OK, 1.0),  # the machine is twice as fast
+        (0.5, 2.0, Outcome.FASTER, 0.5),
+        (0.5, 1.5, Outcome.FASTER, 0.5 / 0.75),
+        (0.5, 0.5, Outcome.INCONCLUSIVE, 2.0),  # twice as fast, and half as fast as the machine allows
+        (2.0, 8.0, Outcome.INCONCLUSIVE, 2.0),  # twice as slow, and twice as fast as the machine allows
     ],
 )
 def test_the_reference_in_turns_tells_slow_code_from_a_slow_machine(
-    judge: Any, head: float, reference: float, outcome: Outcome
+    judge: Any, head: float, reference: float, outcome: Outcome, ratio: float
 ) -> None:
-    world = World(sittings=[WITH_REFERENCE], has=False, head=[Process(head)] * 3, reference=[Process(reference)] * 3)
+    """The smaller change counts; where one of the two is ok and the other is not, neither does."""
+    measured: dict[str, Any] = {"head": [Process(head)] * 3, "reference": [Process(reference)] * 3}
+    world = World(sittings=[WITH_REFERENCE], has=False, compare="always", **measured)
     found = judge(world, head)
-    assert found.outcome is outcome
+    assert (found.outcome, found.ratio) == (outcome, pytest.approx(ratio))
     assert f"beside ref; {WHY_NOT}" in found.reason
     assert world.asked[-1] == "3 fresh processes in turns with ref"
-    both = sorted((head, head / (reference / 2)))
-    assert found.ratio == pytest.approx(both[both[0] < 0.9]), "the smaller change"
+
+
+@pytest.mark.parametrize(
+    ("head", "reference", "said"),
+    [
+        (2.0, 4.0, "100.0% slower than the baseline, and so is the reference: the machine, or both"),
+        (1.15, 2.3, "15.0% slower than the baseline, and so is the reference: the machine, or both"),
+        (1.0, 1.0, "0.0% slower than the baseline, but the reference is faster: the machine, or both"),
+    ],
+)
+def test_where_one_of_two_changes_is_ok_both_are_said(judge: Any, head: float, reference: float, said: str) -> None:
+    """A slow machine slows both, and so does code that both share."""
+    world = World(sittings=[WITH_REFERENCE], has=False, head=[Process(head)] * 3, reference=[Process(reference)] * 3)
+    found = judge(world)
+    assert (found.outcome, found.remedy) == (Outcome.INCONCLUSIVE, SITTING)
+    assert found.reason.startswith(f"{said}; beside ref; {WHY_NOT}")
+    assert found.ratio == pytest.approx(head)
+
+
+def test_the_reference_has_a_sitting_of_its_own_if_its_interpreter_is_another(judge: Any) -> None:
+    """It was recorded by the same run, and so at the same moment."""
+    slow: dict[str, Any] = {"head": [Process(2.0)] * 3, "reference": [Process(4.0)] * 3}
+    world = World(sittings=[WITH_REFERENCE] * 2, apart=True, has=False, **slow)
+    held = world.stored
+    assert held is not None
+    assert len(held.sittings) == 4
+    found = judge(world, 2.0)
+    assert world.asked[-1] == "3 fresh processes in turns with ref"
+    assert (found.outcome, found.ratio) == (Outcome.INCONCLUSIVE, pytest.approx(2.0))
+
+
+def test_a_reference_of_another_moment_is_not_asked(judge: Any) -> None:
+    world = World(sittings=[{CASE: [SAME] * 5}, {REFERENCE: [2.0] * 5}], has=False)
+    judge(world)
+    assert world.asked[-1] == "3 fresh processes"
 
 
 def test_figures_over_the_reference_are_shown_in_seconds(judge: Any) -> None:
@@ -582,6 +694,25 @@ def test_fresh_processes_whose_cpus_were_moved_decide_nothing(judge: Any) -> Non
     assert found.reason.endswith("; the machine changed meanwhile")
 
 
+@pytest.mark.parametrize("rate", sorted(RATES))
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_fresh_processes_of_a_machine_that_changed_meanwhile_decide_nothing(
+    judge: Any, rate: str, factor: float
+) -> None:
+    """The rates are those of the start of the run, so they are measured once more."""
+    world = World(has=False, head=[Process(2.0)] * 3, later=RATES | {rate: RATES[rate] * factor})
+    found = judge(world, 2.0)
+    assert world.asked[-1] == "3 fresh processes"
+    assert (found.outcome, found.count) == (Outcome.INCONCLUSIVE, 1)
+    assert found.reason.endswith("; the machine changed meanwhile")
+    assert found.remedy
+
+
+def test_fresh_processes_of_a_machine_that_hardly_changed_decide(judge: Any) -> None:
+    world = World(has=False, head=[Process(2.0)] * 3, later={name: 0.9 * rate for name, rate in RATES.items()})
+    assert judge(world, 2.0).outcome is Outcome.REGRESSION
+
+
 # How long comparing may take
 
 
@@ -601,7 +732,7 @@ def test_when_the_budget_is_used_up_nothing_more_is_compared(judge: Any, changed
 
 def test_what_is_ok_stays_so_when_the_budget_is_used_up(judge: Any) -> None:
     found = judge(World(budget=10, spent=10, compare="always"), SAME)
-    assert (found.outcome, found.reason) == (Outcome.OK, OUT_OF_TIME)
+    assert (found.outcome, found.reason, found.remedy) == (Outcome.OK, "", "")
 
 
 def test_a_comparison_that_was_begun_goes_on(judge: Any) -> None:

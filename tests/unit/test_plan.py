@@ -165,6 +165,8 @@ def test_of_new_ones_those_are_accepted_that_have_no_baseline_of_any_metric(make
         (("--llm-compare=unresolved",), True, [TWO]),
         (("--llm-compare=always",), False, [ONE, TWO]),
         (("--llm-compare=always",), True, [ONE, TWO]),
+        (("--llm-compare=always", "--llm-update-baselines=new"), False, [ONE]),  # figures that are accepted are not
+        (("--llm-compare=always", "--llm-update-baselines=new"), True, [ONE, TWO]),  # unless beside a named base
         (("--llm-compare=never",), True, []),
         (("--llm-self-test",), False, [ONE, TWO]),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_backends import spec
+from tiny import spec
 
 from pytest_llmperf.backends import flash_attention, transformers_engine
 from pytest_llmperf.backends.base import APPLIED, SLOTS, Backend, NotEngagedError

@@ -20,10 +20,9 @@ BACKENDS = ("eager", "sdpa", "compile", "compile-static", "max-autotune")
 WORKLOADS = ("b1-p256-n32", "b4-p256-n32")
 STATE = (
     "this machine is not in the state in which the baseline was recorded: its memory bandwidth is {}% below what it "
-    "was; code and versions are those of the baseline, so a change is the machine's; a slowdown of {}% cannot be "
-    "excluded"
+    "was; code and versions are those of the baseline: it is the machine; a slowdown of {}% cannot be excluded"
 )
-SITTING = "record another sitting with --llm-update-baselines, or compare beside a revision with --llm-base=REVISION"
+SITTING = "record another sitting of the baseline's code, with --llm-update-baselines at its revision"
 COMMANDS = {
     "to measure that alone again": ["pytest", "suites/", "--lf", "--lfnf=none", "--llm-compare=always"],
     "to accept it": ["pytest", "suites/", "--lf", "--lfnf=none", "--llm-update-baselines=slower"],

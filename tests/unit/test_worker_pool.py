@@ -98,6 +98,24 @@ def test_a_reference_that_died_meanwhile_stops_nobody(process: type[Process], mo
     assert process.said == [(0, "load"), (0, "rest"), (0, "close"), (1, "load")]
 
 
+@pytest.mark.parametrize(
+    ("loaded", "asked"),
+    [("eager", [(0, "rates")]), ("sdpa", [(1, "rates"), (1, "close")]), ("", [(0, "rates"), (0, "close")])],
+    ids=["the reference", "another backend", "none"],
+)
+def test_the_machine_is_measured_by_the_reference_or_by_a_process_of_its_own(
+    process: type[Process], loaded: str, asked: list[tuple[int, str]]
+) -> None:
+    """Another backend may have bound its threads."""
+    made = engines("cpu")
+    if loaded:
+        made.get(REGISTRY[loaded])
+    process.said.clear()
+    with made.any_worker() as ask:
+        ask("rates")
+    assert process.said == asked
+
+
 @pytest.mark.parametrize(("device", "emptied"), [("cuda", 1), ("cpu", 0)])
 def test_a_worker_gives_back_its_devices_memory(device: str, emptied: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[None] = []

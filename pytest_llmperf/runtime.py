@@ -1,0 +1,131 @@
+"""The worker processes, the prompts and the machine's rates of a run, each made when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from pytest_llmperf import models
+from pytest_llmperf.backends.base import EngineSpec
+from pytest_llmperf.backends.registry import Combination
+from pytest_llmperf.cases import Workload
+from pytest_llmperf.interpreter import Interpreter
+from pytest_llmperf.machine import facts
+from pytest_llmperf.machine.doctor import Finding
+from pytest_llmperf.measure.worker_pool import Engines
+from pytest_llmperf.measure.worker_process import Arm, WorkerError
+from pytest_llmperf.plan import Plan
+from pytest_llmperf.prompts import Prompts
+
+
+class Runtime:
+    """The engines of a run, and what depends on them.
+
+    Args:
+        plan: what is measured.
+        progress: told what is being done.
+    """
+
+    def __init__(self, plan: Plan, progress: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._progress = progress
+        self._unready: WorkerError | None = None
+
+    @cached_property
+    def engines(self) -> Engines:
+        """The worker processes; an embedded model is converted first.
+
+        Raises:
+            WorkerError: the model could not be converted.
+        """
+        if self._unready is not None:
+            raise self._unready
+        _ = self.findings  # before this run is itself what keeps the machine busy
+        try:
+            return opened(self._plan, self._progress)
+        except WorkerError as error:
+            self._unready = error
+            raise
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The token ids of every workload."""
+        _ = self.engines  # the tokenizer is in the converted folder
+        return Prompts(self._plan.model.architecture.vocabulary, self._plan.model.tokenizer_file)
+
+    def batch(self, workload: Workload) -> list[list[int]]:
+        """A workload's token ids, a row per request."""
+        return self.prompts.batch(workload)
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """Whether the machine was fit to measure on, as it was before the first engine."""
+        return facts.findings(self._plan.device, lambda: self._plan.need)
+
+    def measure_rates(self) -> dict[str, float]:
+        """Measure the machine's rates now, by the names in `pytest_llmperf.machine.rates`."""
+        plan = self._plan
+        self._progress(f"{plan.device.name}: measuring its rates")
+        with self.engines.any_worker() as ask:
+            measured = ask(
+                "rates",
+                dtype=plan.dtype,
+                buffer_bytes=plan.model.architecture.weight_bytes(plan.dtype),
+                device=plan.device.torch_device,
+                roofs=plan.device.peak_flops is None or plan.device.peak_bandwidth is None,
+            )
+        return {name: float(f"{value:.4g}") for name, value in measured.items()}
+
+    def release(self, backend: str) -> None:
+        """Say that the tests of a backend are over, if any engine was made."""
+        if "engines" in self.__dict__:
+            self.engines.release(backend)
+
+    def close(self) -> None:
+        """Stop every worker. Safe to call more than once, and when there is none."""
+        if "engines" in self.__dict__:
+            self.engines.close_all()
+
+
+def opened(plan: Plan, progress: Callable[[str], None]) -> Engines:
+    """The engines of a run; none is loaded. An embedded model is converted, once.
+
+    Raises:
+        WorkerError: the model could not be converted.
+    """
+    model, settings = plan.model, plan.settings
+    spec = EngineSpec(
+        model=model.name if model.folder is None else str(model.folder),
+        config=dict(model.config) if model.folder is None else None,
+        dtype=plan.dtype,
+        device=plan.device.torch_device,
+        batch_size=plan.largest.batch_size,
+        sequence_length=plan.largest.prompt_length + plan.largest.max_new_tokens,
+        cache=str(plan.cache),
+        timeout=settings.timeout,
+        executor=settings.executor,
+    )
+
+    def arm(backend: Combination | None) -> Arm:
+        return Arm(python=(Interpreter() if backend is None else plan.interpreter(backend)).path)
+
+    engines = Engines(
+        spec,
+        arm,
+        attached=plan.attached,
+        devices=plan.device_variables,
+        cache=str(plan.cache / "inductor"),
+        timeout=settings.timeout,
+        roomy=plan.fits_twice,
+        reference="" if model.random_weights else settings.reference,
+        progress=progress,
+    )
+
+    def convert(source: Path, target: Path) -> None:
+        progress(f"{model.name}: converting {source.name}, once")
+        with engines.any_worker() as ask:
+            ask("convert", source=str(source), target=str(target))
+
+    models.ready(model, convert)
+    return engines
