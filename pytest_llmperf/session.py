@@ -74,6 +74,8 @@ class Session:
         self.loads: list[LoadRecord] = []
         #: Backends and workloads whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
+        #: Whether the tree is at a revision, once git was asked.
+        self._at: dict[str, bool] = {}
         self._began = datetime.now(timezone.utc)
         self.runtime = Runtime(plan, progress)
         self.machine = Machine(fingerprint.take(), self.runtime.measure_rates)
@@ -360,10 +362,6 @@ class Session:
         if revision not in self._at:
             self._at[revision] = checkout.is_at(revision, self.plan.root, self.plan.apart)
         return self._at[revision]
-
-    @cached_property
-    def _at(self) -> dict[str, bool]:
-        return {}
 
     def _recorded_cold_start(self, case: Case) -> float | None:
         """What this machine recorded last of a case's cold start, in seconds; None where it has not."""
