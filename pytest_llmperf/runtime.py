@@ -96,7 +96,7 @@ def opened(plan: Plan, progress: Callable[[str], None]) -> Engines:
     """
     model, settings = plan.model, plan.settings
     spec = EngineSpec(
-        model=model.name if model.folder is None else str(model.folder),
+        model=model.name if model.folder is None else str(model.folder.absolute()),
         config=dict(model.config) if model.folder is None else None,
         dtype=plan.dtype,
         device=plan.device.torch_device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_llmperf.backends.base import CLIENT, Backend
+from pytest_llmperf.backends.toolchain import no_accelerator
 
 BACKENDS = (
     Backend(
@@ -11,6 +12,7 @@ BACKENDS = (
         optimizes="decode",
         proof="TGI streams the tokens asked for, by its own count",
         distributions=("aiohttp",),
+        dtypes=("float16", "bfloat16"),
         boundary=CLIENT,
         attaches=True,
         launcher="text-generation-launcher",
@@ -22,6 +24,7 @@ BACKENDS = (
         engines=("tgi",),
         optimizes="decode",
         proof="it was started with --quantize gptq",
+        requires=no_accelerator,
         weight_bytes=0.5,
     ),
 )

@@ -16,13 +16,19 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest_llmperf
+from pytest_llmperf.output import LAST_LINES, end_of, last_lines
 from pytest_llmperf.secret import pieces_in, scrubbed
 from pytest_llmperf.settings import SECRET_VARIABLES
-from pytest_llmperf.worker import protocol
+from pytest_llmperf.worker import protocol, reaper
 from pytest_llmperf.worker.bootstrap import counterpart, own
 
-#: Lines of a worker's own output that an error shows.
-LAST_LINES = 8
+#: Seconds that the reaper has to end what the worker started, before the run goes on without waiting for it.
+REAPING = 10.0
+#: Variables of every worker, and of the servers that it starts.
+ENVIRONMENT = {
+    "PYTHONFAULTHANDLER": "1",  # a crash in a library shows where it was called
+    "SPT_NOENV": "1",  # setproctitle, of vLLM's processes, leaves the environment, in which the mark is
+}
 #: Errors that a backend raises on purpose. Their message needs no traceback.
 PLAIN = {"NotEngagedError", "MemoryError", "OutOfMemoryError", "ServerError"}
 
@@ -40,7 +46,7 @@ class WorkerFailedError(WorkerError):
 
 
 class WorkerLostError(WorkerError):
-    """The worker died, hung or sent garbage; its process group has been killed."""
+    """The worker died, hung or sent garbage; it and what it started have been killed."""
 
 
 class WorkerHungError(WorkerLostError):
@@ -103,6 +109,23 @@ class Arm:
     checkout: Checkout | None = None
 
 
+def started_reaper(lifeline: int, group: int, folder: str) -> subprocess.Popen[bytes]:
+    """The reaper of a worker that leads a process group and has a scratch folder.
+
+    It is given its code as input, so that no name in its command line tells it from other Pythons: somebody who kills
+    every pytest by name does not kill it.
+    """
+    with open(reaper.__file__, "rb") as code:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-", str(lifeline), str(group), folder],
+            stdin=code,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(lifeline,),
+            start_new_session=True,
+        )
+
+
 class Host:
     """One worker process. Not thread-safe; one call at a time."""
 
@@ -117,9 +140,11 @@ class Host:
         requests_read, self._requests = os.pipe()
         self._replies, replies_write = os.pipe()
         lifeline_read, self._lifeline = os.pipe()
+        # The lifeline is the reaper's. A worker of an older version, of a base, wants it too.
         passed = (requests_read, replies_write, lifeline_read)
         package = Path(pytest_llmperf.__file__).parent.parent
-        inherited = {**os.environ, **arm.environment, **(environment or {})}
+        folder = reaper.scratch()
+        inherited = {**ENVIRONMENT, **os.environ, **arm.environment, **(environment or {}), reaper.MARK: folder}
         try:
             self._process = subprocess.Popen(
                 [
@@ -135,11 +160,12 @@ class Host:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=passed,
-                # A group of its own: killing it takes compile pools and ranks along, and Ctrl-C reaches pytest alone.
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C reaches pytest alone
             )
+            self._reaper = started_reaper(lifeline_read, self._process.pid, folder)
         except OSError as error:
             self._close_pipes()
+            reaper.end(folder)
             raise WorkerLostError(f"cannot start a worker with {arm.python}: {error}") from error
         finally:
             for descriptor in passed:
@@ -271,11 +297,9 @@ class Host:
         return kind(f"{what}\nlast output of the worker:\n{tail}" if tail else what)
 
     def output(self) -> str:
-        """The last lines that the worker printed."""
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - 8192))
-        lines = scrubbed(self._log.read().decode(errors="replace"), self._secret).splitlines()
-        return "\n".join("  " + line for line in lines[-LAST_LINES:])
+        """What an error shows of the lines that the worker printed."""
+        lines = last_lines(scrubbed(end_of(self._log), self._secret))
+        return "\n".join("  " + line for line in lines)
 
     def close(self, patience: float = 5.0) -> None:
         """Stop the worker: politely if it is idle, at once if it is in the middle of something."""
@@ -292,11 +316,12 @@ class Host:
                 self._process.wait(patience)
 
     def kill(self) -> None:
-        """Kill the worker's whole process group and reap it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Kill the worker and everything that it started, wherever that is by now."""
+        self._process.kill()
+        self._close_pipes()  # on which the reaper kills the others
         self._process.wait()
-        self._close_pipes()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._reaper.wait(REAPING)
 
     def _close_pipes(self) -> None:
         for name in ("_requests", "_replies", "_lifeline"):

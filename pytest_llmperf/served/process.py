@@ -1,4 +1,4 @@
-"""A server that we start: on a free loopback port, in the worker's own process group, gone when the engine closes."""
+"""A server that we start: on a free loopback port, in a scratch folder, gone when the engine closes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 import psutil
 
+from pytest_llmperf.machine.health import highest_memory
+from pytest_llmperf.output import end_of, last_lines
 from pytest_llmperf.served.client import ServerError, printable
+from pytest_llmperf.worker import reaper
 
-#: Lines of its output that an error shows; bytes that are looked at for them.
-LAST_LINES, LAST_BYTES = 8, 16384
+#: How the names of variables end whose values are folders, or lists of them.
+FOLDERS = ("PATH", "HOME", "CACHE", "DIR", "ROOT")
+#: Seconds that a server which broke has to end and to say why.
+DYING = 0.5
 #: Seconds that it has to end by itself; the parent waits 5 for the whole worker.
 PATIENCE = 3.0
 #: Seconds between two looks at whether it is up.
@@ -62,8 +68,20 @@ def healthy(url: str) -> bool:
         return False
 
 
+def anchored(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The environment for a process in another folder: paths that exist relative to this one become absolute."""
+
+    def absolute(path: str) -> str:
+        return str(folder / path) if path and not os.path.isabs(path) and (folder / path).exists() else path
+
+    return {
+        name: os.pathsep.join(map(absolute, value.split(os.pathsep))) if name.upper().endswith(FOLDERS) else value
+        for name, value in environment.items()
+    }
+
+
 class ServerProcess:
-    """A server that was started.
+    """A server that was started in a folder of its own, which is removed with it.
 
     Args:
         name: what errors call it.
@@ -74,16 +92,18 @@ class ServerProcess:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._name = name
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the server
+        self._folder = reaper.scratch()
         try:
-            # No session of its own: whoever kills the worker's process group takes it along.
             self._process = subprocess.Popen(
                 list(command),
-                env={**os.environ, **environment},
+                env={**anchored({**os.environ, **environment}, Path.cwd()), reaper.MARK: self._folder},
+                cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
             )
         except OSError as error:
+            reaper.end(self._folder)
             raise ServerError(f"cannot start {command[0]}: {error.strerror}") from None
 
     @property
@@ -91,8 +111,18 @@ class ServerProcess:
         return self._process.pid
 
     def pids(self) -> list[int]:
-        """Of it, and of the processes that it started."""
-        return [member.pid for member in family(self._process.pid)]
+        """Of it, and of the processes that it started, whatever groups and sessions they are in."""
+        return sorted(reaper.members(self._folder))
+
+    def peak_memory(self) -> int:
+        """Bytes: the resident sets of these processes at their highest, added up."""
+        return sum(map(highest_memory, self.pids()))
+
+    def ended(self) -> str | None:
+        """How it ended; None while it runs."""
+        if (status := self._process.poll()) is None:
+            return None
+        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
     def until(self, up: Callable[[], bool], seconds: float) -> None:
         """Wait until it is up.
@@ -102,8 +132,7 @@ class ServerProcess:
         """
         end = time.monotonic() + seconds
         while not up():
-            if (status := self._process.poll()) is not None:
-                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            if how := self.ended():
                 raise ServerError(f"{self._name} {how} before it was up{self.tail()}")
             if time.monotonic() > end:
                 raise ServerError(f"{self._name} was not up within {seconds:g} s{self.tail()}")
@@ -111,19 +140,22 @@ class ServerProcess:
 
     def tail(self) -> str:
         """The last lines that it printed, as an error ends with them."""
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - LAST_BYTES))
-        lines = [printable(line) for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        return "; its last lines:\n" + "\n".join("  " + line for line in lines[-LAST_LINES:]) if lines else ""
+        lines = [f"  {printable(line)}" for line in last_lines(end_of(self._log))]
+        return "; its last lines:\n" + "\n".join(lines) if lines else ""
+
+    def last_words(self) -> str:
+        """What an error of a request ends with: how the server ended, if it did, and its last lines."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(DYING)
+        how = self.ended()
+        return (f"; {self._name} {how}" if how else "") + self.tail()
 
     def stop(self) -> None:
         """Ask it to end, and after a while kill it and what it started."""
-        members = family(self._process.pid)
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(PATIENCE)
-        for member in members:
-            with contextlib.suppress(psutil.Error):
-                member.kill()
+        self._process.kill()
+        reaper.end(self._folder)
         self._process.wait()
         self._log.close()

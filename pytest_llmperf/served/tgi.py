@@ -1,6 +1,6 @@
 """Text Generation Inference as an engine, by ``/generate_stream``: one that runs already, or started here.
 
-Written to TGI 3.3.7's published API and sources; never run against a real one.
+Written to TGI 3.3.7's published API and sources, and run against a real one on a CPU.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import Any
 
 from pytest_llmperf.backends.base import Engagement, EngineSpec, NotEngagedError
 from pytest_llmperf.served.client import Address, ServerError
-from pytest_llmperf.served.engine import BATCH, ServedEngine
-from pytest_llmperf.served.process import ServerProcess, free_port, healthy
 from pytest_llmperf.served.reply import TgiReply
+from pytest_llmperf.served.started import StartedEngine
 
 LAUNCHER = "text-generation-launcher"
 #: Its prefix cache is on by default, and has no option.
@@ -28,7 +27,7 @@ def command(spec: EngineSpec, port: int, quantize: str = "") -> list[str]:
     """
     if spec.config is not None:
         raise ServerError("TGI reads weights from a folder or the hub; it has no random ones")
-    if spec.dtype == "float32" and not quantize:
+    if spec.dtype == "float32":
         raise ServerError("TGI has no float32; choose --llm-dtype=float16 or bfloat16")
     return [
         LAUNCHER, "--model-id", spec.model, "--num-shard", str(spec.tp),
@@ -41,7 +40,7 @@ def command(spec: EngineSpec, port: int, quantize: str = "") -> list[str]:
     ]  # fmt: skip
 
 
-class TgiEngine(ServedEngine):
+class TgiEngine(StartedEngine):
     """It has no prompts of token ids and no ignore_eos: prompts are sent as text, and an early end is one."""
 
     path = "/generate_stream"
@@ -55,7 +54,6 @@ class TgiEngine(ServedEngine):
     quantize = ""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._process: ServerProcess | None = None
         self._info: dict[str, Any] = {}
         super().__init__(spec)
 
@@ -63,11 +61,7 @@ class TgiEngine(ServedEngine):
         """The server's address; where none is named it is started, and waited for."""
         if self.spec.server:
             return super().open()
-        port = free_port()
-        address = Address(f"http://127.0.0.1:{port}")
-        self._process = ServerProcess(LAUNCHER, command(self.spec, port, self.quantize), ENVIRONMENT)
-        self._process.until(lambda: healthy(address.base), BATCH * self.spec.timeout)
-        return address
+        return self.start(LAUNCHER, lambda port: command(self.spec, port, self.quantize), ENVIRONMENT)
 
     def prepare(self) -> None:
         """What it is, that it takes prompts as long as they will be, and the model's tokenizer."""
@@ -117,20 +111,6 @@ class TgiEngine(ServedEngine):
             if found:
                 said[name] = f"{sum(found) / len(found):g} ms"
         return said
-
-    def processes(self) -> list[int]:
-        """Of a server that was started here."""
-        return self._process.pids() if self._process else []
-
-    def peak_memory(self) -> int:
-        """Not known of a server: 0."""
-        return 0
-
-    def close(self) -> None:
-        """Close every connection, and stop the server if it was started here."""
-        super().close()
-        if self._process is not None:
-            self._process.stop()
 
 
 def gptq(engine: type[TgiEngine]) -> type[TgiEngine]:

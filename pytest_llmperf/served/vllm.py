@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.backends.base import EngineSpec
-from pytest_llmperf.machine.health import highest_memory
-from pytest_llmperf.served.client import Address, ServerError
+from pytest_llmperf.served.client import Address
 from pytest_llmperf.served.completions import CompletionsEngine
-from pytest_llmperf.served.engine import BATCH
-from pytest_llmperf.served.process import ServerProcess, free_port, healthy
+from pytest_llmperf.served.started import StartedEngine
 
 #: The name under which the model is served, whatever its folder is called.
 NAME = "llmperf"
@@ -73,13 +71,12 @@ def command(python: str, model: str, arguments: Mapping[str, Any], port: int) ->
     ]  # fmt: skip
 
 
-class VllmServeEngine(CompletionsEngine):
+class VllmServeEngine(StartedEngine, CompletionsEngine):
     """The server is up when the engine is loaded, and gone when it is closed."""
 
     compiled = True
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._process: ServerProcess | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         super().__init__(spec)
 
@@ -91,13 +88,12 @@ class VllmServeEngine(CompletionsEngine):
         self._folder = tempfile.TemporaryDirectory() if spec.config is not None else None
         config = dict(spec.config) if spec.config is not None else vllm_engine.configuration(Path(spec.model))
         model = spec.model if self._folder is None else vllm_engine.written(Path(self._folder.name), config)
-        environment = {**ENVIRONMENT, **vllm_engine.environment(spec)}
-        port = free_port()
-        address = Address(f"http://127.0.0.1:{port}")
-        line = command(sys.executable, model, vllm_engine.arguments(spec, config, self.compiled), port)
-        self._process = ServerProcess("vllm serve", line, environment)
-        self._process.until(lambda: healthy(address.base), BATCH * spec.timeout)
-        return address
+        arguments = vllm_engine.arguments(spec, config, self.compiled)
+        return self.start(
+            "vllm serve",
+            lambda port: command(sys.executable, model, arguments, port),
+            {**ENVIRONMENT, **vllm_engine.environment(spec)},
+        )
 
     def generate(self, prompts: Any, max_new_tokens: int, on_token: Any) -> None:
         """See `Engine.generate`."""
@@ -106,25 +102,10 @@ class VllmServeEngine(CompletionsEngine):
                 f"{len(prompts)} requests were submitted to an engine that was loaded for {self.spec.batch_size}: "
                 "vLLM would run some after the others"
             )
-        try:
-            super().generate(prompts, max_new_tokens, on_token)
-        except ServerError as error:
-            raise ServerError(f"{error}{self._process.tail() if self._process else ''}") from None
-
-    def processes(self) -> list[int]:
-        """The server's own."""
-        return self._process.pids() if self._process else []
-
-    def peak_memory(self) -> int:
-        """Bytes: the resident sets of the server's processes at their highest, on a CPU; 0 for not known elsewhere."""
-        if self.spec.device != "cpu":
-            return 0
-        return sum(map(highest_memory, self.processes()))
+        super().generate(prompts, max_new_tokens, on_token)
 
     def close(self) -> None:
         """Close every connection, and stop the server."""
         super().close()
-        if self._process is not None:
-            self._process.stop()
         if self._folder is not None:
             self._folder.cleanup()

@@ -1,4 +1,4 @@
-"""The worker's loop: read a request, do it, reply. One engine lives here; the process dies with its parent."""
+"""The worker's loop: read a request, do it, reply. One engine lives here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 import importlib
 import importlib.util
 import os
-import signal
 import sys
 import time
 import traceback
@@ -23,20 +22,6 @@ from pytest_llmperf.worker.watch import Watch
 
 #: Leading logits that are compared at every position.
 OBSERVED_LOGITS = 8
-
-
-def die_with_parent(lifeline: int) -> int:
-    """End this process group when the parent is gone, however it ended. Returns the process that does so.
-
-    The lifeline is a pipe that only the parent can write to and never does: reading returns when the parent dies. A
-    process in the same group waits for that. A thread would need the interpreter lock, which a hung extension may hold.
-    The kernel's parent-death signal would leave this process's own children behind.
-    """
-    watcher = os.fork()
-    if watcher == 0:
-        os.read(lifeline, 1)
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-    return watcher
 
 
 def _importable(name: str, file: Path) -> bool:
@@ -253,8 +238,8 @@ def serve(requests: int, replies: int) -> None:
 
 
 def main() -> None:
-    """Entry point: the descriptors of requests, replies and lifeline are the arguments."""
-    requests, replies, lifeline = (int(argument) for argument in sys.argv[1:4])
+    """Entry point: the descriptors of requests and replies are the arguments."""
+    requests, replies = (int(argument) for argument in sys.argv[1:3])
 
     def give_up() -> None:
         os.close(requests)
@@ -264,10 +249,7 @@ def main() -> None:
     for descriptor in (requests, replies):
         os.set_inheritable(descriptor, False)
     os.register_at_fork(after_in_child=give_up)
-    watcher = die_with_parent(lifeline)
     serve(requests, replies)
-    os.kill(watcher, signal.SIGKILL)
-    os.waitpid(watcher, 0)
     # Libraries' exit handlers (compile pools, profilers) may hang; everything has been replied by now.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""TGI as an engine, against the shapes that its published API and sources have. No real one was ever asked."""
+"""TGI as an engine, against the shapes that its published API and sources have."""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ def test_a_server_that_dies_or_never_comes_up_is_said_with_its_last_lines() -> N
     ) as caught:
         dead.until(lambda: False, 10)
     assert str(caught.value).splitlines()[1:] == [f"  line {n}" for n in range(4, 11)] + ["  no CUDA"]
+    dead.stop()
     slow = process("echo loading; sleep 60")
     with pytest.raises(ServerError, match=r"was not up within 0.5 s; its last lines:\n  loading"):
         slow.until(lambda: False, 0.5)

@@ -1,0 +1,38 @@
+"""What an error shows of a process's output: its last lines, or the Python stack of a crash."""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import islice, takewhile
+from typing import IO
+
+#: Lines of its output that an error shows, and bytes of the output that are looked at.
+LAST_LINES, LAST_BYTES = 8, 65536
+#: The sequences by which programs colour their output and move the cursor (ECMA-48).
+ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+#: How Python's faulthandler begins, and how it introduces the stack of the thread that crashed.
+CRASH, CURRENT = "Fatal Python error: ", "Current thread "
+
+
+def end_of(log: IO[bytes]) -> str:
+    """The end of what a process wrote to a file."""
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(0, size - LAST_BYTES))
+    return log.read().decode(errors="replace")
+
+
+def last_lines(text: str) -> list[str]:
+    """The lines of an output that an error shows, without colours and empty lines. Pure.
+
+    The last ones; but of a crash that faulthandler reported, some lines before it and the innermost frames of the
+    thread that crashed. The outermost frames, other threads and the names of extension modules follow those.
+    """
+    lines = [line for line in ESCAPE.sub("", text).splitlines() if line.strip()]
+    crashes = [number for number, line in enumerate(lines) if CRASH in line]
+    if not crashes:
+        return lines[-LAST_LINES:]
+    before, crash = lines[: crashes[-1]], lines[crashes[-1] :]
+    current = next((number for number, line in enumerate(crash) if line.startswith(CURRENT)), 1)
+    frames = takewhile(lambda line: line.startswith(" "), crash[current + 1 :])
+    return [*before[-LAST_LINES // 2 :], crash[0], *crash[current : current + 1], *islice(frames, LAST_LINES)]
