@@ -89,9 +89,10 @@ def strangers(
 ) -> tuple[Stranger, ...] | None:
     """Those of the processes on a device that are not of this run; None where that cannot be told.
 
-    A run's workers lead process groups, and their parent is one: an idle engine of the run is no stranger. If none of
-    the processes is of this run, though this worker is on the device, then the numbers are those of another PID
-    namespace, as in many a container, and say nothing.
+    A run's workers lead sessions, and their parent is one. So an idle engine of the run is no stranger, nor is a server
+    that a worker started, whose processes may have groups of their own. If none of the processes is of this run, though
+    this worker is on the device, then the numbers are those of another PID namespace, as in many a container, and say
+    nothing.
 
     Args:
         memory: bytes by process id, or None.
@@ -99,7 +100,7 @@ def strangers(
     """
 
     def ours(found: health.Process | None) -> bool:
-        leader = found and process(found.group)
+        leader = found and process(found.session)
         return leader is not None and leader.parent == os.getppid()
 
     found = {pid: process(pid) for pid in memory or ()}

@@ -161,7 +161,7 @@ class Process:
 
     name: str
     parent: int
-    group: int
+    session: int
     ticks: int
 
 
@@ -173,7 +173,7 @@ def parse_process(text: str) -> Process | None:
     head, _, rest = text.rpartition(")")
     fields = rest.split()
     try:
-        return Process(head.partition("(")[2], int(fields[1]), int(fields[2]), int(fields[11]) + int(fields[12]))
+        return Process(head.partition("(")[2], int(fields[1]), int(fields[3]), int(fields[11]) + int(fields[12]))
     except (IndexError, ValueError):
         return None
 
@@ -184,7 +184,7 @@ def process(pid: int, proc: Path = Path("/proc")) -> Process | None:
 
 
 def busiest(processes: Collection[int], seconds: float = 0.1, proc: Path = Path("/proc")) -> str | None:
-    """Who uses the most CPU now, as in ``4711 (python)``, apart from this process group and ``processes``; or None.
+    """Who uses the most CPU now, as in ``4711 (python)``, apart from this session and ``processes``; or None.
 
     Takes ``seconds``, and two looks at every process, so it is asked only after a sample that others disturbed.
     """
@@ -194,7 +194,7 @@ def busiest(processes: Collection[int], seconds: float = 0.1, proc: Path = Path(
         return {
             pid: found
             for pid in pids
-            if pid not in processes and (found := process(pid, proc)) and found.group != os.getpgrp()
+            if pid not in processes and (found := process(pid, proc)) and found.session != os.getsid(0)
         }
 
     try:

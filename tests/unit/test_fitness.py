@@ -89,7 +89,7 @@ def test_stalls_that_nobody_counted_are_none(before: health.Snapshot, after: hea
     assert health.stalls(before, after) is None
 
 
-STAT = "4711 (a (strange) name) R 17 4700 4700 0 -1 4194304 1 2 3 4 250 50 7 8 20 0 1 0 99 1 1"
+STAT = "4711 (a (strange) name) R 17 4711 4700 0 -1 4194304 1 2 3 4 250 50 7 8 20 0 1 0 99 1 1"
 
 
 def test_a_process_is_read_past_any_name() -> None:
@@ -102,17 +102,17 @@ def test_what_is_no_process_is_none(text: str) -> None:
 
 
 def test_the_busiest_process_is_named_and_never_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def line(pid: int, name: str, group: int, ticks: int) -> None:
-        write(tmp_path / str(pid), stat=f"{pid} ({name}) R 1 {group} 1 0 -1 0 0 0 0 0 {ticks} 0 0 0 20\n")
+    def line(pid: int, name: str, session: int, ticks: int) -> None:
+        write(tmp_path / str(pid), stat=f"{pid} ({name}) R 1 {pid} {session} 0 -1 0 0 0 0 0 {ticks} 0 0 0 20\n")
 
     def look(seconds: float) -> None:
         assert seconds == 0.5
-        line(10, "own", os.getpgrp(), 90)
+        line(10, "own", os.getsid(0), 90)
         line(11, "idle", 11, 5000)
         line(12, "busy", 12, 130)
         line(13, "new", 13, 70)
 
-    line(10, "own", os.getpgrp(), 10)
+    line(10, "own", os.getsid(0), 10)
     line(11, "idle", 11, 5000)
     line(12, "busy", 12, 100)
     (tmp_path / "sys").mkdir()
@@ -121,7 +121,7 @@ def test_the_busiest_process_is_named_and_never_one_s_own(tmp_path: Path, monkey
 
 
 def test_where_nobody_works_nobody_is_the_busiest(tmp_path: Path) -> None:
-    write(tmp_path / "12", stat="12 (x) R 1 12 1 0 -1 0 0 0 0 0 100 0 0 0 20\n")
+    write(tmp_path / "12", stat="12 (x) R 1 12 12 0 -1 0 0 0 0 0 100 0 0 0 20\n")
     assert health.busiest((), 0.0, tmp_path) is None
     assert health.busiest((), 0.0, tmp_path / "missing") is None
 
@@ -166,7 +166,7 @@ def nvml(**answers: Any) -> Any:
 
 @pytest.fixture
 def of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process leads its group, as a worker does."""
+    """This process leads its session, as a worker does."""
     own = health.Process("worker", os.getppid(), os.getpid(), 0)
     others = {os.getpid(): own, 12: health.Process("python", 1, 12, 0)}
     monkeypatch.setattr(health, "process", others.get)
