@@ -168,6 +168,13 @@ class Registry:
             raise KeyError(f"unknown backend {name!r}; known: {', '.join(self._backends)}, combined as in a+b")
         return self._backends[name]
 
+    def completed(self, name: str) -> list[Combination]:
+        """The smallest combinations with a backend: alone if it changes transformers, else with what it changes."""
+        part = self.part(name)
+        if not part.needs and (not part.engines or TRANSFORMERS.name in part.engines):
+            return [self[name]]
+        return [self[f"{one}+{name}"] for one in part.needs or part.engines if one in self._backends]
+
     def everything(self) -> tuple[str, ...]:
         """What ``all`` means: every backend that is something by itself, and the combinations worth measuring."""
         whole = [name for name, one in self._backends.items() if _is_whole(one)]

@@ -48,12 +48,15 @@ def listing(settings: Settings, registry: Registry) -> list[str]:
 def _backend(name: str, registry: Registry, device: Device, settings: Settings) -> tuple[str, ...]:
     if name in registry.everything():
         combination = registry[name]
+        complete = [combination]
     else:  # it changes another, and is shown by itself
-        part = registry.part(name)
-        combination = Combination("+" + name, part, ())
+        combination = Combination("+" + name, registry.part(name), ())
+        complete = registry.completed(name)
         name = f"+{name}"
     interpreter = interpreter_of(combination, settings.python)
-    reason = why_not(combination, device, interpreter, dict(settings.server))
+    servers = dict(settings.server)
+    reasons = [why_not(one, device, interpreter_of(one, settings.python), servers) for one in complete]
+    reason = None if None in reasons else next(iter(reasons), "no backend that it changes is known")
     distributions = [part.distributions for part in combination.all if part.distributions] or [("transformers",)]
     packages = [" ".join(found) for one in distributions if (found := interpreter.found(one))]
     return (

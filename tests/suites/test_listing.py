@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from inner import Suite
+from inner import BACKENDS, Suite
 
 from pytest_llmperf.availability import check_interpreters, interpreter_of, why_not
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
@@ -52,6 +52,24 @@ def test_every_backend_model_and_device_is_listed_and_nothing_is_loaded(
     assert "2 dies" in found["mi250"]
     assert "no: not present; found no accelerator" in found["mi250"]
     assert suite.loads == {"ref": 0, "sim": 0}
+
+
+def test_a_part_can_run_if_any_backend_that_it_changes_can(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = 'Backend("{0}", load_ref, distributions=({1!r},))'
+    part = 'Backend("{0}-part", load_sim, slot="weights", engines={1})'
+    backends = [
+        engine.format("here", "pytest"),
+        engine.format("there", "no-such-thing"),
+        part.format("any", ("there", "here")),
+        part.format("missing", ("there",)),
+        part.format("unknown", ("nowhere",)),
+    ]
+    suite.backends(backends=f"[{BACKENDS}, {', '.join(backends)}]")
+    found = rows(suite, monkeypatch=monkeypatch)
+    assert " yes " in found["+any-part"]
+    assert "no: no-such-thing is not installed" in found["+missing-part"]
+    assert "no: no backend that it changes is known" in found["+unknown-part"]
+    assert "no: it has no CPU kernel" in found["+gptq"]
 
 
 def test_a_backend_is_looked_for_in_its_own_interpreter(

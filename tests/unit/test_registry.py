@@ -232,3 +232,18 @@ def test_a_part_for_another_engine_is_nothing_by_itself() -> None:
     assert "engine-of-ours" in registry.everything()
     assert "kernel-of-ours" not in registry.everything()
     assert registry["engine-of-ours+kernel-of-ours"].engine.name == "engine-of-ours"
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest"),
+    [
+        ("int8", ["int8"]),
+        ("tunableop", ["tunableop"]),
+        ("max-autotune", ["compile-static+max-autotune"]),
+        ("gptq", ["tgi+gptq"]),
+        ("sdpa", ["sdpa"]),
+        ("vllm", ["vllm"]),
+    ],
+)
+def test_a_part_is_completed_by_what_it_changes(name: str, smallest: list[str]) -> None:
+    assert [one.name for one in REGISTRY.completed(name)] == smallest
