@@ -33,7 +33,7 @@ CASES = (
     "parity",
 )
 #: What a reader of one backend's cost wants beside them, where there is room.
-COSTS = ("tokens/s", "peak memory", "cold start", "of it compiling", "in baseline", "tokens/J")
+COSTS = ("tokens/s", "peak memory", "cold start", "of it warm-up", "in baseline", "tokens/J")
 
 
 def of_case(row: Row) -> list[Cell]:
@@ -79,7 +79,7 @@ def cold_start(row: Row) -> list[Cell]:
     ]
 
 
-COLD = ("backend", "workload", "cold start", "of it compiling", "in baseline", "peak memory")
+COLD = ("backend", "workload", "cold start", "of it warm-up", "in baseline", "peak memory")
 
 
 def of_cold(rows: Iterable[Row]) -> list[list[Cell]]:

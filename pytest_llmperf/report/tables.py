@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.gate.update import Change
     from pytest_llmperf.load import LoadRecord
 
-#: Seconds beyond a settled generation from which on a first one is said to compile: caches alone take less.
-COMPILES = 5.0
+#: Seconds beyond a settled generation from which on a first one's warm-up is worth a figure.
+WARM_UP = 5.0
 #: Of more cases the first so many are named.
 MENTIONED = 4
 
@@ -95,7 +95,7 @@ def _case(row: Row, short: int) -> list[str]:
     ]
 
 
-BACKENDS = ("backend", "cold start", "compiling", "recorded", "parity", "exact", "regret", "error", "informative")
+BACKENDS = ("backend", "cold start", "warm-up", "recorded", "parity", "exact", "regret", "error", "informative")
 
 
 def backends(document: Document, width: int) -> list[tuple[str, bool]]:
@@ -115,14 +115,14 @@ def backends(document: Document, width: int) -> list[tuple[str, bool]]:
         if name == document.reference and not wrong[-1] and (worst or first[name].parity):
             standing = "reference"
         cold = [cell.shown for cell in cells.cold_start(first[name])] if name in first else ["-"] * 3
-        if name in first and (first[name]["compile_time"] or 0) < COMPILES:
+        if name in first and (first[name]["compile_time"] or 0) < WARM_UP:
             cold[1] = "-"
         shown = f"NOT IN PARITY ({workload})" if wrong[-1] else standing
         rows.append([name, *cold, shown, exact, "-" if regret == "-" else f"{regret} of {allowed}", error, informative])
     filled = _dense([BACKENDS, *rows])
     if not filled or len(filled[0]) == 1:
         return []
-    lines = fitted(filled, width, ("informative", "error", "recorded", "compiling", "regret"))
+    lines = fitted(filled, width, ("informative", "error", "recorded", "warm-up", "regret"))
     return list(zip(lines, (False, *wrong), strict=True))
 
 

@@ -59,7 +59,7 @@ def test_what_a_first_generation_compiles_is_told_apart_from_loading(suite: Suit
     raw = json.loads((suite.path / "raw.json").read_text())["results"][0]
     assert raw["compile_time"] == pytest.approx(20.0)
     assert raw["cold_start"] > raw["compile_time"]
-    result.stdout.fnmatch_lines(["backend  cold start  compiling", "sim * 20.* s * 20.00 s"])
+    result.stdout.fnmatch_lines(["backend  cold start  warm-up", "sim * 20.* s * 20.00 s"])
     assert json.loads((suite.path / "r.json").read_text())["results"][0]["compile_time"] == raw["compile_time"]
     assert "compile_time" in (suite.path / "r.csv").read_text().splitlines()[0]
 
