@@ -83,6 +83,7 @@ class Perf:
 
     Attributes:
         workload: batch size, prompt length and new tokens of this test.
+        used: whether the test has asked for its case.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Perf:
         self._benchmark = benchmark
         self._clock = clock
         self._stated = stated
-        self._used = False
+        self.used = False
         #: What was measured and judged, or None so far.
         self.result: Result | None = None
         self.workload = workload
@@ -115,12 +116,12 @@ class Perf:
         """
         if metric not in GATED:
             raise ValueError(f"unknown metric {metric!r}; known: {', '.join(GATED)}")
-        if self._used:
+        if self.used:
             pytest.fail(
                 "llm_perf.gate was called twice; call it once per test, since pytest-benchmark has one row per test",
                 pytrace=False,
             )
-        self._used = True
+        self.used = True
         run, name = self._run, self._backend.name
         if not self._benchmark.enabled:
             self._benchmark.pedantic(lambda: None)

@@ -53,6 +53,8 @@ MARKER_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "devices": (_list(lambda name: isinstance(name, str)), "a list of names"),
     "max_regression": (lambda value: isinstance(value, float) and 0 < value < 1, "a fraction such as 0.05"),
 }
+#: ``timeout`` and CI stop a job by SIGTERM. A terminal that closes, or a lost connection to it, sends SIGHUP.
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
 FIXTURES = {
     "llm_device",
     "llm_model",
@@ -307,7 +309,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     run = state.started
     if run is None or state.unusable is not None:
         return
-    _heed_sigterm(session.config)
+    _heed_signals(session.config)
     run.plan.complete(
         (item.callspec.params["llm_backend"], item.callspec.params["llm_workload"])  # type: ignore[attr-defined]
         for item in session.items
@@ -315,23 +317,28 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     )
 
 
-def _heed_sigterm(config: pytest.Config) -> None:
-    """Have SIGTERM, by which ``timeout`` and CI stop a job, end the run as Ctrl-C does: what was measured is kept."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        return  # a handler of somebody else's is left in place
+def _heed_signals(config: pytest.Config) -> None:
+    """Have the signals of `STOPPING` end the run as Ctrl-C does: what was measured is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    # A handler of somebody else's is left in place, and so is nohup's wish to ignore SIGHUP.
+    heeded = [one for one in STOPPING if signal.getsignal(one) == signal.SIG_DFL]
 
     def stopping(*_: object) -> None:
-        """``timeout`` sends it twice. Whoever cannot wait has SIGKILL, and Ctrl-C."""
+        """``timeout`` sends its signal twice. Whoever cannot wait has SIGKILL, and Ctrl-C."""
 
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, stopping)
-        raise KeyboardInterrupt("stopped by SIGTERM")
+    def stop(number: int, _: object) -> None:
+        for one in heeded:
+            signal.signal(one, stopping)
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
 
     def restore() -> None:
-        if signal.getsignal(signal.SIGTERM) in (stop, stopping):
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for one in heeded:
+            if signal.getsignal(one) in (stop, stopping):
+                signal.signal(one, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, stop)
+    for one in heeded:
+        signal.signal(one, stop)
     config.add_cleanup(restore)
 
 
@@ -452,6 +459,7 @@ def llm_perf(
     run = session.run
     perf = Perf(run, run.plan.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
     yield perf
+    benchmark.skipped |= perf.used  # it would warn that a case which failed has no figures
     if perf.result is not None:
         session.unmeasured.pop(request.node.nodeid, None)
         session.judged[request.node.nodeid] = perf.result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,10 @@ def position(over: int, tests: int, elapsed: float) -> str:
 
 
 class Progress:
-    """Says what is being done. On a terminal one line that is rewritten; in a log, a line per long step."""
+    """Says what is being done. On a terminal one line that is rewritten; in a log, a line per long step.
+
+    A terminal that was closed, or a pipe that nobody reads any more, costs no figure.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -35,7 +39,7 @@ class Progress:
             return
         self._last = text
         capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
-        with capture.global_and_fixture_disabled():
+        with contextlib.suppress(OSError), capture.global_and_fixture_disabled():
             elapsed = time.monotonic() - self._started
             line = f"llmperf {elapsed:5.0f} s{position(self.over, self.tests, elapsed)}  {text}"
             if reporter.isatty:
@@ -51,6 +55,6 @@ class Progress:
         if self._open:
             reporter: Any = self._config.pluginmanager.get_plugin("terminalreporter")
             capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
-            with capture.global_and_fixture_disabled():
+            with contextlib.suppress(OSError), capture.global_and_fixture_disabled():
                 reporter.rewrite("", erase=True)
             self._open = False

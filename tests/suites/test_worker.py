@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from inner import Suite, eventually, pytest_process, running
+from inner import HANGING, PLUGINS, Suite, eventually, pytest_process, running
 
 from pytest_llmperf.machine import fitness
 from pytest_llmperf.measure.worker_process import Arm, Checkout, Host, WorkerFailedError, WorkerLostError
@@ -69,6 +70,15 @@ def test_what_goes_wrong_in_a_worker_fails_its_own_test_and_is_said(suite: Suite
     assert not any(map(running, suite.pids("sim")))
 
 
+@pytest.mark.parametrize("body", [KILLED, "return None.shape", "raise MemoryError"])
+def test_a_case_that_fails_adds_no_warning(suite: Suite, body: str) -> None:
+    suite_with(suite, body)
+    result = suite.run("suites/test_decode.py", "--llm-backends=sim")
+    result.assert_outcomes(failed=1, warnings=0)
+    suite.test("def test_it(llm_perf): pass")
+    suite.run("test_it.py", "--llm-backends=sim").stdout.fnmatch_lines("*Benchmark fixture was not used at all*")
+
+
 def test_a_hang_costs_its_time_out_once(suite: Suite) -> None:
     suite_with(suite, "import time; time.sleep(3600)")
     start = time.monotonic()
@@ -116,6 +126,32 @@ def test_the_last_lines_of_a_lost_worker_are_shown(suite: Suite) -> None:
     suite_with(suite, KILLED)
     result = suite.run("suites/test_decode.py")
     result.stdout.fnmatch_lines(["last output of the worker:", "  about to go"])
+
+
+@pytest.mark.parametrize(
+    ("body", "said", "frame"),
+    [
+        ("import ctypes; ctypes.string_at(0)", "Segmentation fault", "in string_at"),
+        ("os.abort()", "Aborted", "in generate"),
+        ("os.kill(os.getpid(), 7)", "Bus error", "in generate"),
+        ("import ctypes; ctypes.CDLL(None).qsort(b'ba', 2, 1, 1)", "Segmentation fault", "in generate"),
+    ],
+)
+def test_a_crash_in_a_library_shows_where_it_was_called(suite: Suite, body: str, said: str, frame: str) -> None:
+    suite_with(suite, "print('loaded', flush=True); " + body)
+    result = suite.run("suites/test_decode.py", "--llm-backends=sim")
+    result.stdout.fnmatch_lines(
+        [
+            "worker died during generate: killed by signal *",
+            "last output of the worker:",
+            "  loaded",
+            f"  Fatal Python error: {said}",
+            "  Current thread *",
+            f"    File * {frame}",
+        ],
+        consecutive=True,
+    )
+    result.stdout.no_fnmatch_line("*Extension modules*")
 
 
 @pytest.mark.parametrize(
@@ -225,12 +261,12 @@ def test_no_process_outlives_the_run(families: Suite, how: tuple[str, ...]) -> N
     assert eventually(lambda: all_gone(families))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_no_process_outlives_a_pytest_that_is_stopped(families: Suite, name: str) -> None:
     (families.path / "slow").touch()
     with pytest_process("suites/test_decode.py", "--llm-update-baselines", cwd=families.path) as process:
         assert eventually((families.path / "generating").exists, 30)
-        for _ in range(2 if name == "SIGTERM" else 1):  # as ``timeout`` does: to the process, and to its group
+        for _ in range(1 if name == "SIGINT" else 2):  # ``timeout`` sends it to the process, and to its group
             process.send_signal(getattr(signal, name))
             time.sleep(0.01)
         output, _ = process.communicate(timeout=30)
@@ -239,7 +275,36 @@ def test_no_process_outlives_a_pytest_that_is_stopped(families: Suite, name: str
     if name != "SIGKILL":
         assert process.returncode == pytest.ExitCode.INTERRUPTED
         assert "KeyboardInterrupt" in output
-        assert ("stopped by SIGTERM" in output) == (name == "SIGTERM")
+        assert (f"stopped by {name}" in output) == (name != "SIGINT")
+
+
+def test_a_terminal_that_closes_costs_no_figure(suite: Suite) -> None:
+    suite.backends(sim="Hang()", extra=f"{HANGING}\nclass Hang(Simulated):\n    def generate(self, *_): hang()\n")
+    ours, theirs = os.openpty()
+    arguments = ("suites/test_decode.py", "--llm-results=raw.json", "--llm-report=r.md")
+    command = [sys.executable, "-m", "pytest", *PLUGINS, *arguments]
+    process = subprocess.Popen(
+        command, cwd=suite.path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+
+    def hangs() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 65536)  # a terminal whose output nobody takes stops its programs
+        return (suite.path / "hangs").exists()
+
+    try:
+        assert eventually(hangs, 60)
+    finally:
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(30) != 0
+    assert "ref" in (suite.path / "r.md").read_text()
+    assert [one["case"] for one in json.loads((suite.path / "raw.json").read_text())["results"]] == [
+        "bfloat16/ref/b1-p16-n8/tpot"
+    ]
+    assert not any(map(running, [*suite.pids("ref"), *suite.pids("sim")]))
 
 
 def test_ctrl_c_at_the_terminal_reaches_pytest_alone(families: Suite) -> None:
