@@ -5,8 +5,25 @@ What a suite's ``conftest.py`` needs to add a backend is here; what its tests ne
 
 from __future__ import annotations
 
-from pytest_llmperf.backends.base import Backend, Engagement, EngineSpec, NotEngagedError, Observation, Score
+from pytest_llmperf.backends.base import (
+    Backend,
+    Engagement,
+    EngineSpec,
+    NotEngagedError,
+    Observation,
+    RequestStatistics,
+    Score,
+)
 
 __version__ = "0.1.0"
 
-__all__ = ["Backend", "Engagement", "EngineSpec", "NotEngagedError", "Observation", "Score", "__version__"]
+__all__ = [
+    "Backend",
+    "Engagement",
+    "EngineSpec",
+    "NotEngagedError",
+    "Observation",
+    "RequestStatistics",
+    "Score",
+    "__version__",
+]
