@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,7 +166,9 @@ class Registry:
         if (parallel := tensor_parallel.part(name)) is not None:
             return parallel
         if name not in self._backends:
-            raise KeyError(f"unknown backend {name!r}; known: {', '.join(self._backends)}, combined as in a+b")
+            near = difflib.get_close_matches(name, self._backends, 1)
+            meant = f", did you mean {near[0]!r}?" if near else ""
+            raise KeyError(f"unknown backend {name!r}{meant}; known: {', '.join(self._backends)}, combined as in a+b")
         return self._backends[name]
 
     def completed(self, name: str) -> list[Combination]:

@@ -143,6 +143,15 @@ def test_an_unknown_part_lists_those_that_are_known(name: str) -> None:
     assert all(known in str(caught.value) for known in REGISTRY.names())
 
 
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("sdap", "sdpa"), ("eager+compile_static", "compile-static"), ("flash-attn-2", "flash-attention-2")],
+)
+def test_a_typo_is_answered_with_the_nearest_name(typo: str, meant: str) -> None:
+    with pytest.raises(KeyError, match=f", did you mean '{meant}'\\?; known: eager, "):
+        REGISTRY[typo]
+
+
 @pytest.mark.parametrize("name", ["a+b", "a,b", "a b", "a/b", "a=b", "", " "])
 def test_a_name_that_the_options_could_not_say_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="a name has no plus sign"):
