@@ -104,7 +104,7 @@ def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> N
     """Raise TraceError if an engine's own statistics, a record per request or none, contradict the stamps.
 
     They do if a prompt was found in a prefix cache or computed twice. They also do if a request's time is further from
-    the stamped one than `AGREEMENT` and `HANDING_OVER` allow: then one of the two clocks was not waited for.
+    the stamped one than `AGREEMENT` and `HANDING_OVER` allow: then time passed outside the engine, or it counts wrongly.
     """
     if not statistics:
         return
@@ -117,9 +117,11 @@ def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> N
     for request, (row, one) in enumerate(zip(found.times, statistics, strict=True)):
         for name, stamped, own in (("ttft", row[0], one.ttft), ("tpot", _tpot(row), one.tpot)):
             if own is not None and abs(stamped - own) > AGREEMENT * own + HANDING_OVER:
+                apart = f"{abs(stamped - own) * 1e3:.3f} ms"
                 raise TraceError(
                     f"request {request}: {name} was stamped as {stamped * 1e3:.3f} ms, but is {own * 1e3:.3f} ms by "
-                    "the engine's own account"
+                    "the engine's own account: "
+                    + (f"{apart} passed outside the engine" if stamped > own else f"it counts {apart} that did not pass")
                 )
 
 

@@ -86,8 +86,16 @@ def test_an_engine_may_count_a_moment_more_or_less(rows, ttft: float, tpot: floa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"ttft": 1.1}, "request 0: ttft was stamped as 100.000 ms, but is 110.000 ms by the engine's own account"),
-        ({"tpot": 0.9}, "request 0: tpot was stamped as 20.000 ms, but is 18.000 ms by the engine's own account"),
+        (
+            {"ttft": 1.1},
+            "request 0: ttft was stamped as 100.000 ms, but is 110.000 ms by the engine's own account: "
+            "it counts 10.000 ms that did not pass",
+        ),
+        (
+            {"tpot": 0.9},
+            "request 0: tpot was stamped as 20.000 ms, but is 18.000 ms by the engine's own account: "
+            "2.000 ms passed outside the engine",
+        ),
         ({"cached_tokens": 3}, "6 prompt tokens came from a prefix cache"),
         ({"preemptions": 1}, "out of KV space: requests lost their cache 2 times"),
     ],
