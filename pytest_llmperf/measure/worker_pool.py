@@ -24,6 +24,7 @@ from pytest_llmperf.measure.worker_process import (
     WorkerLostError,
     unable,
 )
+from pytest_llmperf.worker.protocol import BACKEND_VARIABLE
 
 OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
 #: After one of these an engine's state cannot be relied on, though its process still answers.
@@ -171,6 +172,7 @@ class Engines:
     def _started(self, backend: Combination, arm: Arm) -> Iterator[Host | Ranks]:
         """A new process that was asked to load the backend and has not answered yet; it is closed if anything fails."""
         environment = {**self._environment, **backend.environment, **self._devices(backend)}
+        environment[BACKEND_VARIABLE] = backend.name
         host = Host(arm, environment) if backend.ranks == 1 else Ranks(backend.ranks, arm, environment)
         try:
             own = backend.reference()

@@ -8,6 +8,8 @@ from typing import Any
 
 from pytest_llmperf.secret import Secret
 
+#: The variable that tells a worker its backend's name, for its messages.
+BACKEND_VARIABLE = "LLMPERF_BACKEND"
 #: A reply longer than this is garbage, not a reply: the largest real one is a batch's tokens and times.
 LONGEST_LINE = 64 * 2**20
 
@@ -18,14 +20,17 @@ def send(descriptor: int, message: dict[str, Any]) -> None:
     Raises:
         OSError: the other side is gone.
     """
-    data = json.dumps(message, separators=(",", ":"), default=_revealed).encode() + b"\n"
+    data = json.dumps(message, separators=(",", ":"), default=_plain).encode() + b"\n"
     while data:
         data = data[os.write(descriptor, data) :]
 
 
-def _revealed(value: object) -> str:
+def _plain(value: Any) -> Any:
+    """What JSON cannot write: a secret, and the numbers of numpy and torch, alone or in arrays."""
     if isinstance(value, Secret):
         return value.reveal()
+    if hasattr(value, "tolist"):
+        return value.tolist()
     raise TypeError(f"{type(value).__name__} is no JSON value")
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pytest_llmperf.backends.base import UNKNOWN
 
 #: The only clock that latencies are read from. A module attribute, so that a simulated engine can script it.
 clock: Callable[[], float] = time.perf_counter
@@ -11,36 +15,96 @@ clock: Callable[[], float] = time.perf_counter
 sleep: Callable[[float], None] = time.sleep
 
 
+class TokenError(ValueError):
+    """An engine called ``on_token`` wrongly; one line says how."""
+
+
+def rows(
+    calls: Sequence[tuple[Any, Any, float]], requests: int, vocabulary: int | None = None
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Token ids and times, a row per request, of the calls of one generation. Pure.
+
+    Args:
+        calls: request, token and time. The two numbers may be of any library's integer type.
+        requests: how many were submitted.
+        vocabulary: how many ids there are; None if nobody knows.
+
+    Raises:
+        TokenError: a number is no integer, or is not on the host. Or there is no such request or id.
+    """
+    tokens: list[list[int]] = [[] for _ in range(requests)]
+    times: list[list[float]] = [[] for _ in range(requests)]
+    for given, chosen, at in calls:
+        request, token = whole(given, "request"), whole(chosen, "token")
+        if not 0 <= request < requests:
+            raise TokenError(f"on_token got the request {request}; the batch has the requests 0 to {requests - 1}")
+        if token < UNKNOWN or (vocabulary is not None and token >= vocabulary):
+            last = "" if vocabulary is None else f" to {vocabulary - 1}"
+            raise TokenError(f"on_token got the token {token}; the model's vocabulary has the ids 0{last}")
+        tokens[request].append(token)
+        times[request].append(at)
+    return tokens, times
+
+
+def whole(value: Any, what: str) -> int:
+    """A number that an engine gave as ``what``, as an int. Raises TokenError."""
+    if type(value) is int:
+        return value
+    device = str(getattr(value, "device", "cpu"))
+    if device != "cpu":
+        raise TokenError(f"on_token got a {what} that is still on {device}; bring it to the host first, with int()")
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TokenError(f"on_token got the {what} {value!r}, a {type(value).__name__}; it takes an int") from None
+
+
 class Recorder:
     """Collects token ids and times of one generation. An instance is the engine's ``on_token``.
+
+    A call is kept as it came, since whatever is done with it would delay the engine. `rows` checks the calls later.
 
     Args:
         requests: how many.
         pause: called after each step, while the engine waits. Its time does not count.
     """
 
-    __slots__ = ("_clock", "_left", "_pause", "_started", "times", "tokens")
+    __slots__ = ("_calls", "_clock", "_left", "_pause", "_requests", "_started")
 
     def __init__(self, requests: int, pause: Callable[[], None] | None = None) -> None:
         self._clock = clock
         self._pause = pause
-        self._left = requests
-        self.tokens: list[list[int]] = [[] for _ in range(requests)]
-        self.times: list[list[float]] = [[] for _ in range(requests)]
+        self._requests = self._left = requests
+        self._calls: list[tuple[Any, Any, float]] = []
         self._started = self._clock()
 
     def __call__(self, request: int, token: int) -> None:
         """Stamp one token, in seconds since this object was made, which is when the batch is submitted."""
         now = self._clock()
-        self.times[request].append(now - self._started)
-        self.tokens[request].append(token)
+        self._calls.append((request, token, now - self._started))
         if self._pause is not None:
             self._left -= 1
             if not self._left:  # a step brings a token to each
-                self._left = len(self.tokens)
+                self._left = self._requests
                 paused = self._clock()
                 self._pause()
                 self._started += self._clock() - paused
+
+    def rows(self, vocabulary: int | None = None) -> tuple[list[list[int]], list[list[float]]]:
+        """Token ids and times so far, a row per request. Raises TokenError as `rows`."""
+        return rows(tuple(self._calls), self._requests, vocabulary)
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """Token ids so far, a row per request."""
+        return self.rows()[0]
+
+    @property
+    def times(self) -> list[list[float]]:
+        """Seconds so far, a row per request."""
+        return self.rows()[1]
 
 
 class LoadRecorder(Recorder):

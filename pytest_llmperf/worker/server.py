@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 from pytest_llmperf.backends.base import UNKNOWN, Engine, EngineSpec, Observation
 from pytest_llmperf.machine.health import peak_memory
 from pytest_llmperf.worker import protocol
-from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder
+from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder, TokenError
 from pytest_llmperf.worker.watch import Watch
 
 #: Leading logits that are compared at every position.
@@ -55,6 +57,18 @@ def find(reference: dict[str, str]) -> Any:
     return found
 
 
+def vocabulary_of(spec: EngineSpec) -> int | None:
+    """How many token ids the model has; None if its configuration does not say."""
+    config: Any = spec.config
+    if config is None:
+        with suppress(OSError, ValueError):
+            config = json.loads((Path(spec.model) / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        return None
+    found = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return found if isinstance(found, int) else None
+
+
 class Worker:
     """The operations that a parent may ask for; each takes and returns plain JSON values.
 
@@ -66,6 +80,7 @@ class Worker:
         self._pause = pause
         self.engine: Engine | None = None
         self.device = "cpu"
+        self.vocabulary: int | None = None
         self.watch: Watch | None = Watch()
 
     def load(
@@ -85,8 +100,10 @@ class Worker:
         loader = find(backend[0])
         for part in backend[1:]:
             loader = find(part)(loader)
-        self.engine = loader(EngineSpec(**spec))
+        asked = EngineSpec(**spec)
+        self.engine = loader(asked)
         seconds = time.perf_counter() - start
+        self.vocabulary = vocabulary_of(asked)
         processes = self.engine.processes() if hasattr(self.engine, "processes") else ()
         # Such an engine computes in this thread alone.
         pausable = len(ranks or ()) <= 1 and bool(getattr(self.engine, "pausable", False))
@@ -115,18 +132,40 @@ class Worker:
         recorder = SlowedRecorder(len(prompts), slowdown, pause) if slowdown else Recorder(len(prompts), pause)
         self.engine.generate(prompts, max_new_tokens, recorder)
         fitness = self.watch.end(before) if self.watch and before else None
+        tokens, times = self._recorded(recorder, max_new_tokens)
         return {
-            "tokens": recorder.tokens,
-            "times": recorder.times,
+            "tokens": tokens,
+            "times": times,
             "statistics": [asdict(one) for one in self.engine.statistics()]
             if hasattr(self.engine, "statistics")
             else [],
-            "texts": self.engine.texts() if UNKNOWN in recorder.tokens[0] and hasattr(self.engine, "texts") else [],
+            "texts": self.engine.texts() if UNKNOWN in tokens[0] and hasattr(self.engine, "texts") else [],
             "fitness": asdict(fitness) if fitness else {},
             "peak_memory": self.engine.peak_memory()
             if hasattr(self.engine, "peak_memory")
             else peak_memory(self.device),
         }
+
+    def _recorded(self, recorder: Recorder, max_new_tokens: int) -> tuple[list[list[int]], list[list[float]]]:
+        """Token ids and times of a generation that is over, a row per request.
+
+        Raises:
+            TokenError: the engine called ``on_token`` wrongly, or not once for each token. A server may end early:
+                that is for the parent to judge.
+        """
+        try:
+            tokens, times = recorder.rows(self.vocabulary)
+            for request, row in enumerate([] if hasattr(self.engine, "serve") else tokens):
+                if len(row) != max_new_tokens:
+                    raise TokenError(
+                        f"on_token was called {len(row)} times for request {request} until generate returned, and "
+                        f"{max_new_tokens} tokens were asked for; call it once for each token"
+                    )
+                if UNKNOWN in row and not hasattr(self.engine, "texts"):
+                    raise TokenError(f"on_token got the token {UNKNOWN} for request {request}; ids begin at 0")
+        except TokenError as error:
+            raise TokenError(f"{os.environ.get(protocol.BACKEND_VARIABLE, 'the engine')}: {error}") from None
+        return tokens, times
 
     def serve(
         self, prompts: list[list[int]], max_new_tokens: int, due: list[float] | None, concurrency: int | None
@@ -144,11 +183,12 @@ class Worker:
         assert self.engine is not None
         recorder = LoadRecorder(len(prompts))
         self.engine.serve(prompts, max_new_tokens, recorder, due, concurrency)
+        times = recorder.times
         return [
             {
                 "due": recorder.sent[index] if due is None else due[index],
                 "sent": recorder.sent[index],
-                "times": [] if recorder.errors[index] else recorder.times[index],
+                "times": [] if recorder.errors[index] else times[index],
                 "error": recorder.errors[index],
             }
             for index in range(len(prompts))
@@ -161,8 +201,9 @@ class Worker:
             return [asdict(one) for one in self.engine.observe(prompts, max_new_tokens, OBSERVED_LOGITS)]
         recorder = Recorder(len(prompts))
         self.engine.generate(prompts, max_new_tokens, recorder)
+        tokens, _ = self._recorded(recorder, max_new_tokens)
         texts = self.engine.texts() if hasattr(self.engine, "texts") else [""] * len(prompts)
-        return [asdict(Observation(row, [], [], text)) for row, text in zip(recorder.tokens, texts, strict=True)]
+        return [asdict(Observation(row, [], [], text)) for row, text in zip(tokens, texts, strict=True)]
 
     def score(
         self,

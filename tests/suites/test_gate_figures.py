@@ -54,8 +54,8 @@ class AllAtOnce(Simulated):
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        (SHORT, "request 0: 7 tokens came back, 8 were asked for"),
-        (SILENT, "request 0: 0 tokens came back, 8 were asked for"),
+        (SHORT, "TokenError: sim: on_token was called 7 times for request 0 until *, and 8 tokens were asked for*"),
+        (SILENT, "TokenError: sim: on_token was called 0 times for request 0 until *, and 8 tokens were asked for*"),
         (BACKWARDS, "request 0: token times do not run forward*"),
         (ALL_AT_ONCE, "request 0: all 8 tokens came at one instant*"),
     ],
