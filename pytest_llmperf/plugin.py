@@ -390,11 +390,19 @@ def _reason_to_skip(item: pytest.Item, session: State, run: Session) -> str | No
         return f"needs {' or '.join(devices)}, and this is {run.device.name}"
     if session.settings.self_test and "llm_perf" not in item.fixturenames:  # type: ignore[attr-defined]
         return "--llm-self-test tries the gate alone"
-    backend = getattr(item, "callspec", None) and item.callspec.params.get("llm_backend")  # type: ignore[attr-defined]
+    chosen = item.callspec.params if hasattr(item, "callspec") else {}
+    backend = chosen.get("llm_backend")
     missing = backend and run.plan.missing(backend)
     if missing and session.settings.strict:
         raise pytest.UsageError(f"llmperf: backend {backend} cannot run here (--llm-strict): {missing}")
-    return f"{backend}: {missing}" if missing else None
+    if missing:
+        return f"{backend}: {missing}"
+    if not backend or "llm_workload" not in chosen:
+        return None
+    # The reference generates the same as what it judges.
+    generating = [backend] + [run.settings.reference] * ("llm_parity" in item.fixturenames)  # type: ignore[attr-defined]
+    reasons = ((name, run.plan.registry[name].beyond(chosen["llm_workload"])) for name in generating)
+    return next((f"{name}: {reason}" for name, reason in reasons if reason), None)
 
 
 # Fixtures

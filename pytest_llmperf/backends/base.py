@@ -236,6 +236,8 @@ class Backend:
         environment: variables set in the worker before anything is imported.
         weight_bytes: bytes of a weight where it computes with other weights than the reference, so that tokens may
             rightly differ; None where they are the same.
+        max_batch_size: the most requests that it takes together; None for any. Larger cases are skipped.
+        max_sequence_length: the most tokens of one request, the new ones included; likewise.
         degree: how many devices share the model.
         boundary: where its latencies are seen, `IN_PROCESS` or as the `CLIENT` of a server.
         attaches: it can be the client of a server that runs already, which ``--llm-server`` names.
@@ -255,6 +257,8 @@ class Backend:
     requires: Callable[[Device], str | None] = runs_anywhere
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_bytes: float | None = None
+    max_batch_size: int | None = None
+    max_sequence_length: int | None = None
     degree: int = 1
     boundary: str = IN_PROCESS
     attaches: bool = False

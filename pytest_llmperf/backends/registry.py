@@ -30,6 +30,7 @@ from pytest_llmperf.backends import (
 from pytest_llmperf.backends.base import APPLIED, CLIENT, SLOTS, Backend
 
 if TYPE_CHECKING:
+    from pytest_llmperf.cases import Workload
     from pytest_llmperf.machine.table import Device
 
 #: What runs a combination that names no engine.
@@ -97,6 +98,24 @@ class Combination:
         return next((part.weight_bytes for part in self.all if part.weight_bytes is not None), None)
 
     @property
+    def limits(self) -> dict[str, int]:
+        """The most that each part takes, by the names of an `EngineSpec`: ``batch_size`` and ``sequence_length``."""
+        found = {
+            "batch_size": [part.max_batch_size for part in self.all],
+            "sequence_length": [part.max_sequence_length for part in self.all],
+        }
+        return {name: min(filter(None, stated)) for name, stated in found.items() if any(stated)}
+
+    def beyond(self, workload: Workload) -> str | None:
+        """Why a workload is more than the backend takes, or None."""
+        limits, length = self.limits, workload.prompt_length + workload.max_new_tokens
+        if workload.batch_size > (most := limits.get("batch_size", workload.batch_size)):
+            return f"it takes at most {most} request{'s' * (most > 1)} at a time, and this batch has {workload.batch_size}"
+        if length > (most := limits.get("sequence_length", length)):
+            return f"it takes at most {most} tokens a request, and these requests have {length}"
+        return None
+
+    @property
     def tp(self) -> int:
         """Tensor-parallel degree."""
         return max(part.degree for part in self.all)
@@ -154,6 +173,9 @@ class Registry:
             raise ValueError(f"backend {backend.name!r}: tp and a number is tensor parallelism; choose another name")
         if backend.slot not in SLOTS:
             raise ValueError(f"backend {backend.name!r}: unknown slot {backend.slot!r}; known: {', '.join(SLOTS)}")
+        for name, most in (("batch_size", backend.max_batch_size), ("sequence_length", backend.max_sequence_length)):
+            if most is not None and most < 1:
+                raise ValueError(f"backend {backend.name!r}: max_{name} is {most}; it is at least 1, or None for any")
         backend.reference()
         self._backends[backend.name] = backend
 

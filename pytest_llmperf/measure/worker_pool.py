@@ -180,7 +180,8 @@ class Engines:
             cache = self._spec.cache
             if arm.checkout and parts != own:  # its code is the repository's, so base may not use what head compiled
                 cache = str(arm.checkout.folder.parent / "cache")
-            spec = asdict(replace(self._spec, tp=backend.tp, cache=cache)) | self._attached(backend)
+            room = {name: min(most, getattr(self._spec, name)) for name, most in backend.limits.items()}
+            spec = asdict(replace(self._spec, tp=backend.tp, cache=cache, **room)) | self._attached(backend)
             host.ask("load", backend=parts, spec=spec, ranks=host.pids)
             yield host
         except BaseException:
