@@ -38,6 +38,7 @@ class Result:
         utilization: None where it has no meaning (end-to-end latency).
         baseline_cold_start: seconds, when the baseline was recorded here; None where none was. It never fails.
         devices: which were chosen, and why; empty where nobody chose.
+        roofless: why there is no utilization where there could be one; empty otherwise.
     """
 
     case: Case
@@ -51,6 +52,7 @@ class Result:
     utilization: Utilization | None = None
     baseline_cold_start: float | None = None
     devices: str = ""
+    roofless: str = ""
 
     @cached_property
     def samples(self) -> list[float]:
@@ -100,6 +102,7 @@ class Result:
             "processes": 2 * self.verdict.count if self.verdict.basis == "base" else len(self.processes),
             "speedup": self.speedup,
             "utilization": self.utilization and asdict(self.utilization),
+            "roofless": self.roofless,
             "verdict": asdict(self.verdict)
             | {"outcome": self.verdict.outcome.value, "not_excluded": self.not_excluded},
             "tolerance": self.tolerance,

@@ -179,4 +179,5 @@ def impossible(found: Utilization, seconds: float, measured_roof: bool) -> str |
         what = f"{seconds * 1e3:.3g} ms is under the {found.limit} bound of {found.bound * 1e3:.3g} ms, by {roof}"
     else:
         return None
-    return f"{what}: the work was not done, or the clock did not wait for it"
+    declared = "compute_dtype" if found.limit == "compute" else "weight_bytes"
+    return f"{what}: the work was not done, the clock did not wait for it, or the backend does not say its {declared}"

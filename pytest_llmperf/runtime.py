@@ -77,6 +77,13 @@ class Runtime:
             )
         return {name: float(f"{value:.4g}") for name, value in measured.items()}
 
+    def measure_peak(self, dtype: str) -> float | None:
+        """Measure the best rate of GEMM in a type now (FLOP/s); None if the machine shows none of that type."""
+        self._progress(f"{self._plan.device.name}: measuring its GEMM rate in {dtype}")
+        with self.engines.any_worker() as ask:
+            found: float | None = ask("peak", dtype=dtype, device=self._plan.device.torch_device)
+        return found
+
     def release(self, backend: str) -> None:
         """Say that the tests of a backend are over, if any engine was made."""
         if "engines" in self.__dict__:

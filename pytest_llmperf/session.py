@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +21,7 @@ from platformdirs import user_cache_path
 from pytest_llmperf import roofline
 from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.backends.base import UNKNOWN
-from pytest_llmperf.backends.registry import Registry
+from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate import checkout
@@ -76,6 +77,8 @@ class Session:
         self._unproven: set[tuple[str, Workload]] = set()
         #: Whether the tree is at a revision, once git was asked.
         self._at: dict[str, bool] = {}
+        #: FLOP/s of the types that backends compute in, besides the run's dtype; None where nobody knows them.
+        self._flops: dict[str, float | None] = {}
         self._began = datetime.now(timezone.utc)
         self.runtime = Runtime(plan, progress)
         self.machine = Machine(fingerprint.take(), self.runtime.measure_rates)
@@ -123,6 +126,7 @@ class Session:
             utilization=utilization,
             baseline_cold_start=self._recorded_cold_start(case),
             devices=str(self.plan.devices(registered) or ""),
+            roofless=self._roofless(case),
         )
         self.results[case] = result
         return result
@@ -162,7 +166,7 @@ class Session:
         return found
 
     def _utilization(self, case: Case, seconds: float) -> roofline.Utilization | None:
-        """What a latency means on the device's roofs; None where nobody knows the device behind a server.
+        """What a latency means on the device's roofs; None where nobody knows the device, or its peak in a type.
 
         Raises:
             ImpossibleError: it is faster than they allow. A roof that was measured is measured again before that is
@@ -175,21 +179,48 @@ class Session:
         dies = 1 if measured else backend.tp  # a CPU's ranks share the one that was measured
         for attempt in range(2 if measured else 1):
             if attempt:
-                again = self.runtime.measure_rates()
-                self.peaks.update({name: max(rate, again[name]) for name, rate in self.peaks.items()})
+                self._measure_roofs_again(backend)
+            flops = self._peak(backend)
+            peaks = {"flops": inf if flops is None else flops * dies, "bandwidth": self.peaks["bandwidth"] * dies}
             found = roofline.utilization(
                 self.model.architecture,
                 case.workload,
                 case.metric,
                 seconds,
                 self.dtype,
-                {name: rate * dies for name, rate in self.peaks.items()},
+                peaks,
                 backend.weight_bytes,
             )
             reason = found and roofline.impossible(found, seconds, measured)
             if not reason:
-                return found
+                return None if flops is None and case.metric == "ttft" else found
         raise ImpossibleError(f"{case}: impossible figure {seconds * 1e3:.4g} ms: {reason}")
+
+    def _peak(self, backend: Combination) -> float | None:
+        """FLOP/s of the type in which a backend computes; None where nobody knows them."""
+        kind = backend.compute_dtype or self.dtype
+        if kind == self.dtype:
+            return self.peaks["flops"]
+        if kind not in self._flops:
+            listed = self.device.peak_flops is not None
+            self._flops[kind] = self.device.peak(kind) if listed else self.runtime.measure_peak(kind)
+        return self._flops[kind]
+
+    def _roofless(self, case: Case) -> str:
+        """Why a prefill has no MFU, if that is because nobody knows the peak of the type in which it computes."""
+        backend = self.plan.registry[case.backend]
+        if case.metric != "ttft" or self.plan.attached(backend) or self._peak(backend) is not None:
+            return ""
+        kind = backend.compute_dtype
+        return f"no MFU of {backend.name}: it computes in {kind}, whose peak on {self.device.name} is not known"
+
+    def _measure_roofs_again(self, backend: Combination) -> None:
+        """Keep the best of what was measured so far and what is measured now, of a CPU."""
+        again = self.runtime.measure_rates()
+        self.peaks.update({name: max(rate, again[name]) for name, rate in self.peaks.items()})
+        if (kind := backend.compute_dtype or self.dtype) in self._flops:
+            known = [rate for rate in (self._flops[kind], self.runtime.measure_peak(kind)) if rate is not None]
+            self._flops[kind] = max(known, default=None)
 
     # Other questions
 
@@ -239,7 +270,7 @@ class Session:
             decode = self.prompts.continuation
             parity = self.referee.judge_by_text(backend, workload, timed=texts, decode=decode, **given)
         else:
-            other = self.plan.registry[backend].weight_bytes is not None
+            other = self.plan.registry[backend].approximates(self.dtype)
             parity = self.referee.judge(backend, workload, timed=timed, other_weights=other, **given)
         found = ParityResult(backend, str(workload), parity)
         self.parities.append(found)

@@ -206,6 +206,8 @@ def runs_anywhere(device: Device) -> str | None:
     return None
 
 
+#: Bytes of the types that a run may have. Every other type is narrower.
+WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: What a part of a combination decides, in the order in which a combination's name has its parts.
 SLOTS = ("engine", "attention", "compile", "gemm", "weights", "parallelism")
 #: The order in which they change an engine: weights are shared out first, and packed before anything is compiled around
@@ -234,8 +236,12 @@ class Backend:
         dtypes: that it computes in; empty for any.
         requires: given the `Device`, the reason why it cannot run here, or None. Runs in pytest's process: no torch.
         environment: variables set in the worker before anything is imported.
-        weight_bytes: bytes of a weight where it computes with other weights than the reference, so that tokens may
-            rightly differ; None where they are the same.
+        weight_bytes: bytes of a weight where it reads others than those of the run's dtype, which MBU counts.
+        compute_dtype: the type in which it multiplies, such as ``int8``, ``fp8`` or ``bfloat16``, where that is not the
+            run's dtype. MFU is of that type's peak.
+        approximate: whether its weights or activations are coarser than the reference's by design, so that tokens may
+            rightly differ and parity is `bounded`. None: if it has ``weight_bytes``, or computes in a narrower type.
+            False: its weights are packed, and equal.
         max_batch_size: the most requests that it takes together; None for any. Larger cases are skipped.
         max_sequence_length: the most tokens of one request, the new ones included; likewise.
         degree: how many devices share the model.
@@ -257,12 +263,21 @@ class Backend:
     requires: Callable[[Device], str | None] = runs_anywhere
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_bytes: float | None = None
+    compute_dtype: str | None = None
+    approximate: bool | None = None
     max_batch_size: int | None = None
     max_sequence_length: int | None = None
     degree: int = 1
     boundary: str = IN_PROCESS
     attaches: bool = False
     launcher: str = ""
+
+    def approximates(self, dtype: str) -> bool:
+        """Whether its tokens may rightly differ from the reference's in a run of this dtype."""
+        if self.approximate is not None:
+            return self.approximate
+        narrower = self.compute_dtype is not None and WIDTHS.get(self.compute_dtype, 1) < WIDTHS[dtype]
+        return self.weight_bytes is not None or narrower
 
     def reference(self) -> dict[str, str]:
         """Where the worker finds ``load``: module, qualified name and file (empty where it is to be imported by name).

@@ -94,8 +94,17 @@ class Combination:
 
     @property
     def weight_bytes(self) -> float | None:
-        """Bytes of a weight where they are not the reference's, else None."""
+        """Bytes of a weight where they are not those of the run's dtype, else None."""
         return next((part.weight_bytes for part in self.all if part.weight_bytes is not None), None)
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """The type in which it multiplies where that is not the run's dtype, else None."""
+        return next((part.compute_dtype for part in self.all if part.compute_dtype is not None), None)
+
+    def approximates(self, dtype: str) -> bool:
+        """Whether a part's weights or activations are coarser than the reference's by design."""
+        return any(part.approximates(dtype) for part in self.all)
 
     @property
     def limits(self) -> dict[str, int]:

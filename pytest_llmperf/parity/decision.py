@@ -52,7 +52,7 @@ class Parity:
     """The decision, with what it rests on.
 
     Attributes:
-        passed: in parity; or, where ``bounded``, no further away than other weights explain.
+        passed: in parity; or, where ``bounded``, no further away than coarser weights or activations explain.
         reason: why not, in one line; empty if passed.
         tokens: tokens judged.
         informative: those that are no repetition.
@@ -61,7 +61,8 @@ class Parity:
         largest_regret: in logits.
         tolerance: what a regret may be, in logits.
         error_ratio: geometric mean of the backend's logit error over the reference's, or None if not observable.
-        bounded: it computes with other weights, so that it is never equal, and what is shown is how far away it is.
+        bounded: its weights or activations are coarser, so that it is never equal, and what is shown is how far away
+            it is.
         by_text: its token ids are not known, so that its text was compared with the reference's own; ``tokens`` and
             ``informative`` are then the reference's, ``exact_match`` counts characters, and regrets are 0.
     """
@@ -209,7 +210,7 @@ def decide(
         rows: every request judged, at least one.
         end_of_sequence: the model's end-of-sequence ids.
         margin: how many times larger its logits' error may be than the reference's.
-        other_weights: it computes with other weights than the reference: what is asked is that no regret be above
+        other_weights: its weights or activations are coarser than the reference's by design: what is asked is that no regret be above
             `BOUNDED_REGRET`; the error of its logits is told and not judged.
     """
     ends = set(end_of_sequence)
@@ -235,7 +236,7 @@ def decide(
         where = max(range(len(regrets)), key=regrets.__getitem__)
         reason = (
             f"a token is {largest:.3g} logits worse than the reference's choice; "
-            f"{'other weights' if other_weights else 'rounding'} explain{'s' * (not other_weights)} {tolerance:.3g} "
+            f"{'coarser weights or activations explain' if other_weights else 'rounding explains'} {tolerance:.3g} "
             f"(token {where % len(rows[0].tokens)} of row {where // len(rows[0].tokens)} of {len(rows)} judged)"
         )
     elif not other_weights and not mean - slack <= math.log(margin):

@@ -61,7 +61,7 @@ class Referee:
             unequal: the prompts of the untimed batch.
             timed: every distinct (request index, tokens) of the timed generations.
             reference_timed: the same of the reference.
-            other_weights: the backend computes with other weights than the reference.
+            other_weights: the backend's weights or activations are coarser than the reference's by design.
         """
         observed = self._observe(backend, workload, unequal)
         theirs = self._observe(self._reference, workload, unequal)

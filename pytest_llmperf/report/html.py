@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from pytest_llmperf.report import cells, figures, scaling, trend
+from pytest_llmperf.report import cells, figures, notes, scaling, trend
 from pytest_llmperf.report.cells import Cell
 from pytest_llmperf.report.document import Document
 
@@ -25,6 +25,7 @@ def render(document: Document) -> str:
     known = [document.environment.get(name) or {} for name in ("fingerprint", "versions")]
     return environment.get_template("page.html.jinja").render(
         document=document,
+        notes=notes.of(document),
         advice=(cells.ADVICE, cells.of_advice(document.rows)),
         scaling=(cells.SCALING, cells.of_scaling(document.rows)),
         placed=scaling.placed(document.rows),

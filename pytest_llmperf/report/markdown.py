@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from pytest_llmperf.report import cells, scaling, trend
+from pytest_llmperf.report import cells, notes, scaling, trend
 from pytest_llmperf.report.cells import Cell
 from pytest_llmperf.report.document import Document
 
@@ -25,6 +25,7 @@ def render(document: Document) -> str:
         plain(f"{document.title}; {document.boundary}"),
         _lines(row["said"] for row in document.regressions),
         _lines(one.against(document.reference) for one in document.wrong),
+        _lines(notes.of(document)),
         _folded("What to run", _table(cells.ADVICE, cells.of_advice(document.rows))),
         _folded(
             "Tensor parallelism",

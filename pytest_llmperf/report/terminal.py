@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.cases import GATED
 from pytest_llmperf.gate.rule import LARGE, Outcome
-from pytest_llmperf.report import reasons, tables
+from pytest_llmperf.report import notes, reasons, tables
 from pytest_llmperf.report.reasons import Reason
 from pytest_llmperf.report.scaling import placed
 
@@ -100,6 +100,7 @@ def summary(document: Document, ending: Ending, width: int = WIDTH) -> list[Line
     head += _wrapped(ending.doubts, width, DOUBTED)
     head += _figures(document, ending, width)
     head += _wrapped(disturbed(document), width, PLAIN, 1)
+    head += _wrapped(notes.of(document), width, PLAIN, REASON)
 
     tail = _wrapped([ending.written] if ending.written else [], width, BOLD)
     tail += _wrapped(ending.notes, width)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pytest_llmperf.backends.base import WIDTHS
 from pytest_llmperf.machine import fitness
 from pytest_llmperf.worker.watch import ROUNDS, barrier, loop
 
@@ -79,27 +80,45 @@ def _timed(work: Callable[[], Any], seconds: float, synchronize: Callable[[], An
             return took
 
 
+def peak(device: str, dtype: str, seconds: float = 0.3) -> float | None:
+    """The best rate seen of GEMM in a type (FLOP/s); None if the machine shows none of that type.
+
+    The weights are laid out both ways: a CPU without instructions for a type may multiply one of them 17 times as fast
+    as the other. Float32 is tried too, since a kernel may compute in it. A product of integers that is no faster than
+    float32's is one without the CPU's own instructions, and no roof.
+    """
+    side = 8192 if device != "cpu" else 1024
+    best = partial(_best, amount=2.0 * side**3, device=device, seconds=seconds)
+    if dtype == "int8":
+        a, b = (torch.randint(-8, 8, (side, side), dtype=torch.int8, device=device) for _ in range(2))
+        products = [partial(torch._int_mm, a, b), partial(torch._int_mm, a, b.T)]
+        found, floats = max(map(best, products)), peak(device, "float32", seconds)
+        return found if floats is not None and found > floats else None
+    if dtype not in WIDTHS:
+        return None
+    found = 0.0
+    for kind in dict.fromkeys((dtype, "float32")):
+        a, b = (torch.randn(side, side, dtype=getattr(torch, kind), device=device) for _ in range(2))
+        found = max(found, best(partial(torch.matmul, a, b)), best(partial(torch.matmul, a, b.T)))
+    return found
+
+
+def _best(work: Callable[[], Any], amount: float, device: str, seconds: float) -> float:
+    """The best rate of a piece of work of some amount, per second."""
+    synchronize: Callable[[], Any] = torch.cuda.synchronize if device != "cpu" else (lambda: None)
+    return amount / min(_timed(work, seconds, synchronize))
+
+
 def _roofs(device: str, dtype: str, buffer_bytes: int, seconds: float) -> dict[str, float]:
     """The best rates seen of GEMM (FLOP/s) and memory reads (bytes/s).
 
-    No kernel passes a roof, so the best of several kernels and repetitions counts. The weights are laid out both ways:
-    a CPU without instructions for a type may multiply one of them 17 times as fast as the other. Float32 is tried too,
-    since a kernel may compute in it. The memory buffer is as large as the model's weights, which a decode step reads.
+    No kernel passes a roof, so the best of several kernels and repetitions counts. The memory buffer is as large as the model's weights, which a decode step reads.
     If they fit a last-level cache, the cache's rate is the roof.
     """
     kind = getattr(torch, dtype)
-    synchronize: Callable[[], Any] = torch.cuda.synchronize if device != "cpu" else (lambda: None)
-
-    def best(work: Callable[[], Any], amount: float) -> float:
-        return amount / min(_timed(work, seconds, synchronize))
-
-    side = 8192 if device != "cpu" else 1024
-    flops = 0.0
-    for one in dict.fromkeys((kind, torch.float32)):
-        a, b = (torch.randn(side, side, dtype=one, device=device) for _ in range(2))
-        flops = max(
-            flops, best(partial(torch.matmul, a, b), 2.0 * side**3), best(partial(torch.matmul, a, b.T), 2.0 * side**3)
-        )
+    best = partial(_best, device=device, seconds=seconds)
+    flops = peak(device, dtype, seconds)
+    assert flops is not None  # there is one of every type that a run may have
     rows = max(1, buffer_bytes // (4 * 4096))
     matrix = torch.randn(rows, 4096, device=device)
     vector = torch.randn(4096, device=device)

@@ -229,6 +229,12 @@ class Worker:
 
         return measure(device, dtype, buffer_bytes, roofs)
 
+    def peak(self, dtype: str, device: str) -> float | None:
+        """The best rate of GEMM in a type."""
+        from pytest_llmperf.worker.rates import peak
+
+        return peak(device, dtype)
+
     def imported(self, folder: str) -> int:
         """How many of the modules imported so far lie in a folder."""
         files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))

@@ -83,6 +83,25 @@ def test_rates_of_two_states_are_measured_again(
     assert len(seen) == looks
 
 
+# The types that engines compute in
+
+
+def test_a_narrower_type_has_a_roof_of_its_own_or_none() -> None:
+    floats, whole = rates.peak("cpu", "float32", 0.05), rates.peak("cpu", "int8", 0.05)
+    assert floats is not None
+    assert whole is None or whole > floats / 3, "a product without the CPU's instructions is no roof"
+    assert rates.peak("cpu", "fp8", 0.05) is rates.peak("cpu", "int3", 0.05) is None
+
+
+@pytest.mark.parametrize(("seconds", "faster"), [(1e-4, True), (1e-2, False)])
+def test_a_product_of_integers_is_a_roof_only_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, faster: bool
+) -> None:
+    took = {"_int_mm": seconds, "matmul": 1e-3}
+    monkeypatch.setattr(rates, "_timed", lambda work, *_: [took[work.func.__name__]])
+    assert rates.peak("cpu", "int8") == (2.0 * 1024**3 / seconds if faster else None)
+
+
 # An accelerator's host
 
 

@@ -65,6 +65,24 @@ def test_every_device_is_complete() -> None:
             assert (peak is not None and peak > 0) == accelerator
 
 
+@pytest.mark.parametrize("name", [name for name in DEVICES if name != "cpu"])
+def test_a_narrower_type_is_at_least_as_fast(name: str) -> None:
+    device = DEVICES[name]
+    for dtype in device.dtypes:
+        assert device.peak(dtype) == device.peak_flops
+    assert device.peak_flops is not None
+    assert device.narrow.keys() <= {"int8", "fp8"}
+    for dtype, peak in device.narrow.items():
+        assert device.peak(dtype) == peak
+        assert device.peak_flops <= peak <= 2.01 * device.peak_flops, "a dense peak, not one of sparse matrices"
+    assert device.peak("int3") is None
+
+
+def test_a_type_that_a_generation_does_not_have_has_no_peak() -> None:
+    assert DEVICES["a100"].peak("fp8") is DEVICES["mi210"].peak("fp8") is None
+    assert DEVICES["h100"].peak("fp8") == 1979e12
+
+
 def test_the_cpu_has_no_float16() -> None:
     assert DEVICES["cpu"].dtypes == ("float32", "bfloat16")
 

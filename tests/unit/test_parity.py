@@ -124,6 +124,7 @@ def test_other_weights_are_bounded_in_regret_in_every_type_and_never_equal(
     assert found.passed == (regret <= BOUNDED_REGRET), found.reason
     assert found.bounded
     assert found.tolerance == BOUNDED_REGRET
+    assert found.passed or "; coarser weights or activations explain 1 " in found.reason
 
 
 def test_the_same_weights_are_not_bounded_but_in_parity() -> None:

@@ -205,6 +205,40 @@ def test_a_combination_is_of_all_its_parts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("declared", "dtype", "coarser"),
+    [
+        ({}, "float32", False),
+        ({"weight_bytes": 0.5}, "bfloat16", True),
+        ({"weight_bytes": 0.625, "approximate": False}, "float32", False),  # packed, and equal
+        ({"approximate": True}, "bfloat16", True),
+        ({"compute_dtype": "bfloat16"}, "float32", True),
+        ({"compute_dtype": "bfloat16"}, "bfloat16", False),
+        ({"compute_dtype": "float16"}, "bfloat16", False),
+        ({"compute_dtype": "float32"}, "bfloat16", False),
+        ({"compute_dtype": "int8"}, "bfloat16", True),
+        ({"compute_dtype": "fp8", "approximate": False}, "bfloat16", False),
+    ],
+)
+def test_what_a_backend_declares_says_whether_its_tokens_may_differ(
+    declared: dict[str, Any], dtype: str, coarser: bool
+) -> None:
+    assert Registry([Backend("mine", "ours:Engine", **declared)])["mine"].approximates(dtype) == coarser
+
+
+def test_a_combination_is_as_coarse_as_its_coarsest_part() -> None:
+    registry = Registry(
+        [
+            Backend("engine-of-ours", "ours:Engine", weight_bytes=0.625, approximate=False),
+            Backend("products-of-ours", "ours:extend", slot="gemm", compute_dtype="int8"),
+        ]
+    )
+    combined = registry["engine-of-ours+products-of-ours"]
+    assert (combined.weight_bytes, combined.compute_dtype) == (0.625, "int8")
+    assert combined.approximates("float32")
+    assert not registry["engine-of-ours"].approximates("float32")
+
+
+@pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("flash-attention-2", "no CPU kernel"),

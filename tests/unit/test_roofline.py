@@ -260,6 +260,7 @@ def test_an_impossible_figure_says_why() -> None:
     assert reason is not None
     assert "\n" not in reason
     assert "MBU is 150% of the device's data-sheet roof" in reason
+    assert reason.endswith("or the backend does not say its weight_bytes")
 
 
 def test_a_latency_under_the_other_roof_is_impossible_too() -> None:
