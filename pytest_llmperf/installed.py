@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -34,19 +34,28 @@ def distributions() -> dict[str, dict[str, str]]:
     """
     found = {"": {"version": platform.python_version()}}
     for one in metadata.distributions():  # the first of a name is the one that is imported
-        name = re.sub(r"[-_.]+", "-", one.metadata["Name"] or "?").lower()
+        name = normal(one.metadata["Name"] or "?")
         if name not in found:
             found[name] = {"version": one.version or "?", **_origin(one)}
     return found
 
 
-def changes(recorded: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """The distributions whose versions differ, the first few by name; empty if none does.
+def normal(name: str) -> str:
+    """A distribution's name as PEP 503 normalizes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def changes(recorded: Mapping[str, str], now: Mapping[str, str], first: Collection[str] = ()) -> str:
+    """The distributions whose versions differ, a few by name; empty if none does.
 
     What was installed in place from files that differed from their revision is never the same.
+
+    Args:
+        recorded, now: versions by name.
+        first: names that are said before others.
     """
     found = []
-    for name in sorted(recorded.keys() | now.keys()):
+    for name in sorted(recorded.keys() | now.keys(), key=lambda name: (name not in first, name)):
         old, new = recorded.get(name, "missing"), now.get(name, "missing")
         if old != new:
             found.append(f"{name} {old} -> {new}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -50,7 +49,7 @@ class Interpreter:
             InterpreterError: the interpreter cannot be asked.
         """
         if not self.own:
-            return self.installed().get(_normal(distribution), {}).get("version")
+            return self.installed().get(installed.normal(distribution), {}).get("version")
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
         return None
@@ -74,7 +73,3 @@ def _installed(python: str) -> dict[str, dict[str, str]]:
         said = f"cannot ask {python!r} what is installed there: {error}"
         raise InterpreterError(f"--llm-python or --llm-base-python: {said}") from None
     return answer
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -25,6 +25,7 @@ from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
 from pytest_llmperf.gate.checkout import Base
 from pytest_llmperf.gate.rule import Verdict
 from pytest_llmperf.gate.stored import Prior, prior_of
+from pytest_llmperf.installed import changes, normal
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import Traffic
 from pytest_llmperf.machine import detect, facts, fingerprint, placement, topology
@@ -310,6 +311,28 @@ class Plan:
     def installed(self, backend: str) -> dict[str, str]:
         """The version of everything that a backend's interpreter has installed, but for the code under test."""
         return fingerprint.everything_installed(self.interpreter(self.registry[backend]), self._repository)
+
+    def engine(self, backend: Combination) -> dict[str, Any]:
+        """What the figures of a backend depend on beside the code: versions, variables, the type that it computes in."""
+        return {
+            "versions": fingerprint.packages(self.interpreter(backend), backend.distributions),
+            "environment": backend.shown_environment,
+            "compute_dtype": backend.compute_dtype or self.dtype,
+        }
+
+    def changed(self, backend: str, sitting: Sitting) -> str:
+        """The versions and variables of a backend that are not a sitting's, its own packages first; empty if none."""
+        registered = self.registry[backend]
+        then, now, first = dict(sitting.versions), self.installed(backend), map(normal, registered.distributions)
+        variables = sitting.system.get("environment")  # an older sitting does not say
+        if variables is not None:
+            then, now = then | variables, now | registered.shown_environment
+        return changes(then, now, {*first, *(variables or ()), *registered.shown_environment})
+
+    def same_variables(self, backend: str, sitting: Sitting) -> bool:
+        """Whether a backend has the variables that it had in a sitting, as far as that is known."""
+        now = self.registry[backend].shown_environment
+        return sitting.system.get("environment", now) == now
 
     # Backends
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain
 from statistics import fmean, median
@@ -39,6 +39,8 @@ class Result:
         baseline_cold_start: seconds, when the baseline was recorded here; None where none was. It never fails.
         devices: which were chosen, and why; empty where nobody chose.
         roofless: why there is no utilization where there could be one; empty otherwise.
+        changed: the versions and variables that differ from those of the newest sitting; empty if none does.
+        engine: what the figures depend on beside the code, as `Plan.engine` says it.
     """
 
     case: Case
@@ -53,6 +55,8 @@ class Result:
     baseline_cold_start: float | None = None
     devices: str = ""
     roofless: str = ""
+    changed: str = ""
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def samples(self) -> list[float]:
@@ -115,6 +119,8 @@ class Result:
             "compile_time": first.compile_time,
             "peak_memory": first.peak_memory,
             "engagement": first.engagement,
+            "engine": {**self.engine, "threads": first.threads},
+            "changed": self.changed,
             "boundary": self.backend.boundary,
             "throughput": self.throughput,
             "tokens_per_joule": self.tokens_per_joule,

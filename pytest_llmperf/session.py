@@ -127,9 +127,16 @@ class Session:
             baseline_cold_start=self._recorded_cold_start(case),
             devices=str(self.plan.devices(registered) or ""),
             roofless=self._roofless(case),
+            changed=self._changed(case),
+            engine=self.plan.engine(registered),
         )
         self.results[case] = result
         return result
+
+    def _changed(self, case: Case) -> str:
+        """The versions and variables that are not those of this machine's newest sitting of a case; empty if none."""
+        own = self.plan.own(case)
+        return self.plan.changed(case.backend, self.plan.sitting(own[0])) if own else ""
 
     def accepts(self, case: Case) -> bool:
         """Whether this run accepts a case's figures instead of gating them; not what is slower than base."""
@@ -145,7 +152,7 @@ class Session:
         made = self.measurements.sitting(case.backend, case.workload)
         if not made:
             return []
-        sitting = self.sitting(case.backend)
+        sitting = self.sitting(case.backend, made[0].threads)
         barrier, same_code = median_barrier(process.barrier for process in made), self._same_code(sitting)
         for one, allowed in ((case, tolerance), (replace(case, metric="cold-start"), None)):
             if self.plan.accepts(one):
@@ -359,29 +366,34 @@ class Session:
 
     # The baseline
 
-    def sitting(self, backend: str) -> Sitting:
-        """What this run's figures of a backend are recorded with."""
-        chosen = self.plan.devices(self.plan.registry[backend])
+    def sitting(self, backend: str, threads: int | None = None) -> Sitting:
+        """What this run's figures of a backend are recorded with; ``threads`` are the engine's, where known."""
+        registered = self.plan.registry[backend]
+        chosen = self.plan.devices(registered)
+        engine = {"environment": registered.shown_environment} | ({} if threads is None else {"threads": threads})
         return Sitting(
             recorded=self._began.strftime("%Y-%m-%dT%H:%M:%SZ"),
             revision=self.plan.clean_revision,
             machine=self.machine.fingerprint.as_dict(),
             versions=self.plan.installed(backend),
-            system=fingerprint.system() | ({} if chosen is None else {"devices": str(chosen)}),
+            system=fingerprint.system() | engine | ({} if chosen is None else {"devices": str(chosen)}),
             rates=dict(self.machine.rates),
         )
 
     def _same_code(self, new: Sitting) -> list[str]:
-        """The ids of the stored sittings that are of the same code: the same versions, and the same revision or tree.
+        """The ids of the stored sittings that are of the same code: the same versions, variables, and revision or tree.
 
         With ``--llm-update-baselines=add`` the user says that the code is the same where git cannot tell.
         """
         held = self.plan.stored.sittings if self.plan.stored else {}
         added = self.settings.update_baselines == "add"
+        variables = new.system["environment"]
         return [
             name
             for name, old in held.items()
-            if old.versions == new.versions and (added or (old.code is not None and self._is_at(old.code)))
+            if old.versions == new.versions
+            and old.system.get("environment", variables) == variables
+            and (added or (old.code is not None and self._is_at(old.code)))
         ]
 
     @property

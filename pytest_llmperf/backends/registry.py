@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +62,8 @@ COMBINED = (
     "flash-attention-2+tunableop",
     "vllm+tunableop",
 )
+#: Names of variables whose values are secrets.
+SECRET_NAME = re.compile(r"(token|key|secret|password|passwd|credentials?)$", re.IGNORECASE)
 #: What transformers' attention is where a combination does not say, so saying it changes nothing.
 DEFAULT_ATTENTION = "sdpa"
 
@@ -91,6 +94,16 @@ class Combination:
     def environment(self) -> dict[str, str]:
         """Variables of the worker."""
         return {name: value for part in self.all for name, value in part.environment.items()}
+
+    @property
+    def shown_environment(self) -> dict[str, str]:
+        """Of these, the variables that may be stored and shown: no name says that it holds a secret."""
+        return {name: value for name, value in self.environment.items() if not SECRET_NAME.search(name)}
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """Every package that a part names."""
+        return tuple(dict.fromkeys(name for part in self.all for name in part.distributions))
 
     @property
     def weight_bytes(self) -> float | None:

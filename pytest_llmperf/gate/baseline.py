@@ -49,7 +49,8 @@ class Sitting:
         revision: of the repository under rootdir; None if files were changed, there was none, or nobody noted it.
         machine: its fingerprint.
         versions: of every installed distribution, by name.
-        system: the kernel and drivers, and the devices that were chosen.
+        system: the kernel and drivers, the devices that were chosen, and the engine's ``threads`` and ``environment``
+            (variables). The last two are missing in older files.
         rates: of the machine, by the names in `pytest_llmperf.machine.rates`.
     """
 
@@ -57,7 +58,7 @@ class Sitting:
     revision: str | None
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
-    system: Mapping[str, str]
+    system: Mapping[str, Any]
     rates: Mapping[str, float]
 
     @cached_property

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.gate import checkout, rule, stored
 from pytest_llmperf.gate.checkout import Base, BaseError
 from pytest_llmperf.gate.rule import Interval, Outcome, Verdict
-from pytest_llmperf.installed import changes
-from pytest_llmperf.machine.rates import difference, moved
+from pytest_llmperf.machine.rates import difference, moved, other_threads
 from pytest_llmperf.measure.process import disturbed
 from pytest_llmperf.measure.worker_process import SameCodeError
 
@@ -124,7 +123,11 @@ class Judge:
 
     def _state(self, entry: Entry, measured: Measurement) -> str | None:
         """How the machine differs from its state in an entry's sitting, in a clause; None if it does not."""
-        return moved(measured.barrier, entry.barrier) or self._machine.differs(self._plan.sitting(entry).rates)
+        sitting = self._plan.sitting(entry)
+        # A variable of the backend that changed is a change of its code, and the threads may follow from it.
+        comparable = self._plan.same_variables(measured.backend, sitting)
+        threads = other_threads(measured.threads, sitting.system.get("threads")) if comparable else None
+        return threads or moved(measured.barrier, entry.barrier) or self._machine.differs(sitting.rates)
 
     def _moment(self, entry: Entry) -> str:
         """When the sitting of an entry was."""
@@ -167,7 +170,7 @@ class Judge:
             return "no baseline names a revision"
         if sitting.revision is None:
             return "the baseline names no revision: files were changed when it was recorded, or its file is old"
-        if changed := changes(sitting.versions, plan.installed(case.backend)):
+        if changed := plan.changed(case.backend, sitting):
             return f"versions differ from the baseline's ({changed})"
         if checkout.is_at(sitting.revision, plan.root, plan.apart):
             return self._of_the_machine(screened)

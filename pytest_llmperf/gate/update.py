@@ -137,8 +137,10 @@ class Update:
         kept = [one.processes for one in own if one.sitting in same_code][: store.HISTORY - 1]
         found = change(case, rows, kept, processes, tolerance, prior)
         if own and self.held:
-            doubt = rates.difference(sitting.rates, self.held.sitting(own[0]).rates)
-            found = replace(found, doubt=doubt or rates.moved(barrier, own[0].barrier))
+            before = self.held.sitting(own[0])
+            doubt = rates.other_threads(sitting.system.get("threads"), before.system.get("threads"))
+            doubt = doubt or rates.difference(sitting.rates, before.rates) or rates.moved(barrier, own[0].barrier)
+            found = replace(found, doubt=doubt)
         self.changes[case] = found
 
     def write(self, refused: Collection[Case] = ()) -> dict[Case, Entry]:

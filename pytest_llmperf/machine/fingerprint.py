@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -140,9 +140,14 @@ def take() -> Fingerprint:
 @cache
 def versions(interpreter: Interpreter = Interpreter()) -> dict[str, str]:  # noqa: B008  it is frozen
     """Versions of what reports name, none of it imported: those that the workers' interpreter has."""
-    found = {"python": interpreter.python_version()}
-    found |= {package: version for package in PACKAGES if (version := interpreter.version(package))}
-    return found | system()
+    return packages(interpreter) | system()
+
+
+def packages(interpreter: Interpreter, first: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of some distributions, of `PACKAGES` and of Python, as far as an interpreter has them."""
+    names = dict.fromkeys((*first, *PACKAGES))
+    found = {name: version for name in names if (version := interpreter.version(name))}
+    return found | {"python": interpreter.python_version()}
 
 
 @cache

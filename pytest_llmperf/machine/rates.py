@@ -57,6 +57,13 @@ def moved(now: Barrier | None, recorded: Barrier | None) -> str | None:
     return _met(now.seconds / recorded.seconds)
 
 
+def other_threads(now: int | None, recorded: int | None) -> str | None:
+    """Whether the engine has more or fewer threads than when it was recorded; a clause, or None."""
+    if now is None or recorded is None or now == recorded:
+        return None
+    return f"the engine computes with {now} thread{'s' * (now != 1)}, and did with {recorded} when it was recorded"
+
+
 def _met(times: float) -> str:
     return f"its threads take {times:.1f} times as long to meet as recorded (the host moved its CPUs, it seems)"
 

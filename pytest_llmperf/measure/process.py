@@ -74,6 +74,11 @@ class Measurement:
         return [sample.trace.metric(metric) for sample in self.samples]
 
     @property
+    def threads(self) -> int | None:
+        """In how many threads the engine computed on a CPU; None where nobody knows."""
+        return self.engagement.get("threads")
+
+    @property
     def contamination(self) -> float:
         """Fraction of the generations after the warm-up that were contaminated."""
         return fmean(one.culprit is not None for one in (*self.samples, *self.discarded))

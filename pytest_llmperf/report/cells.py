@@ -98,6 +98,27 @@ def of_cold(rows: Iterable[Row]) -> list[list[Cell]]:
     ]
 
 
+ENGINES = ("backend", "threads", "computes in", "versions", "variables")
+
+
+def of_engines(rows: Iterable[Row]) -> list[list[Cell]]:
+    """What the figures of each backend depend on beside the code: the cells under `ENGINES`."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.backend, row)
+    return [
+        [
+            Cell(row.backend),
+            Cell(str(row["engine.threads"] or "-"), row["engine.threads"]),
+            Cell(row["engine.compute_dtype"] or "-"),
+            Cell(", ".join(f"{name} {version}" for name, version in (row["engine.versions"] or {}).items()) or "-"),
+            Cell(", ".join(f"{name}={value}" for name, value in (row["engine.environment"] or {}).items()) or "-"),
+        ]
+        for row in first.values()
+        if row["engine"]
+    ]
+
+
 PARITY = (
     "backend",
     "workload",

@@ -34,6 +34,7 @@ def render(document: Document) -> str:
         trends=(cells.TREND, cells.of_trend(trend.series(document))),
         cases=((*cells.CASES, *cells.COSTS), [[*cells.of_case(row), *cells.costs(row)] for row in document.rows]),
         reasons=(cells.REASONS, cells.of_reasons(document.rows)),
+        engines=(cells.ENGINES, cells.of_engines(document.rows)),
         parity=(cells.PARITY, cells.of_parity(document.parities)),
         disturbed=(cells.DISTURBED, cells.of_disturbed(document)),
         machine=[

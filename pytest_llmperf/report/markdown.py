@@ -44,6 +44,7 @@ def render(document: Document) -> str:
         _folded(f"Every case ({len(cases)})", _table(cells.CASES, list(map(cells.of_case, cases)), CASES)),
         _folded("Why", _table(cells.REASONS, cells.of_reasons(document.rows), REASONS)),
         _folded("Cold starts", _table(cells.COLD, cells.of_cold(document.rows), REASONS)),
+        _folded("Engines", _table(cells.ENGINES, cells.of_engines(document.rows), REASONS)),
         _folded("Parity", _table(cells.PARITY, cells.of_parity(document.parities), REASONS)),
         _folded("Disturbed", _table(cells.DISTURBED, cells.of_disturbed(document), REASONS)),
         _folded(

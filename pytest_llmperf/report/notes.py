@@ -9,10 +9,13 @@ from pytest_llmperf.report.document import Document, Row
 
 def of(document: Document) -> list[str]:
     """The notes of a run, a line each."""
-    return _each(document.rows, lambda row: row["roofless"], "")
+    return [
+        *_each(document.rows, lambda row: row["roofless"]),
+        *_each(document.rows, lambda row: row["changed"], "changed since the baseline was recorded: "),
+    ]
 
 
-def _each(rows: Iterable[Row], said: Callable[[Row], str | None], start: str) -> list[str]:
+def _each(rows: Iterable[Row], said: Callable[[Row], str | None], start: str = "") -> list[str]:
     """A line for each thing that is said of rows, with the first of them and how many others there are."""
     found: dict[str, list[Row]] = {}
     for row in rows:

@@ -49,6 +49,8 @@ COLUMNS = {
             "boundary",
         )
     },
+    "threads": "engine.threads",
+    "changed": "changed",
 }
 
 

@@ -6,6 +6,7 @@ import gc
 import importlib
 import importlib.util
 import json
+import operator
 import os
 import sys
 import time
@@ -221,7 +222,17 @@ class Worker:
         assert self.engine is not None
         engagement = self.engine.evidence()
         engagement.require()
-        return asdict(engagement)
+        return asdict(engagement) | {"threads": self._threads()}
+
+    def _threads(self) -> int | None:
+        """In how many threads the engine computes on a CPU: what it says, else torch's; None where nobody knows."""
+        stated = getattr(self.engine, "threads", None)
+        if stated is not None:
+            return operator.index(stated)
+        torch = sys.modules.get("torch")
+        if torch is None or self.device != "cpu" or hasattr(self.engine, "serve"):
+            return None
+        return int(torch.get_num_threads())
 
     def rates(self, dtype: str, buffer_bytes: int, device: str, roofs: bool) -> dict[str, float]:
         """The machine's rates."""

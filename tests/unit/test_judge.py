@@ -49,6 +49,8 @@ class Process:
     settled: bool = True
     clean: bool = True
     culprit: str = "others used 2.0 cores"
+    backend: str = "sim"
+    threads: int | None = None
 
     def figures(self, metric: str) -> list[float]:
         assert metric == CASE.metric
@@ -67,6 +69,8 @@ class World:
         later: its rates after the fresh processes; None if they are the same.
         apart: whether the reference's interpreter, and so its sitting of the same moment, is another one.
         versions, installed: then and now.
+        system: what else the sittings were recorded with, such as the engine's threads.
+        same_variables: whether the backend has the variables that it had then.
         compare, budget, base: options.
         attached: the server, if one runs already.
         at: whether the tree is at the revision.
@@ -87,6 +91,8 @@ class World:
     apart: bool = False
     versions: Mapping[str, str] = field(default_factory=lambda: {"torch": "2.13"})
     installed: Mapping[str, str] = field(default_factory=lambda: {"torch": "2.13"})
+    system: Mapping[str, Any] = field(default_factory=dict)
+    same_variables: bool = True
     elsewhere: bool = False
     compare: str = "flagged"
     budget: float = 900.0
@@ -112,7 +118,7 @@ class World:
             day = f"2026-01-{31 - number}"
             for case, row in rows.items():
                 versions = self.versions | ({"python": "3.12"} if self.apart and case == REFERENCE else {})
-                one = Sitting(day, self.revision, machine, versions, {}, self.recorded)
+                one = Sitting(day, self.revision, machine, versions, self.system, self.recorded)
                 sittings[one.id] = one
                 entry = Entry(one.id, "s/token", tuple(row), self.barrier)
                 entries[case.key] = (*entries.get(case.key, ()), entry)
@@ -132,7 +138,8 @@ class World:
             own=lambda case: stored.own(case.key, take()) if stored else [],
             prior=lambda _case: self.prior,
             attached=lambda _backend: self.attached,
-            installed=lambda _backend: dict(self.installed),
+            changed=lambda _backend, sitting: changes(sitting.versions, self.installed),
+            same_variables=lambda _backend, sitting: self.same_variables,
         )
 
         def recorded(revision: str, folder: Path) -> Base | None:
@@ -369,6 +376,36 @@ def test_in_another_state_without_a_base_nothing_is_measured_again(
     assert found.reason.startswith(IN_ANOTHER_STATE)
     assert said in found.reason
     assert not any("fresh" in one for one in world.asked)
+
+
+@pytest.mark.parametrize(("recorded", "now"), [(1, 2), (8, 4), (2, 1)])
+def test_an_engine_with_other_threads_is_in_another_state(judge: Any, recorded: int, now: int) -> None:
+    world = World(system={"threads": recorded}, pairs=beside_base(1.0))
+    for first in (SAME, SLOW, 0.67):
+        found = judge(replace(world, compare="never"), Process(first, threads=now))
+        assert (found.outcome, found.remedy, found.other_state) == (Outcome.INCONCLUSIVE, COMPARE, True)
+        threads = f"the engine computes with {now} thread{'s' * (now > 1)}, and did with {recorded} when it was recorded"
+        assert found.reason == IN_ANOTHER_STATE + threads
+        assert judge(world, Process(first, threads=now)).basis == "base"
+
+
+@pytest.mark.parametrize(("system", "now"), [({}, 2), ({"threads": 2}, None), ({"threads": 2}, 2)])
+def test_threads_that_are_unknown_or_the_same_say_nothing(judge: Any, system: dict[str, int], now: int | None) -> None:
+    assert judge(World(system=system, compare="never"), Process(SAME, threads=now)).outcome is Outcome.OK
+
+
+def test_threads_that_follow_from_the_backend_s_own_variables_are_its_code(judge: Any) -> None:
+    world = World(
+        sittings=[WITH_REFERENCE],
+        system={"threads": 2},
+        same_variables=False,
+        installed={"torch": "2.13", "OMP_NUM_THREADS": "1"},
+        head=[Process(2.0, threads=1)] * 3,
+        reference=[Process(2.0)] * 3,
+    )
+    found = judge(world, Process(2.0, threads=1))
+    assert found.outcome is Outcome.REGRESSION
+    assert "versions differ from the baseline's (OMP_NUM_THREADS missing -> 1)" in found.reason
 
 
 # What is compared
@@ -772,6 +809,11 @@ def test_unchanged_code_takes_none_of_it(judge: Any) -> None:
 )
 def test_the_versions_that_differ_are_named(recorded: dict[str, str], now: dict[str, str], said: str) -> None:
     assert changes(recorded, now) == said
+
+
+def test_the_backend_s_own_packages_are_named_first() -> None:
+    recorded, now = dict.fromkeys("abcde", "1"), dict.fromkeys("abcde", "2")
+    assert changes(recorded, now, {"e", "z"}) == "e 1 -> 2, a 1 -> 2, b 1 -> 2 and 2 more"
 
 
 def test_undisturbed_processes_are_in_no_doubt() -> None:
