@@ -76,6 +76,13 @@ class Result:
         return median(self.reference.figures(self.case.metric)) / self.spread.median
 
     @property
+    def reference_disturbed(self) -> str | None:
+        """What disturbed the reference throughout, so that the speedup over it tells little; None if nothing did."""
+        if self.reference is None or self.reference is self.first or self.reference.clean:
+            return None
+        return self.reference.culprit
+
+    @property
     def throughput(self) -> float:
         """Output tokens per second: the median over the samples."""
         return median(sample.trace.throughput for sample in self.first.samples)
@@ -105,6 +112,7 @@ class Result:
             "invocations": [one.figures(metric) for one in self.processes],
             "processes": 2 * self.verdict.count if self.verdict.basis == "base" else len(self.processes),
             "speedup": self.speedup,
+            "reference_disturbed": self.reference_disturbed,
             "utilization": self.utilization and asdict(self.utilization),
             "roofless": self.roofless,
             "verdict": asdict(self.verdict)

@@ -41,7 +41,7 @@ def of_case(row: Row) -> list[Cell]:
     return [
         *_names(row),
         Cell(text.spread(row.median, *row.quartiles, row.metric), row.median),
-        Cell(text.speedup(row.speedup), row.speedup),
+        Cell(row.shown_speedup, row.speedup),
         Cell(text.roof(row["utilization.name"], row["utilization.fraction"]), row["utilization.fraction"]),
         Cell(text.change(*row.change), row.change[0]),
         at_most(row),
@@ -207,7 +207,7 @@ def of_advice(rows: Iterable[Row]) -> list[list[Cell]]:
         [
             *_names(one.row),
             Cell(text.figure(one.row.median, one.row.metric), one.row.median),
-            Cell(text.speedup(one.row.speedup), one.row.speedup),
+            Cell(one.row.shown_speedup, one.row.speedup),
             Cell(text.far(*roof(one.row)), one.row["utilization.fraction"]),
             *costs(one.row),
             Cell("-" if one.unproven is None else one.unproven.backend),

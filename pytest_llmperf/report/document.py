@@ -17,7 +17,7 @@ from pytest_llmperf.cases import METRICS, Case, place
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.load import LoadRecord, LoadResult, attained
 from pytest_llmperf.machine.doctor import Finding
-from pytest_llmperf.report.text import boundaries
+from pytest_llmperf.report.text import boundaries, speedup
 from pytest_llmperf.result import ParityResult
 
 #: Of a JSON report, and of the results file that every report is made of.
@@ -82,6 +82,11 @@ class Row:
     def speedup(self) -> float | None:
         """The reference's median over this one's."""
         return self["speedup"]  # type: ignore[no-any-return]
+
+    @property
+    def shown_speedup(self) -> str:
+        """The speedup, with a question mark where the reference was disturbed throughout."""
+        return speedup(self.speedup) + "?" * bool(self.speedup and self["reference_disturbed"])
 
     @property
     def change(self) -> tuple[float | None, float | None, float | None]:

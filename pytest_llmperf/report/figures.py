@@ -195,7 +195,7 @@ def _by_batch(document: Document, metric: str, draw: Draw) -> list[Figure]:
                         row.backend,
                         str(_batch(row)),
                         text.spread(row.median, *row.quartiles, metric),
-                        text.speedup(row.speedup),
+                        row.shown_speedup,
                     )
                     for row in shown
                 ),

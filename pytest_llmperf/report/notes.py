@@ -11,6 +11,11 @@ def of(document: Document) -> list[str]:
     """The notes of a run, a line each."""
     return [
         *_each(document.rows, lambda row: row["roofless"]),
+        *_each(
+            document.rows,
+            lambda row: row["speedup"] and row["reference_disturbed"],
+            f"?: {document.reference} was disturbed throughout, so a speedup over it tells little: ",
+        ),
         *_each(document.rows, lambda row: row["changed"], "changed since the baseline was recorded: "),
     ]
 

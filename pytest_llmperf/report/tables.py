@@ -87,7 +87,7 @@ def _case(row: Row, short: int) -> list[str]:
     return [
         row.label if short < 4 else f"  {row.backend}",
         whole if short < 1 else whole.partition(" [")[0],
-        speedup(row.speedup),
+        row.shown_speedup,
         roof(row["utilization.name"], row["utilization.fraction"]) if short < 3 else "",
         moved if short < 2 else moved.partition(" [")[0],
         cells.at_most(row).shown,

@@ -106,3 +106,10 @@ def test_what_the_terminal_shortens_is_in_the_results_and_in_the_reports(suite: 
 def plain(path: Path) -> str:
     """A report's text as a reader sees it, near enough."""
     return html.unescape(path.read_text()).replace("\\", "")
+
+
+def test_a_speedup_over_a_reference_that_others_disturbed_all_the_time_is_marked(suite: Suite) -> None:
+    suite.backends(ref="Simulated(fitness=busy(*range(99)))", extra=BUSY)
+    result = suite.run("suites/test_decode.py")
+    result.stdout.fnmatch_lines(["tpot b1-p16-n8 ref *1.00x *", "tpot b1-p16-n8 sim *2.00x[?] *"])
+    result.stdout.fnmatch_lines("[?]: ref was disturbed throughout, so a speedup over it tells little: others used *")
