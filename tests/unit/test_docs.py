@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from inner import Suite
+from tiny import TINY
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import accelerator_page
 from benchmarks.gate import replay
@@ -79,3 +89,45 @@ def test_the_example_backend_is_short_and_runs(
         "--llm-max-new-tokens=16",
     )
     done.assert_outcomes(passed=1)
+
+
+def test_the_example_of_an_engine_outside_transformers_runs(pytester: pytest.Pytester) -> None:
+    text = (ROOT / "docs/how-to/add-a-backend.md").read_text()
+    _, example = re.findall(r"```python\n(# conftest.py\n.*?)```", text, re.DOTALL)
+    assert len(example.strip().splitlines()) < 65
+    pytester.makeconftest(example)
+    pytester.makepyfile(
+        "def test_ttft(llm_perf):\n    llm_perf.gate('ttft')\n\n\ndef test_it(llm_parity):\n    llm_parity.check()\n"
+    )
+    shutil.copy(ROOT / "tests/stack.py", pytester.path)
+    info = pytester.mkdir("stack-1.0.dist-info")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stack\nVersion: 1.0\n")
+    small_model(pytester.mkdir("small"))
+    done = pytester.runpytest_subprocess(
+        "--llm-backends=stack",
+        "--llm-model=small",
+        "--llm-dtype=float32",
+        "--llm-batch-sizes=2",
+        "--llm-prompt-lengths=48",
+        "--llm-max-new-tokens=24",
+        "--llm-results=raw.json",
+    )
+    done.assert_outcomes(passed=2)
+    raw = json.loads((pytester.path / "raw.json").read_text())
+    (parity,), (result,) = raw["parity"], raw["results"]
+    assert parity["error_ratio"] is not None, "its logits were seen"
+    assert result["engagement"]["seen"] == {"prompt tokens": 96, "steps": 24}
+    assert result["engine"]["versions"]["stack"] == "1.0"
+    assert result["engine"]["threads"] == len(os.sched_getaffinity(0))
+
+
+def small_model(folder: Path) -> None:
+    """Write a model of seeded weights whose tokens vary, and a tokenizer of single bytes."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY)).save_pretrained(folder)
+    tokenizer = Tokenizer(BPE({byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.save(str(folder / "tokenizer.json"))
