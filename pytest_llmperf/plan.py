@@ -313,7 +313,7 @@ class Plan:
         return fingerprint.everything_installed(self.interpreter(self.registry[backend]), self._repository)
 
     def engine(self, backend: Combination) -> dict[str, Any]:
-        """What the figures of a backend depend on beside the code: versions, variables, the type that it computes in."""
+        """What the figures of a backend depend on beside the code: versions, variables, the type of its products."""
         return {
             "versions": fingerprint.packages(self.interpreter(backend), backend.distributions),
             "environment": backend.shown_environment,

@@ -399,8 +399,8 @@ def _reason_to_skip(item: pytest.Item, session: State, run: Session) -> str | No
         return f"{backend}: {missing}"
     if not backend or "llm_workload" not in chosen:
         return None
-    # The reference generates the same as what it judges.
-    generating = [backend] + [run.settings.reference] * ("llm_parity" in item.fixturenames)  # type: ignore[attr-defined]
+    judges = "llm_parity" in item.fixturenames  # type: ignore[attr-defined]
+    generating = [backend, run.settings.reference] if judges else [backend]
     reasons = ((name, run.plan.registry[name].beyond(chosen["llm_workload"])) for name in generating)
     return next((f"{name}: {reason}" for name, reason in reasons if reason), None)
 

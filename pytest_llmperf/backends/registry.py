@@ -132,7 +132,8 @@ class Combination:
         """Why a workload is more than the backend takes, or None."""
         limits, length = self.limits, workload.prompt_length + workload.max_new_tokens
         if workload.batch_size > (most := limits.get("batch_size", workload.batch_size)):
-            return f"it takes at most {most} request{'s' * (most > 1)} at a time, and this batch has {workload.batch_size}"
+            plural = "s" * (most > 1)
+            return f"it takes at most {most} request{plural} at a time, and this batch has {workload.batch_size}"
         if length > (most := limits.get("sequence_length", length)):
             return f"it takes at most {most} tokens a request, and these requests have {length}"
         return None

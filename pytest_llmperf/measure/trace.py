@@ -104,7 +104,7 @@ def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> N
     """Raise TraceError if an engine's own statistics, a record per request or none, contradict the stamps.
 
     They do if a prompt was found in a prefix cache or computed twice. They also do if a request's time is further from
-    the stamped one than `AGREEMENT` and `HANDING_OVER` allow: then time passed outside the engine, or it counts wrongly.
+    the stamped one than `AGREEMENT` and `HANDING_OVER` allow: time passed outside the engine, or it counts wrongly.
     """
     if not statistics:
         return
@@ -118,10 +118,10 @@ def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> N
         for name, stamped, own in (("ttft", row[0], one.ttft), ("tpot", _tpot(row), one.tpot)):
             if own is not None and abs(stamped - own) > AGREEMENT * own + HANDING_OVER:
                 apart = f"{abs(stamped - own) * 1e3:.3f} ms"
+                where = f"{apart} passed outside the engine" if stamped > own else f"it counts {apart} that did not pass"
                 raise TraceError(
                     f"request {request}: {name} was stamped as {stamped * 1e3:.3f} ms, but is {own * 1e3:.3f} ms by "
-                    "the engine's own account: "
-                    + (f"{apart} passed outside the engine" if stamped > own else f"it counts {apart} that did not pass")
+                    f"the engine's own account: {where}"
                 )
 
 

@@ -181,7 +181,7 @@ class Engines:
             if arm.checkout and parts != own:  # its code is the repository's, so base may not use what head compiled
                 cache = str(arm.checkout.folder.parent / "cache")
             room = {name: min(most, getattr(self._spec, name)) for name, most in backend.limits.items()}
-            spec = asdict(replace(self._spec, tp=backend.tp, cache=cache, **room)) | self._attached(backend)
+            spec = asdict(replace(self._spec, tp=backend.tp, cache=cache)) | room | self._attached(backend)
             host.ask("load", backend=parts, spec=spec, ranks=host.pids)
             yield host
         except BaseException:

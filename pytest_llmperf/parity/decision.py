@@ -210,8 +210,8 @@ def decide(
         rows: every request judged, at least one.
         end_of_sequence: the model's end-of-sequence ids.
         margin: how many times larger its logits' error may be than the reference's.
-        other_weights: its weights or activations are coarser than the reference's by design: what is asked is that no regret be above
-            `BOUNDED_REGRET`; the error of its logits is told and not judged.
+        other_weights: its weights or activations are coarser than the reference's by design: what is asked is that no
+            regret be above `BOUNDED_REGRET`; the error of its logits is told and not judged.
     """
     ends = set(end_of_sequence)
     total = sum(len(row.tokens) for row in rows)

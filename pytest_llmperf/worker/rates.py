@@ -112,8 +112,8 @@ def _best(work: Callable[[], Any], amount: float, device: str, seconds: float) -
 def _roofs(device: str, dtype: str, buffer_bytes: int, seconds: float) -> dict[str, float]:
     """The best rates seen of GEMM (FLOP/s) and memory reads (bytes/s).
 
-    No kernel passes a roof, so the best of several kernels and repetitions counts. The memory buffer is as large as the model's weights, which a decode step reads.
-    If they fit a last-level cache, the cache's rate is the roof.
+    No kernel passes a roof, so the best of several kernels and repetitions counts. The memory buffer is as large as the
+    model's weights, which a decode step reads. If they fit a last-level cache, the cache's rate is the roof.
     """
     kind = getattr(torch, dtype)
     best = partial(_best, device=device, seconds=seconds)

@@ -1,4 +1,4 @@
-"""An engine that calls ``on_token`` wrongly: one line names the backend and the call. Other libraries' integers count."""
+"""Calls of ``on_token``: a wrong one is one line with the backend's name, and other libraries' integers are taken."""
 
 from __future__ import annotations
 

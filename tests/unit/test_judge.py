@@ -384,8 +384,9 @@ def test_an_engine_with_other_threads_is_in_another_state(judge: Any, recorded: 
     for first in (SAME, SLOW, 0.67):
         found = judge(replace(world, compare="never"), Process(first, threads=now))
         assert (found.outcome, found.remedy, found.other_state) == (Outcome.INCONCLUSIVE, COMPARE, True)
-        threads = f"the engine computes with {now} thread{'s' * (now > 1)}, and did with {recorded} when it was recorded"
-        assert found.reason == IN_ANOTHER_STATE + threads
+        here = f"{now} thread{'s' * (now > 1)}"
+        said = f"the engine computes with {here}, and did with {recorded} when it was recorded"
+        assert found.reason == IN_ANOTHER_STATE + said
         assert judge(world, Process(first, threads=now)).basis == "base"
 
 
