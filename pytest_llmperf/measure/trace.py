@@ -118,10 +118,10 @@ def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> N
         for name, stamped, own in (("ttft", row[0], one.ttft), ("tpot", _tpot(row), one.tpot)):
             if own is not None and abs(stamped - own) > AGREEMENT * own + HANDING_OVER:
                 apart = f"{abs(stamped - own) * 1e3:.3f} ms"
-                where = f"{apart} passed outside the engine" if stamped > own else f"it counts {apart} that did not pass"
+                where = "passed outside the engine" if stamped > own else "of its account did not pass"
                 raise TraceError(
                     f"request {request}: {name} was stamped as {stamped * 1e3:.3f} ms, but is {own * 1e3:.3f} ms by "
-                    f"the engine's own account: {where}"
+                    f"the engine's own account: {apart} {where}"
                 )
 
 

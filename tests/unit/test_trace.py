@@ -89,7 +89,7 @@ def test_an_engine_may_count_a_moment_more_or_less(rows, ttft: float, tpot: floa
         (
             {"ttft": 1.1},
             "request 0: ttft was stamped as 100.000 ms, but is 110.000 ms by the engine's own account: "
-            "it counts 10.000 ms that did not pass",
+            "10.000 ms of its account did not pass",
         ),
         (
             {"tpot": 0.9},
