@@ -46,25 +46,29 @@ def rows(
     return tokens, times
 
 
-def whole(value: Any, what: str) -> int:
-    """A number that an engine gave as ``what``, as an int. Raises TokenError."""
-    if type(value) is int:
+def taken(value: Any) -> Any:
+    """An integer on the host as an int; anything else as it is."""
+    if isinstance(value, bool) or str(getattr(value, "device", "cpu")) != "cpu":
         return value
-    device = str(getattr(value, "device", "cpu"))
-    if device != "cpu":
-        raise TokenError(f"on_token got a {what} that is still on {device}; bring it to the host first, with int()")
     try:
-        if isinstance(value, bool):
-            raise TypeError
         return operator.index(value)
     except TypeError:
-        raise TokenError(f"on_token got the {what} {value!r}, a {type(value).__name__}; it takes an int") from None
+        return value
+
+
+def whole(value: Any, what: str) -> int:
+    """A number that an engine gave as ``what``, as an int. Raises TokenError."""
+    if type(found := taken(value)) is int:
+        return found
+    if (device := str(getattr(value, "device", "cpu"))) != "cpu":
+        raise TokenError(f"on_token got a {what} that is still on {device}; bring it to the host first, with int()")
+    raise TokenError(f"on_token got the {what} {value!r}, a {type(value).__name__}; it takes an int")
 
 
 class Recorder:
     """Collects token ids and times of one generation. An instance is the engine's ``on_token``.
 
-    A call is kept as it came, since whatever is done with it would delay the engine. `rows` checks the calls later.
+    `rows` checks the calls later: that would delay the engine here.
 
     Args:
         requests: how many.
@@ -83,6 +87,8 @@ class Recorder:
     def __call__(self, request: int, token: int) -> None:
         """Stamp one token, in seconds since this object was made, which is when the batch is submitted."""
         now = self._clock()
+        if type(token) is not int:
+            token = taken(token)  # it may be a view of a buffer that the engine uses again
         self._calls.append((request, token, now - self._started))
         if self._pause is not None:
             self._left -= 1

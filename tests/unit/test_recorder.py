@@ -119,3 +119,12 @@ def test_a_wrong_call_is_said_afterwards_and_never_delays_the_engine() -> None:
     made(7, "seven")  # type: ignore[arg-type]
     with pytest.raises(TokenError):
         _ = made.tokens
+
+
+def test_a_token_in_a_buffer_that_is_used_again_is_the_one_that_was_given() -> None:
+    made, one, other = Recorder(2), torch.zeros(2, dtype=torch.int64), numpy.zeros((), dtype=numpy.int32)
+    for step in range(3):
+        one[1], other[...] = step, step
+        made(0, one[1])  # type: ignore[arg-type]
+        made(1, other)  # type: ignore[arg-type]
+    assert made.tokens == [[0, 1, 2], [0, 1, 2]]
