@@ -51,7 +51,8 @@ def changes(recorded: Mapping[str, str], now: Mapping[str, str], first: Collecti
     What was installed in place from files that differed from their revision is never the same.
 
     Args:
-        recorded, now: versions by name.
+        recorded: versions by name.
+        now: likewise.
         first: names that are said before others.
     """
     found = []

@@ -332,7 +332,7 @@ class Plan:
     def same_variables(self, backend: str, sitting: Sitting) -> bool:
         """Whether a backend has the variables that it had in a sitting, as far as that is known."""
         now = self.registry[backend].shown_environment
-        return sitting.system.get("environment", now) == now
+        return bool(sitting.system.get("environment", now) == now)
 
     # Backends
 

@@ -145,7 +145,7 @@ def test_a_baseline_that_does_not_say_compares_as_before(suite: Suite) -> None:
 def test_the_engine_says_its_threads_or_torch_does(
     monkeypatch: pytest.MonkeyPatch, engine: dict[str, Any], device: str, threads: int | None
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(get_num_threads=lambda: 7))  # type: ignore[misc]
     worker = Worker()
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(get_num_threads=lambda: 7))  # type: ignore[misc]
     worker.engine, worker.device = SimpleNamespace(**engine), device  # type: ignore[assignment]
     assert worker._threads() == threads

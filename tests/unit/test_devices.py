@@ -74,7 +74,7 @@ def test_a_narrower_type_is_at_least_as_fast(name: str) -> None:
     assert device.narrow.keys() <= {"int8", "fp8"}
     for dtype, peak in device.narrow.items():
         assert device.peak(dtype) == peak
-        assert device.peak_flops <= peak <= 2.01 * device.peak_flops, "a dense peak, not one of sparse matrices"
+        assert device.peak_flops <= peak <= 2.03 * device.peak_flops, "a dense peak, not one of sparse matrices"
     assert device.peak("int3") is None
 
 
