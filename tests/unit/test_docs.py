@@ -99,7 +99,7 @@ def test_the_example_of_an_engine_outside_transformers_runs(pytester: pytest.Pyt
     pytester.makepyfile(
         "def test_ttft(llm_perf):\n    llm_perf.gate('ttft')\n\n\ndef test_it(llm_parity):\n    llm_parity.check()\n"
     )
-    shutil.copy(ROOT / "tests/stack.py", pytester.path)
+    shutil.copy(ROOT / "tests/stand_in_engine.py", pytester.path / "stack.py")
     info = pytester.mkdir("stack-1.0.dist-info")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stack\nVersion: 1.0\n")
     small_model(pytester.mkdir("small"))
