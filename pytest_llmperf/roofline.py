@@ -2,8 +2,10 @@
 
 FLOPs of a prefill of S tokens: 2 N S + 2 L H d S (S + 1), with the output head counted for the last position only,
 which is all that generate asks for; of a decoded token at context C: 2 N + 4 L H d C (Kaplan et al. 2020, with causal
-attention counted exactly). Bytes of a decode step: the weights once, and each request's keys and values. The roofline
-is that of Williams, Waterman and Patterson (2009): time >= max(FLOPs / peak, bytes / bandwidth).
+attention counted exactly). A layer with a window of W tokens attends to W at most. Bytes of a decode step: the weights
+once, and each request's keys and values. Of a layer's experts, N and the bytes count those of one token: however many
+the requests choose, none does with fewer. So every figure is the least that must be done. The roofline is that of
+Williams, Waterman and Patterson (2009): time >= max(FLOPs / peak, bytes / bandwidth).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pytest_llmperf.architecture import Architecture
+from pytest_llmperf.architecture import BYTES, Architecture
 from pytest_llmperf.cases import Workload
 
 #: A roof that was measured here is itself a measurement, with noise: only beyond this is a figure impossible.
@@ -29,36 +31,32 @@ class Bound:
 
 def prefill_flops(arch: Architecture, batch: int, prompt_length: int) -> float:
     """FLOPs of prefilling B prompts of S tokens."""
-    s = prompt_length
     body = arch.matrix_parameters - arch.head_parameters
-    attention = 2 * arch.layers * arch.heads * arch.head_dim * s * (s + 1)
-    return float(batch * (2 * body * s + 2 * arch.head_parameters + attention))
+    attention = 2 * arch.attended * arch.pairs(prompt_length)
+    return float(batch * (2 * body * prompt_length + 2 * arch.head_parameters + attention))
 
 
 def decode_flops(arch: Architecture, batch: int, context: float) -> float:
     """FLOPs of one decode step of B requests at a context of C tokens."""
-    return float(batch * (2 * arch.matrix_parameters + 4 * arch.layers * arch.heads * arch.head_dim * context))
+    return float(batch * (2 * arch.matrix_parameters + 2 * arch.attended * arch.reach(context)))
 
 
 def prefill_bytes(
     arch: Architecture, batch: int, prompt_length: int, dtype: str, weight_bytes: float | None = None
 ) -> float:
     """Bytes that a prefill must move at least: the weights read, the keys and values written."""
-    return float(_weights_read(arch, dtype, weight_bytes) + batch * prompt_length * arch.kv_bytes_per_token(dtype))
+    return float(_weights_read(arch, dtype, weight_bytes) + batch * arch.kv_bytes(prompt_length, dtype))
 
 
 def decode_bytes(
     arch: Architecture, batch: int, context: float, dtype: str, weight_bytes: float | None = None
 ) -> float:
     """Bytes that a decode step must move at least: the weights, and each request's keys and values."""
-    return float(_weights_read(arch, dtype, weight_bytes) + batch * context * arch.kv_bytes_per_token(dtype))
+    return float(_weights_read(arch, dtype, weight_bytes) + batch * arch.kv_bytes(context, dtype))
 
 
 def _weights_read(arch: Architecture, dtype: str, weight_bytes: float | None) -> float:
-    # An embedding that is not tied is looked up, a row a token, not read.
-    untied = 0 if arch.tied_embeddings else arch.vocabulary * arch.hidden
-    each = arch.weight_bytes(dtype) / arch.parameters if weight_bytes is None else weight_bytes
-    return each * (arch.parameters - untied)
+    return arch.read_parameters * (BYTES[dtype] if weight_bytes is None else weight_bytes)
 
 
 def mean_context(prompt_length: int, max_new_tokens: int) -> float:
@@ -150,10 +148,13 @@ def utilization(
     peaks: Mapping[str, float],
     weight_bytes: float | None = None,
 ) -> Utilization | None:
-    """The utilization of a TTFT or TPOT (s), given peaks ``flops`` (FLOP/s) and ``bandwidth`` (bytes/s); else None.
+    """The utilization of a TTFT or TPOT (s), given peaks ``flops`` (FLOP/s) and ``bandwidth`` (bytes/s).
 
+    None for other metrics, for a model type that is not counted, and for quantized weights of unknown size.
     ``weight_bytes`` are those of one weight, where they are not the dtype's.
     """
+    if arch.parameters is None or (arch.quantized and weight_bytes is None):
+        return None
     batch, prompt, new = workload.batch_size, workload.prompt_length, workload.max_new_tokens
     flops, bandwidth = peaks["flops"], peaks["bandwidth"]
     if metric == "ttft":

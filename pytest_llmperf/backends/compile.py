@@ -1,4 +1,4 @@
-"""compile: torch.compile of every layer's self_attn with dynamic shapes (the article's recipe), one graph for all."""
+"""compile: torch.compile of every layer's attention with dynamic shapes (the article's recipe), one graph for all."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ class LayerCache:
 
 def with_layer_cache(attention: Any, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The same call with this layer's view of the KV cache, if that has a layer for it (a hook before ``forward``)."""
-    cache: Any = options.get("past_key_values")
+    name = "layer_past" if "layer_past" in options else "past_key_values"  # older model types call it so
+    cache: Any = options.get(name)
     layers: Any = getattr(cache, "layers", ())
     index: Any = getattr(attention, "layer_idx", None)
     if index is None or index >= len(layers) or getattr(cache, "offloading", False):
         return args, options
-    return args, {**options, "past_key_values": LayerCache(cache, layers[index])}
+    return args, {**options, name: LayerCache(cache, layers[index])}
 
 
 def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
-    """``layer.self_attn = torch.compile(layer.self_attn, dynamic=True)`` for every layer."""
+    """``layer.self_attn = torch.compile(layer.self_attn, dynamic=True)`` for every layer, whatever it is called."""
     import torch
 
-    from pytest_llmperf.backends.transformers_engine import decoder_layers
+    from pytest_llmperf.backends.base import NotEngagedError
+    from pytest_llmperf.backends.transformers_engine import attentions
 
     class Compile(engine):  # type: ignore[misc,valid-type]
         compiled = True
@@ -55,21 +57,27 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
             super().prepare()
             # Layers share one code object. Where their graphs differ, dynamo counts layers x shapes against a limit of
             # 8; beyond it the rest would run eager behind one log line. Raise it, and make hitting it an error.
+            found = attentions(self.model)
+            if not found:
+                raise NotEngagedError(f"{type(self.model).__name__} has no attention module, which compile compiles")
+            self.regions = len(found)
             config = torch._dynamo.config
-            config.recompile_limit = 64 * self.layers
-            config.accumulated_recompile_limit = 256 * self.layers
+            config.recompile_limit = 64 * self.regions
+            config.accumulated_recompile_limit = 256 * self.regions
             config.fail_on_recompile_limit_hit = True
-            for layer in decoder_layers(self.model):
-                layer.self_attn = torch.compile(layer.self_attn, dynamic=True)
-                layer.self_attn.register_forward_pre_hook(with_layer_cache, with_kwargs=True)
+            for path in found:
+                parent, _, name = path.rpartition(".")
+                compiled: Any = torch.compile(self.model.get_submodule(path), dynamic=True)
+                compiled.register_forward_pre_hook(with_layer_cache, with_kwargs=True)
+                setattr(self.model.get_submodule(parent), name, compiled)
 
         def _generate(self, *arguments: Any, **options: Any) -> None:
-            with no_fallback(f"every one of the {self.layers} layers"):
+            with no_fallback(f"every one of the {self.regions} layers"):
                 super()._generate(*arguments, **options)
 
         def engaged(self, profile: Profile) -> bool:
             regions = profile.count("Torch-Compiled Region", prefix=True)
-            return bool(super().engaged(profile) and regions >= self.layers * profile.steps)
+            return bool(super().engaged(profile) and regions >= self.regions * profile.steps)
 
     return Compile
 

@@ -31,8 +31,8 @@ def _extend(engine: type[TransformersEngine], name: str) -> type[TransformersEng
             }
 
         def engaged(self, profile: Profile) -> bool:
-            ran = max(self.kernels(profile).values(), default=0) >= self.layers * profile.steps
-            other = profile.count("aten::_scaled_dot_product", prefix=True) + profile.count("aten::_softmax")
+            ran = max(self.kernels(profile).values(), default=0) >= max(1, self.layers) * profile.steps
+            other = profile.count("aten::_scaled_dot_product", prefix=True) + profile.scores
             return bool(super().engaged(profile) and ran and not other)
 
         def seen(self, profile: Profile) -> dict[str, Any]:

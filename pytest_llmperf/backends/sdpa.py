@@ -21,7 +21,8 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
             # PyTorch's own fallback, _scaled_dot_product_attention_math, is the S x S matrix again.
             fused = profile.count("aten::_scaled_dot_product", prefix=True)
             math = profile.count("aten::_scaled_dot_product_attention_math", prefix=True)
-            return bool(super().engaged(profile) and fused - math >= self.layers * profile.steps)
+            ran = fused - math >= max(1, self.layers) * profile.steps
+            return bool(super().engaged(profile) and ran)
 
     return Sdpa
 

@@ -26,7 +26,7 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
 
         def engaged(self, profile: Profile) -> bool:
             flash = profile.count("aten::_scaled_dot_product_flash_attention", prefix=True)
-            return bool(super().engaged(profile) and flash >= self.layers * profile.steps)
+            return bool(super().engaged(profile) and flash >= max(1, self.layers) * profile.steps)
 
     return SdpaFlash
 

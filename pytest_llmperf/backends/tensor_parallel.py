@@ -28,7 +28,7 @@ def extend(engine: type[Any]) -> type[Any]:
     import torch
     from torch import distributed
 
-    from pytest_llmperf.backends.transformers_engine import TransformersEngine
+    from pytest_llmperf.backends.transformers_engine import TransformersEngine, loaded
 
     if not issubclass(engine, TransformersEngine):
         return engine
@@ -37,7 +37,6 @@ def extend(engine: type[Any]) -> type[Any]:
         expected = (*engine.expected, "two collectives in every layer")
 
         def load(self, **options: Any) -> Any:
-            from transformers import AutoModelForCausalLM
             from transformers.distributed import DistributedConfig
 
             rank = int(os.environ["RANK"])
@@ -60,7 +59,7 @@ def extend(engine: type[Any]) -> type[Any]:
             )
             options["distributed_config"] = DistributedConfig(tp_size=self.spec.tp)
             if self.spec.config is None:
-                return AutoModelForCausalLM.from_pretrained(self.spec.model, **options)
+                return loaded(self.spec.model, **options)
             # Every rank draws the same weights, all of them, on the host, and keeps its share of each.
             whole = self.drawn("cpu", dtype=options["dtype"])
             return type(whole).from_pretrained(None, config=whole.config, state_dict=whole.state_dict(), **options)
@@ -114,11 +113,11 @@ def why_not_sharded(model: Architecture, degree: int, own_ranks: bool) -> str | 
         own_ranks: whether the engine starts them itself: vLLM pads the vocabulary, and copies KV heads where there are
             fewer of them than ranks.
     """
-    copied = own_ranks and degree % model.kv_heads == 0
+    copied = own_ranks and model.kv_heads and degree % model.kv_heads == 0
     sizes = {"attention heads": model.heads, "FFN columns": model.ffn}
     sizes |= {} if copied else {"KV heads": model.kv_heads}
     sizes |= {} if own_ranks else {"tokens of vocabulary": model.vocabulary}
     for what, size in sizes.items():
-        if size % degree:
+        if size % degree:  # never of a size that is not known, which is 0
             return f"{size} {what} cannot be shared by {degree} ranks"
     return None

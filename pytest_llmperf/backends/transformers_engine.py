@@ -7,6 +7,7 @@ what a profile of one generation must show. Each calls ``super()``, so that seve
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from pytest_llmperf.backends.base import Engagement, EngineSpec, NotEngagedError, Observation, OnToken, Score
+from pytest_llmperf.models import ModelError
+from pytest_llmperf.weights import unlike
 
 #: Forward passes that `evidence` profiles: the prefill, the first decode step (whose cache has other strides), and
 #: one as they go on.
@@ -65,12 +68,14 @@ class Profile:
     Attributes:
         durations: seconds by operator, on the device or else of the CPU, with all that it called or waited for.
         seconds: that the whole generation took.
+        scores: softmaxes of scores (B, H, Sq, Sk). Those of a router of experts have fewer dimensions.
     """
 
     counts: Counter[str]
     steps: int
     durations: Mapping[str, float]
     seconds: float
+    scores: int = 0
 
     def count(self, name: str, prefix: bool = False) -> int:
         if not prefix:
@@ -82,9 +87,40 @@ class Profile:
         return sum(seconds for key, seconds in self.durations.items() if key.startswith(prefix))
 
 
-def decoder_layers(model: Any) -> Sequence[Any]:
-    """The decoder layers of a causal language model, which most architectures keep in ``model.model.layers``."""
-    return model.get_decoder().layers  # type: ignore[no-any-return]
+def attentions(model: Any) -> list[str]:
+    """The names of a causal language model's attention modules, each without what is in it.
+
+    transformers names their classes so, while the attribute is `self_attn`, `attn`, `attention` and more. A tower for
+    images is no part of the decoder.
+    """
+    decoder = model.get_decoder()
+    inside = {id(module) for module in decoder.modules()}
+    found: list[str] = []
+    for name, module in model.named_modules():
+        attention = id(module) in inside and "Attention" in type(module).__name__ and module is not decoder
+        if attention and not any(name.startswith(f"{one}.") for one in found):
+            found.append(name)
+    return found
+
+
+def attending(cache: Any) -> int:
+    """How many layers of a cache hold keys. Layers without attention hold other states, or nothing."""
+    own = getattr(cache, "self_attention_cache", cache)  # a decoder's that could look at an encoder too
+    return sum(getattr(layer, "keys", None) is not None for layer in getattr(own, "layers", ()))
+
+
+def loaded(folder: str, **options: Any) -> Any:
+    """The model of a folder, all of whose weights are the checkpoint's.
+
+    Raises:
+        ModelError: some are not there, are of another shape, or have no place. transformers draws such at random.
+    """
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+    other = [one if isinstance(one, str) else one[0] for one in info["mismatched_keys"]]
+    if (why := unlike(info["missing_keys"], info["unexpected_keys"], other)) is not None:
+        raise ModelError(f"{folder} is no checkpoint of {type(model).__name__}: it {why}; download it again")
+    return model
 
 
 class TransformersEngine:
@@ -94,6 +130,7 @@ class TransformersEngine:
         attention: transformers' name of the attention implementation.
         compiled: whether some of the model is compiled, so that single operators may not show in a profile.
         expected: what a profile must show, a phrase for each optimization.
+        layers: how many have attention: all, until `evidence` has seen a generation's cache.
     """
 
     attention = "sdpa"
@@ -113,8 +150,10 @@ class TransformersEngine:
         # generate() fills what a call leaves None from the model's own generation config, which may sample and has
         # end-of-sequence ids: replace it, so that greedy means greedy and no token is suppressed.
         self.model.generation_config = GenerationConfig(pad_token_id=0)
-        self.layers = int(self.model.config.num_hidden_layers)
+        self.layers = int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
+        self._examined = False
         self._exact: Any = None
+        self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self._logits: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._last: list[list[int]] = []
         self._last_new_tokens = 0
@@ -123,7 +162,7 @@ class TransformersEngine:
     def load(self, **options: Any) -> Any:
         """The model, with those options of ``from_pretrained``."""
         if self.spec.config is None:
-            return AutoModelForCausalLM.from_pretrained(self.spec.model, **options)
+            return loaded(self.spec.model, **options)
         return self.drawn(self.spec.device, **options)
 
     def drawn(self, device: str, **options: Any) -> Any:
@@ -184,10 +223,11 @@ class TransformersEngine:
             eos_token_id=None,
             pad_token_id=0,
             use_cache=True,
+            return_dict_in_generate=self._examined,
             **self.generation_options(),
         )
         with torch.inference_mode():
-            self.model.generate(
+            result = self.model.generate(
                 ids.to(self.spec.device),
                 attention_mask=mask.to(self.spec.device),
                 generation_config=config,
@@ -195,6 +235,8 @@ class TransformersEngine:
                 logits_processor=LogitsProcessorList(processors),
                 stopping_criteria=StoppingCriteriaList(stopping),
             )
+        if self._examined:
+            self.layers = attending(result.past_key_values)
 
     def observe(self, prompts: list[list[int]], max_new_tokens: int, leading: int) -> list[Observation]:
         """See `Observable.observe`."""
@@ -222,6 +264,8 @@ class TransformersEngine:
         if self._exact is None:
             exact = torch.float64 if self.spec.dtype == "float32" else torch.float32
             self._exact = copy.deepcopy(self.model).to(exact)
+            if self._exact._can_set_experts_implementation():
+                self._exact.set_experts_implementation("eager")  # grouped products have no float64
         asked = candidates or [None] * len(prompts)  # type: ignore[list-item]
         return [self._score(*row) for row in zip(prompts, continuations, asked, strict=True)]
 
@@ -241,11 +285,12 @@ class TransformersEngine:
         key = (len(prompt), *prompt, *continuation[:-1])
         if key not in self._logits:
             ids = torch.tensor([key[1:]], device=self.spec.device)
-            keep = {"use_cache": False, "logits_to_keep": len(continuation)}
+            kept = len(continuation)
+            keep = {"use_cache": False} | ({"logits_to_keep": kept} if self._keeps else {})
             with torch.inference_mode():
-                own, exact = (model(ids, **keep).logits[0] for model in (self.model, self._exact))
+                own, exact = (model(ids, **keep).logits[0, -kept:] for model in (self.model, self._exact))
             self._logits[key] = own, exact
-            while len(self._logits) > 1 and sum(kept.nbytes for kept in chain(*self._logits.values())) > KEPT_LOGITS:
+            while len(self._logits) > 1 and sum(one.nbytes for one in chain(*self._logits.values())) > KEPT_LOGITS:
                 del self._logits[next(iter(self._logits))]
         own, exact = self._logits[key]
         return own.double(), exact.double()
@@ -267,16 +312,20 @@ class TransformersEngine:
             activities.append(ProfilerActivity.CUDA)
         # Of all threads: an engine may generate in another one.
         everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
-        with profile(activities=activities, acc_events=True, experimental_config=everywhere) as profiler:
+        options: dict[str, Any] = {"record_shapes": True, "acc_events": True, "experimental_config": everywhere}
+        with profile(activities=activities, **options) as profiler:
             start = time.perf_counter()
             self.shortened(steps)
             seconds = time.perf_counter() - start
         events = profiler.key_averages()
+        shaped = profiler.key_averages(group_by_input_shape=True)
+        softmaxes = [event for event in shaped if event.key == "aten::_softmax" and event.input_shapes]
         return Profile(
             Counter({event.key: event.count for event in events}),
             steps,
             {event.key: (event.device_time_total or event.cpu_time_total) / 1e6 for event in events},
             seconds,
+            sum(event.count for event in softmaxes if len(event.input_shapes[0]) == 4),
         )
 
     def shortened(self, steps: int) -> None:
@@ -286,7 +335,11 @@ class TransformersEngine:
         def stop(ids: torch.Tensor, scores: Any) -> torch.Tensor:
             return torch.full((ids.shape[0],), ids.shape[1] >= enough, device=ids.device)
 
-        self._generate(self._last, self._last_new_tokens, lambda request, token: None, stopping=[stop])
+        self._examined = True  # a returned cache changes how generate ends, so never where it is timed
+        try:
+            self._generate(self._last, self._last_new_tokens, lambda request, token: None, stopping=[stop])
+        finally:
+            self._examined = False
 
     def close(self) -> None:
         """Nothing: the process's end gives everything back."""

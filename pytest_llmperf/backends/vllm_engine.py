@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pytest_llmperf.architecture import Architecture
+from pytest_llmperf import known
 from pytest_llmperf.backends import tensor_parallel
 from pytest_llmperf.backends.base import (
     TIME_IN_COLLECTIVES,
@@ -94,7 +94,7 @@ class VllmEngine:
             **shared,
         )
         self.engine = LLMEngine.from_engine_args(engine_arguments)
-        self.layers = Architecture.from_config(config).layers
+        self.layers = known.architecture(config).attention_layers
         self._generations = count()
         self._last: list[list[int]] = []
         self._last_new_tokens = 0
@@ -252,9 +252,9 @@ def arguments(spec: EngineSpec, config: Mapping[str, Any], compiled: bool = True
         MemoryError: the cache of keys and values does not fit into what is free.
     """
     blocks = spec.batch_size * -(-spec.sequence_length // LARGEST_BLOCK) + SPARE_BLOCKS
-    architecture = Architecture.from_config(config)
+    architecture = known.architecture(config)
     # What a rank is told is its own: KV heads are shared out, and copied where there are fewer of them than ranks.
-    shared = min(spec.tp, architecture.kv_heads)
+    shared = min(spec.tp, architecture.kv_heads or 1)
     cache = blocks * LARGEST_BLOCK * architecture.kv_bytes_per_token(spec.dtype) // shared
     _check_room(spec, cache)
     return {
@@ -267,7 +267,7 @@ def arguments(spec: EngineSpec, config: Mapping[str, Any], compiled: bool = True
         "max_num_seqs": spec.batch_size,
         "max_num_batched_tokens": spec.batch_size * spec.sequence_length,
         "enable_prefix_caching": False,
-        "kv_cache_memory_bytes": cache,
+        **({"kv_cache_memory_bytes": cache} if cache else {}),  # unknown sizes: vLLM's own share of the memory
         "enforce_eager": not compiled,
         **({"tensor_parallel_size": spec.tp} if spec.tp > 1 else {}),
         **({"distributed_executor_backend": spec.executor} if spec.executor else {}),

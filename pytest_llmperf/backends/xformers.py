@@ -26,7 +26,7 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
             return super().profiled(steps)  # type: ignore[no-any-return]
 
         def engaged(self, profile: Profile) -> bool:
-            served = sum(xformers_attention.served.values()) >= self.layers * profile.steps
+            served = sum(xformers_attention.served.values()) >= max(1, self.layers) * profile.steps
             return bool(super().engaged(profile) and served)
 
         def seen(self, profile: Profile) -> dict[str, Any]:

@@ -84,13 +84,14 @@ class Need:
 
     Attributes:
         what: model, type and the largest workload, in words.
-        weights, cache: of the model, and of the keys and values of the largest workload.
+        weights, cache: of the model, and of the keys and values of the largest workload. weights is None where nobody
+            knows how many parameters the model has, or how many bytes.
         parity: what parity holds besides, a copy of the reference one precision up.
         devices: how many hold the model, the first ones that are visible.
     """
 
     what: str
-    weights: int
+    weights: int | None
     cache: int
     parity: int = 0
     devices: int = 1
@@ -384,6 +385,10 @@ def _memory(facts: Facts) -> Iterator[Finding]:
     subject, why = "memory", "a model that does not fit fails, or is moved in and out while it runs"
     need = facts.need
     if need is None:
+        return
+    if need.weights is None:
+        reason = f"the size of {need.what} is not known: its model type is not counted, or its weights are quantized"
+        yield _unknown(subject, why, facts, reason, "size")
         return
     free, where = facts.available, "the host"
     if facts.kind != "cpu":

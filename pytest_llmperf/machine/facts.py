@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.architecture import BYTES, Architecture
+from pytest_llmperf.architecture import Architecture
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.machine import cards, fingerprint, health, topology
 from pytest_llmperf.machine.detect import output
@@ -75,11 +75,13 @@ def need(architecture: Architecture, dtype: str, workload: Workload, name: str, 
 
     Parity's copy of the reference is one precision up, so that it has twice the bytes.
     """
-    tokens = workload.batch_size * (workload.prompt_length + workload.max_new_tokens)
-    weights = architecture.weight_bytes(dtype) // devices
-    exact = architecture.parameters * 2 * BYTES[dtype] // devices
-    cache = tokens * architecture.kv_bytes_per_token(dtype) // devices
-    return Need(f"{name} in {dtype} at {workload}", weights, cache, exact, devices)
+    what = f"{name} in {dtype} at {workload}"
+    whole = architecture.weight_bytes(dtype)
+    if whole is None:
+        return Need(what, None, 0, 0, devices)
+    tokens = workload.prompt_length + workload.max_new_tokens
+    cache = int(workload.batch_size * architecture.kv_bytes(tokens, dtype)) // devices
+    return Need(what, whole // devices, cache, 2 * whole // devices, devices)
 
 
 def findings(device: Device, needed: Callable[[], Need | None], asked: Asked = Asked()) -> list[Finding]:

@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "SPT_NOENV": "1",  # setproctitle, of vLLM's processes, leaves the environment, in which the mark is
 }
 #: Errors that a backend raises on purpose. Their message needs no traceback.
-PLAIN = {"NotEngagedError", "MemoryError", "OutOfMemoryError", "ServerError", "TokenError"}
+PLAIN = {"NotEngagedError", "MemoryError", "OutOfMemoryError", "ServerError", "TokenError", "ModelError"}
 
 
 class WorkerError(RuntimeError):

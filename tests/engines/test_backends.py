@@ -17,7 +17,7 @@ from transformers import AutoConfig, DynamicCache, GenerationConfig
 
 from pytest_llmperf.backends.base import EngineSpec, NotEngagedError
 from pytest_llmperf.backends.compile import LayerCache, with_layer_cache
-from pytest_llmperf.backends.transformers_engine import TokenStreamer, TransformersEngine, decoder_layers
+from pytest_llmperf.backends.transformers_engine import TokenStreamer, TransformersEngine
 from pytest_llmperf.machine.table import DEVICES
 from pytest_llmperf.models import Model
 from pytest_llmperf.worker.recorder import Recorder
@@ -198,7 +198,7 @@ def nine_layers(limits: Any) -> Iterator[Any]:
 @pytest.fixture
 def unlike(nine_layers: Any, limits: Any) -> Iterator[Any]:
     """Every layer another graph, and dynamo's own limit."""
-    for number, layer in enumerate(decoder_layers(nine_layers.model)):
+    for number, layer in enumerate(nine_layers.model.model.layers):
         layer.self_attn.scaling += 0.001 * number
     with limits.patch(recompile_limit=8):
         yield nine_layers

@@ -47,6 +47,27 @@ def test_an_option_that_cannot_be_met(
     pytest.LineMatcher([refusal(suite, option)]).fnmatch_lines("ERROR: llmperf: " + said)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "bert"}, "*config.json: bert is an encoder, whose tokens see those after them; *"),
+        ({"model_type": None}, "*config.json: not the configuration of a causal language model (it states no *"),
+        ({"quantization_config": {"bits": 4}}, "*config.json has a quantization_config, so random weights would *"),
+    ],
+    ids=["encoder", "no type", "quantized"],
+)
+def test_a_model_that_cannot_be_measured(suite: Suite, changes: dict[str, object], said: str) -> None:
+    suite.model(**changes)
+    line = refusal(suite, "--llm-random-weights")
+    pytest.LineMatcher([line]).fnmatch_lines("ERROR: llmperf: " + said)
+    assert len(line) < 400
+
+
+def test_weights_that_are_not_whole(suite: Suite) -> None:
+    (suite.path / "tiny" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "model.safetensors is a pointer of Git LFS, not the file itself; run 'git lfs pull' in " in refusal(suite)
+
+
 def test_a_prompt_and_its_tokens_may_fill_the_context(suite: Suite) -> None:
     suite.run("suites", "--collect-only", "--llm-max-new-tokens=496").assert_outcomes()
 
@@ -115,8 +136,11 @@ def test_a_path_is_not_taken_for_which_baselines_to_update(suite: Suite) -> None
     [
         ("", "*tiny/config.json: not the configuration of a causal language model (*"),
         ("[]", "*tiny/config.json: not the configuration of a causal language model (*"),
-        ('{"hidden_size": 64}', "*not the configuration of a causal language model (*num_attention_heads*"),
-        ('{"hidden_size": "wide", "num_attention_heads": 1}', "*not the configuration of a causal language model (*"),
+        (
+            '{"model_type": "llama", "vocab_size": null}',
+            "*not the configuration of a causal language model (*vocab_size*",
+        ),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "*not the configuration of a causal language model (*"),
     ],
     ids=["empty", "a list", "incomplete", "not a number"],
 )

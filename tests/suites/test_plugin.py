@@ -196,6 +196,19 @@ def test_parity_skips_random_weights(suite: Suite) -> None:
     result.stdout.fnmatch_lines("SKIPPED*random weights emit one token over and over*")
 
 
+@pytest.mark.parametrize("kind", ["mamba", "a type that nobody has seen"])
+def test_a_model_type_that_nobody_counts_is_measured_without_a_roof(suite: Suite, kind: str) -> None:
+    suite.model(model_type=kind)
+    suite.backends(sim="Simulated(tpot=1e-12)")  # faster than any roof
+    result = suite.run("suites/test_decode.py", "--llm-results=results.json")
+    result.assert_outcomes(passed=2)
+    note = f"*no roof and no memory verdict: the sizes of the model type '{kind}' are not known here*"
+    result.stdout.fnmatch_lines(note)
+    assert result.stdout.str().count("no roof and no memory verdict") == 1
+    held = json.loads((suite.path / "results.json").read_text())
+    assert [one["utilization"] for one in held["results"]] == [None, None]
+
+
 def test_the_fixtures_for_tests_of_one_s_own(suite: Suite) -> None:
     suite.test(
         """

@@ -338,6 +338,14 @@ def test_a_machine_that_tells_nothing_is_unknown_with_a_reason_and_never_bad() -
         assert all(one.seen and one.why for one in found)
 
 
+def test_a_model_of_unknown_size_is_neither_fit_nor_unfit() -> None:
+    arch = Architecture.from_config({**CONFIGS["llama-2-7b"], "model_type": "a type that nobody has seen"})
+    unknown = facts.need(arch, "float16", Workload(8, 2048, 128), "mine")
+    found = the("memory", Facts(available=1, need=unknown))
+    assert found.level == "unknown"
+    assert "the size of mine in float16 at b8-p2048-n128 is not known" in found.seen
+
+
 def test_what_parity_needs_besides_is_a_warning() -> None:
     arch = Architecture.from_config(CONFIGS["llama-2-7b"])
     assert SEVEN_B.weights == arch.parameters * 2

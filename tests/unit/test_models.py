@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from pytest_llmperf import models
+from pytest_llmperf import known, models
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.models import CONFIGS, Model, ModelError
 from pytest_llmperf.prompts import Prompts, passages
@@ -38,7 +38,8 @@ def folder_with(root: Path, config: object = TINY) -> Path:
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty Hugging Face cache."""
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     return tmp_path / "hf" / "hub"
 
@@ -130,6 +131,68 @@ def test_a_half_downloaded_snapshot_is_not_in_the_cache(no_hub: Path) -> None:
     assert "hf download" in refusal("some-org/some-model")
 
 
+COMMITS = {"main": "a" * 40, "v1.0": "b" * 40, "refs/pr/3": "c" * 40}
+
+
+@pytest.fixture
+def revisions(no_hub: Path) -> Path:
+    """A repository in the cache with several revisions."""
+    repository = no_hub / "models--some-org--some-model"
+    for revision, commit in COMMITS.items():
+        folder_with(repository / "snapshots" / commit)
+        (repository / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+    return repository
+
+
+@pytest.mark.parametrize("revision", COMMITS)
+def test_a_revision_can_be_named(revisions: Path, revision: str) -> None:
+    model = models.resolve(f"some-org/some-model@{revision}", False, Path("cache"))
+    assert model.folder == revisions / "snapshots" / COMMITS[revision]
+    assert model.name == "some-org/some-model" + f"@{revision}" * (revision != "main")
+
+
+@pytest.mark.parametrize("commit", COMMITS.values())
+def test_a_commit_can_be_named_and_names_no_report(revisions: Path, commit: str) -> None:
+    for name in (f"some-org/some-model@{commit}", str(revisions / "snapshots" / commit)):
+        model = models.resolve(name, False, Path("cache"))
+        assert model.folder == revisions / "snapshots" / commit
+        assert model.name == "some-org/some-model"
+
+
+def test_the_folder_of_a_repository_is_its_main_revision(revisions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", "/nowhere")
+    model = models.resolve(str(revisions), False, Path("cache"))
+    assert (model.name, model.folder) == ("some-org/some-model", revisions / "snapshots" / COMMITS["main"])
+
+
+def test_a_link_to_a_snapshot_is_named_by_its_repository(revisions: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(revisions / "snapshots" / COMMITS["v1.0"])
+    assert models.resolve(str(tmp_path / "link"), False, Path("cache")).name == "some-org/some-model"
+
+
+def test_a_revision_that_is_not_there_names_those_that_are(revisions: Path) -> None:
+    message = refusal("some-org/some-model@v2.0")
+    assert "hf download some-org/some-model --revision v2.0" in message
+    assert "some-org/some-model@v1.0" in message
+    (revisions / "refs" / "main").unlink()
+    assert "some-org/some-model@v1.0" in refusal("some-org/some-model")
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "~/.cache/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "/x", "HF_HOME": "/h"}, "/h/hub"),
+        ({"HF_HOME": "/h", "HUGGINGFACE_HUB_CACHE": "/old"}, "/old"),
+        ({"HF_HOME": "/h", "HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "~/new"}, "~/new"),
+    ],
+)
+def test_the_cache_is_where_huggingface_hub_keeps_it(variables: dict[str, str], folder: str) -> None:
+    assert models.hub_cache(variables) == Path(folder).expanduser()
+
+
 # Folders
 
 
@@ -169,7 +232,9 @@ def test_a_folder_without_a_configuration_says_so(tmp_path: Path) -> None:
         {**TINY, "hidden_size": None},
         {**TINY, "hidden_size": "wide"},
         {**TINY, "num_attention_heads": 0},
-        {key: value for key, value in TINY.items() if key != "vocab_size"},
+        {**TINY, "vocab_size": None},
+        {key: value for key, value in TINY.items() if key != "model_type"},
+        {"model_type": "gemma3"},
     ],
 )
 def test_a_bad_configuration_is_refused_in_one_line(tmp_path: Path, config: object) -> None:
@@ -193,6 +258,73 @@ def test_a_configuration_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_half_type_and_ends_have_defaults(config: dict[str, object], half: str, ends: tuple[int, ...]) -> None:
     model = Model("m", config, None)
     assert (model.half_type, model.end_of_sequence) == (half, ends)
+
+
+def test_a_configuration_file_is_its_folder(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "my-model")
+    assert models.resolve(str(folder / "config.json"), False, tmp_path).folder == folder
+
+
+def test_what_a_configuration_leaves_out_is_what_its_class_assumes(tmp_path: Path) -> None:
+    model = models.resolve(str(folder_with(tmp_path / "m", {"model_type": "gpt2"})), True, tmp_path)
+    assert model.architecture.parameters == 124_439_808
+    assert model.architecture.tied_embeddings
+    assert model.architecture.context_length == 1024
+
+
+def test_the_sizes_of_a_model_with_several_kinds_of_input_are_its_texts(tmp_path: Path) -> None:
+    text = {**TINY, "model_type": "gemma3_text", "vocab_size": 64, "max_position_embeddings": 128}
+    outer = {"model_type": "gemma3", "text_config": text}
+    model = models.resolve(str(folder_with(tmp_path / "m", outer)), True, tmp_path)
+    assert (model.architecture.vocabulary, model.architecture.context_length) == (64, 128)
+    assert (model.half_type, model.end_of_sequence, model.kind) == ("float16", (2, 3), "gemma3_text")
+    assert model.architecture.parameters is None  # nobody counts the tower
+
+
+@pytest.mark.parametrize("kind", sorted(models.ENCODERS))
+def test_an_encoder_is_refused_unless_it_is_a_decoder(tmp_path: Path, kind: str) -> None:
+    folder = folder_with(tmp_path / "m", {**TINY, "model_type": kind})
+    for random_weights in (False, True):
+        assert "is an encoder" in refusal(str(folder), random_weights)
+    decoder = folder_with(tmp_path / "d", {**TINY, "model_type": kind, "is_decoder": True})
+    assert models.resolve(str(decoder), True, tmp_path).random_weights
+
+
+def test_encoders_are_those_that_transformers_warns_of() -> None:
+    """Their source says so; a type that joins them must join the list."""
+    said = "as a standalone, add `is_decoder=True.`"
+    assert {kind for kind in known.causal_models() if said in known.source(kind, "modeling")} == models.ENCODERS
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_random_weights_of_a_quantized_model_are_refused(tmp_path: Path, inside: bool) -> None:
+    quantized = {**TINY, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    folder = folder_with(tmp_path / "m", {"model_type": "gemma3", "text_config": quantized} if inside else quantized)
+    assert "quantization_config" in refusal(str(folder), True)
+    assert models.resolve(str(folder), False, tmp_path).architecture.quantized
+
+
+@pytest.mark.parametrize(("kind", "loads"), [("llama", True), ("gpt2", True), ("t5", False), ("lama", False)])
+def test_what_transformers_cannot_load_is_known(kind: str, loads: bool) -> None:
+    why = Model("m", {**TINY, "model_type": kind}, None).unloadable
+    assert (why is None) == loads
+    assert why is None or (kind in why and len(why) < 200)
+
+
+def test_code_from_a_models_repository_is_never_advised() -> None:
+    why = Model("m", {**TINY, "model_type": "mine", "auto_map": {"AutoModel": "x.Y"}}, None).unloadable
+    assert why is not None
+    assert "auto_map" in why
+    assert "trust_remote_code" not in why
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path, name: str) -> None:
+    folder = folder_with(tmp_path / "m")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    message = refusal(str(folder))
+    assert "Git LFS" in message
+    assert str(folder / name) in message
 
 
 # Conversion
@@ -344,7 +476,8 @@ def test_sizes_are_the_published_ones(name: str, parameters: int, kv_bytes: int)
     assert found.weight_bytes("float16") == 2 * parameters
     # All that is no matrix is norms, and the embedding where it is not the head as well.
     embedding = 0 if found.tied_embeddings else found.vocabulary * found.hidden
-    assert 0 < found.parameters - embedding - found.matrix_parameters < 1e-3 * parameters
+    assert 0 < parameters - embedding - found.matrix_parameters < 1e-3 * parameters
+    assert found.read_parameters == parameters - embedding
 
 
 # Prompts

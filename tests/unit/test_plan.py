@@ -279,3 +279,38 @@ def test_ray_on_a_cpu_is_skipped_with_the_reason(make: Any) -> None:
 def test_an_option_that_would_do_nothing_is_refused(make: Any, arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(UnusableError, match=said):
         make(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "mamba"])
+def test_an_attention_that_transformers_has_not_for_a_model_is_skipped_with_the_reason(
+    make: Any, suite: Suite, kind: str
+) -> None:
+    suite.model(model_type=kind)
+    plan = make("--llm-device=cpu", "--llm-backends=eager,sdpa,transformers-paged")
+    assert plan.missing("eager") is None
+    reason = f"transformers has no sdpa attention for the model type '{kind}'; "
+    assert plan._not_in_transformers(REGISTRY["sdpa"]) == plan.missing("sdpa") == reason + "eager may run"
+    static = plan._not_in_transformers(REGISTRY["compile-static"])
+    assert static == reason + "eager+compile-static may run"
+
+
+@pytest.mark.parametrize("kind", ["t5", "lama", "clip"])
+def test_a_model_type_that_transformers_does_not_know_is_refused_where_nothing_else_runs(
+    make: Any, suite: Suite, kind: str
+) -> None:
+    suite.model(model_type=kind)
+    with pytest.raises(UnusableError, match=f"has no causal language model of the type '{kind}'") as caught:
+        make("--llm-device=cpu", "--llm-backends=eager,sdpa")
+    assert len(str(caught.value)) < 300
+    server = ("--llm-backends=server", "--llm-server=http://127.0.0.1:1")
+    plan = make("--llm-device=cpu", *server)  # whose own affair it is
+    assert plan.missing("server") is None
+
+
+def test_sizes_that_are_not_known_forbid_nothing(make: Any, suite: Suite) -> None:
+    suite.model(model_type="jamba")
+    plan = make("--llm-device=cpu", "--llm-backends=eager", "--llm-tp=2")
+    assert plan.need.weights is None
+    assert not plan.fits_twice
+    assert plan.uncounted == "the sizes of the model type 'jamba' are not known here"
+    assert plan.model.architecture.heads == 4

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf import roofline
+from pytest_llmperf import known, roofline
 from pytest_llmperf.architecture import Architecture
 from pytest_llmperf.cases import Workload
 
@@ -47,6 +47,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
     kv_heads, group, half = draw(st.integers(1, 8)), draw(st.integers(1, 8)), draw(st.integers(4, 64))
     return Architecture.from_config(
         {
+            "model_type": "llama",
             "hidden_size": kv_heads * group * 2 * half,
             "num_hidden_layers": draw(st.integers(1, 80)),
             "num_attention_heads": kv_heads * group,
@@ -71,6 +72,108 @@ def test_published_models_have_their_published_sizes(
     assert arch.weight_bytes("float32") == 4 * parameters
 
 
+#: (config.json in part, parameters, parameters of one token without norms, lookups and biases) as their authors say.
+PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
+    "mixtral-8x7b": ({"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336,
+                      "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+                      "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000}, 46_702_792_704),
+    "mistral-7b": ({"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+                    "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 32000, "sliding_window": 4096},
+                   7_241_732_096),
+    "gpt2": ({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024,
+              "vocab_size": 50257}, 124_439_808),
+    "opt-125m": ({"model_type": "opt", "hidden_size": 768, "ffn_dim": 3072, "num_attention_heads": 12,
+                  "num_hidden_layers": 12, "max_position_embeddings": 2048, "vocab_size": 50272,
+                  "word_embed_proj_dim": 768}, 125_239_296),
+    "phi-2": ({"model_type": "phi", "hidden_size": 2560, "intermediate_size": 10240, "num_attention_heads": 32,
+               "num_hidden_layers": 32, "vocab_size": 51200}, 2_779_683_840),
+    "gemma-2b": ({"model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_attention_heads": 8,
+                  "num_hidden_layers": 18, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 256000},
+                 2_506_172_416),
+    "falcon-7b": ({"model_type": "falcon", "hidden_size": 4544, "num_attention_heads": 71, "num_hidden_layers": 32,
+                   "multi_query": True, "vocab_size": 65024, "num_kv_heads": 71}, 6_921_720_704),
+    "bloom-7b1": ({"model_type": "bloom", "n_embed": 4096, "n_layer": 30, "num_attention_heads": 32,
+                   "vocab_size": 250880}, 7_069_016_064),
+    "gpt-neox-20b": ({"model_type": "gpt_neox", "hidden_size": 6144, "intermediate_size": 24576,
+                      "num_attention_heads": 64, "num_hidden_layers": 44, "vocab_size": 50432}, 20_554_567_680),
+    "qwen3-30b-a3b": ({"model_type": "qwen3_moe", "hidden_size": 2048, "moe_intermediate_size": 768,
+                       "intermediate_size": 6144, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+                       "num_hidden_layers": 48, "num_experts": 128, "num_experts_per_tok": 8, "vocab_size": 151936},
+                      30_532_122_624),
+    "deepseek-v3": ({"model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432,
+                     "moe_intermediate_size": 2048, "num_attention_heads": 128, "num_hidden_layers": 61,
+                     "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+                     "v_head_dim": 128, "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8,
+                     "first_k_dense_replace": 3, "vocab_size": 129280}, 671_026_404_352),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_of_other_kinds_have_their_published_sizes(name: str) -> None:
+    config, parameters = PUBLISHED[name]
+    assert known.architecture(config).parameters == parameters
+
+
+def test_a_token_is_sent_to_few_experts_and_no_roof_counts_more() -> None:
+    arch = known.architecture(PUBLISHED["mixtral-8x7b"][0])
+    assert arch.matrix_parameters == pytest.approx(12.7e9, rel=0.01)  # 12.9e9 with the embedding, as published
+    for batch in (1, 64):
+        kv = batch * 100 * arch.kv_bytes_per_token("bfloat16")
+        assert roofline.decode_bytes(arch, batch, 100, "bfloat16") - kv < 2 * 12.9e9
+    deepseek = known.architecture(PUBLISHED["deepseek-v3"][0])
+    assert deepseek.matrix_parameters == pytest.approx(37e9, rel=0.02)
+    assert deepseek.kv_bytes_per_token("bfloat16") == 61 * (512 + 64) * 2
+
+
+def test_a_window_bounds_what_a_layer_attends_to() -> None:
+    config = PUBLISHED["mistral-7b"][0]
+    windowed, whole = known.architecture(config), known.architecture({**config, "sliding_window": None})
+    for length in (1, 100, 4096):
+        assert roofline.prefill_flops(windowed, 1, length) == roofline.prefill_flops(whole, 1, length)
+    scores = 32 * 4 * 4096
+    more = roofline.prefill_flops(windowed, 1, 32_000) - roofline.prefill_flops(windowed, 1, 31_999)
+    assert more == pytest.approx(2 * (windowed.matrix_parameters - windowed.head_parameters) + scores * 4096)
+    assert roofline.decode_flops(windowed, 1, 32_000) == roofline.decode_flops(whole, 1, 4096)
+    assert roofline.decode_bytes(windowed, 1, 32_000, "float16") == roofline.decode_bytes(whole, 1, 4096, "float16")
+
+
+@given(st.integers(1, 50), st.lists(st.one_of(st.none(), st.integers(1, 60)), min_size=1, max_size=5))
+def test_pairs_are_what_each_token_reaches(tokens: int, windows: list[int | None]) -> None:
+    arch = replace(LLAMA, windows=tuple(windows))
+    assert arch.pairs(tokens) == sum(arch.reach(one) for one in range(1, tokens + 1))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512},
+        {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 64, "vocab_size": 512}},
+        {**CONFIGS["llama-2-7b"], "quantization_config": {"quant_method": "gptq", "bits": 4}},
+        {**CONFIGS["llama-2-7b"], "model_type": "a type that nobody has seen", "intermediate_size": [1, 2]},
+    ],
+    ids=["no attention", "a tower for images", "quantized", "unknown"],
+)
+def test_what_is_not_counted_has_no_roof_and_no_size(config: dict[str, Any]) -> None:
+    arch = known.architecture(config)
+    assert arch.weight_bytes("float16") is None
+    for metric in ("ttft", "tpot"):
+        assert roofline.utilization(arch, Workload(1, 16, 4), metric, 1e-9, "float16", PEAKS) is None
+
+
+def test_quantized_weights_whose_bytes_a_backend_states_have_a_roof() -> None:
+    arch = known.architecture({**CONFIGS["llama-2-7b"], "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    found = roofline.utilization(arch, Workload(1, 16, 4), "tpot", 1.0, "float16", PEAKS, weight_bytes=0.5)
+    plain = roofline.utilization(LLAMA, Workload(1, 16, 4), "tpot", 1.0, "float16", PEAKS, weight_bytes=0.5)
+    assert found == plain
+
+
+def test_a_hybrids_layers_with_attention_are_counted() -> None:
+    types = ["conv", "full_attention", "linear_attention", "sliding_attention"]
+    config = {**CONFIGS["llama-3.1-8b"], "model_type": "lfm2", "num_hidden_layers": 4, "layer_types": types}
+    assert known.architecture(config).attention_layers == 2
+    assert known.architecture(config).kv_bytes_per_token("float16") == 2 * 2 * 8 * 128 * 2
+
+
 def test_what_a_config_leaves_out_is_what_transformers_assumes() -> None:
     assert (LLAMA.kv_heads, LLAMA.head_dim, LLAMA.tied_embeddings) == (32, 128, False)
 
@@ -83,7 +186,9 @@ def test_qwen2_has_biases_on_queries_keys_and_values() -> None:
 
 def test_a_size_that_is_missing_is_named() -> None:
     with pytest.raises(KeyError, match="hidden_size"):
-        Architecture.from_config({})
+        Architecture.from_config({"model_type": "llama"})
+    with pytest.raises(KeyError, match="vocab_size"):
+        Architecture.from_config({"model_type": "a type that nobody has seen"})
 
 
 def test_norms_and_biases_are_no_matrices() -> None:
@@ -159,6 +264,7 @@ def test_work_grows_with_every_size(arch: Architecture, batch: int, length: int,
 
 def grown(arch: Architecture, size: str) -> Architecture:
     config = {
+        "model_type": "llama",
         "hidden_size": arch.hidden,
         "num_hidden_layers": arch.layers,
         "num_attention_heads": arch.heads,
