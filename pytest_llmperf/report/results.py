@@ -18,6 +18,7 @@ from pytest_llmperf.report.text import verdict_line
 
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Case
+    from pytest_llmperf.result import Result
     from pytest_llmperf.session import Session
 
 
@@ -57,14 +58,20 @@ def shown(run: Session, unmeasured: Iterable[str], accepted: Container[Case] = (
             },
             "findings": [asdict(one) for one in run.findings if one.level != "ok"],
             "unmeasured": list(unmeasured),
-            "results": [
-                result.as_dict() | {"said": verdict_line(result), "accepted": case in accepted}
-                for case, result in run.results.items()
-            ],
+            "results": [_case(result, case in accepted) for case, result in run.results.items()],
             "parity": [found.as_dict() for found in run.parities],
             "load": [asdict(one) for one in run.loads],
         }
     )
+
+
+def _case(result: Result, accepted: bool) -> dict[str, Any]:
+    """A case's result. If its figures were written to the baseline, nothing is left to do about it."""
+    found = result.as_dict()
+    if not accepted:
+        return found | {"said": verdict_line(result), "accepted": False}
+    written = {"said": f"{result.case}: accepted", "accepted": True}
+    return found | written | {"verdict": found["verdict"] | {"remedy": ""}}
 
 
 def of(

@@ -71,6 +71,17 @@ def test_a_tree_with_changes_stores_no_revision(suite: Suite) -> None:
     assert [one["revision"] for one in suite.stored()["sittings"].values()] == [None]
 
 
+def test_of_what_was_accepted_nothing_is_left_to_do(suite: Suite) -> None:
+    result = suite.run("suites", *UPDATED, "--llm-results=r.json", "--llm-report=r.csv,r.md,r.html,r.report.json")
+    result.stdout.no_fnmatch_line("*accept the figures*")
+    for file in ("r.json", "r.csv", "r.md", "r.html", "r.report.json"):
+        written = (suite.path / file).read_text()
+        assert "accepted" in written
+        assert "accept the figures" not in written, file
+    (one, *_) = json.loads((suite.path / "r.json").read_text())["results"]
+    assert (one["said"], one["verdict"]["outcome"]) == (f"tiny/{one['case']}: accepted", "no baseline")
+
+
 UNNAMED = (
     "the baseline names no revision (files differ from the commit, or there is no repository): no later run can "
     "compare beside this code"
