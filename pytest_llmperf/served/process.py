@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +31,8 @@ DYING = 0.5
 PATIENCE = 3.0
 #: Seconds between two looks at whether it is up.
 PAUSE = 0.25
+#: Programs that start others on their users' behalf, so that these have nothing in common.
+SHELLS = {"ash", "bash", "csh", "dash", "fish", "ksh", "sh", "tcsh", "zsh"}
 
 
 def free_port() -> int:
@@ -48,6 +51,37 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def on_this_machine(host: str) -> bool:
+    """Whether a host's name or address is this machine's: the loopback interface, any interface, or one of its own."""
+    try:
+        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return False
+    own = {one.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for one in addresses}
+    return any(one in own or (at := ip_address(one)).is_loopback or at.is_unspecified for one in found)
+
+
+def launcher(pid: int) -> int:
+    """The process that started a server, of which a part listens: its highest ancestor that is the server's alone.
+
+    TGI's router listens, and its launcher started the shards that compute beside it. An ancestor is the server's if it
+    is of the same session, no shell, no ancestor of this process, and not the first one of the machine or container.
+    """
+    ours = {os.getpid(), *(one.pid for one in psutil.Process().parents())}
+    with contextlib.suppress(psutil.Error, OSError):
+        process, session = psutil.Process(pid), os.getsid(pid)
+        while (
+            (parent := process.parent()) is not None
+            and parent.pid > 1
+            and parent.pid not in ours
+            and os.getsid(parent.pid) == session
+            and parent.name() not in SHELLS
+        ):
+            process = parent
+        return process.pid
+    return pid
+
+
 def listening(port: int) -> list[int]:
     """The processes of whoever listens on a port of this machine, as far as this user may see."""
     try:
@@ -55,7 +89,7 @@ def listening(port: int) -> list[int]:
     except (psutil.Error, OSError):
         return []
     pids = {one.pid for one in found if one.pid and one.status == psutil.CONN_LISTEN and one.laddr[1:] == (port,)}
-    return sorted({member.pid for pid in pids for member in family(pid)})
+    return sorted({member.pid for pid in map(launcher, pids) for member in family(pid)})
 
 
 def healthy(url: str) -> bool:
