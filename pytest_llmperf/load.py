@@ -11,9 +11,9 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import fmean
 
+from pytest_llmperf import stamps
 from pytest_llmperf.spread import quantile
 
 #: The percentiles that are shown of every figure.
@@ -67,8 +67,8 @@ class Served:
 
     @property
     def gaps(self) -> list[float]:
-        """Between its tokens, in seconds."""
-        return [later - earlier for earlier, later in pairwise(self.times)]
+        """Between its tokens that did not come together, in seconds."""
+        return stamps.gaps(self.times)
 
     @property
     def ttft(self) -> float:
@@ -92,6 +92,8 @@ class LoadResult:
         met: the share of all requests that did; None likewise.
         lag: the largest delay of the client itself, in seconds: requests sent later than due though nothing held them.
         errors: why requests failed, each reason once.
+        tokens, arrivals: how many tokens came, and how often some came: fewer times if several came together.
+        first: tokens that came with a request's first one, that one included, on average.
     """
 
     requests: int
@@ -104,17 +106,24 @@ class LoadResult:
     met: float | None
     lag: float
     errors: tuple[str, ...]
+    tokens: int = 0
+    arrivals: int = 0
+    first: float = 1.0
 
 
 @dataclass(frozen=True)
 class LoadRecord:
-    """A load of this run: the backend, its requests, how they arrived, their objectives, and the result."""
+    """A load of this run: the backend, its requests, how they arrived, their objectives, and the result.
+
+    ``served`` names the model that a server had which was running already, and where; empty for any other.
+    """
 
     backend: str
     workload: str
     traffic: str
     objectives: Mapping[str, float]
     result: LoadResult
+    served: str = ""
 
 
 def summarize(served: Sequence[Served], objectives: Mapping[str, float], open_loop: bool) -> LoadResult:
@@ -149,12 +158,18 @@ def summarize(served: Sequence[Served], objectives: Mapping[str, float], open_lo
         met=good / len(served) if objectives else None,
         lag=max(one.sent - one.due for one in served) if open_loop else 0.0,
         errors=tuple(dict.fromkeys(one.error for one in served if one.error)),
+        tokens=sum(len(one.times) for one in answered),
+        arrivals=sum(len(one.gaps) + 1 for one in answered),
+        first=fmean(stamps.first(one.times) for one in answered) if answered else 1.0,
     )
 
 
 def meets(one: Served, objectives: Mapping[str, float]) -> bool:
-    """Whether an answered request met every objective: its TTFT, its mean ITL, its latency, in seconds."""
-    own = {"ttft": one.ttft, "itl": fmean(one.gaps or [0.0]), "latency": one.latency}
+    """Whether an answered request met every objective: its TTFT, its mean ITL, its latency, in seconds.
+
+    Tokens that came together have no gap between them, and a request without any gap shows no ITL.
+    """
+    own = {"ttft": one.ttft, "itl": fmean(one.gaps or [math.inf]), "latency": one.latency}
     return all(own[name] <= limit for name, limit in objectives.items())
 
 

@@ -514,7 +514,13 @@ class Plan:
         """What the backend is told of the server that it is a client of; nothing where that is no affair of ours."""
         if backend.engine.name not in self.servers:
             return {}
-        return {"server": self.servers[backend.engine.name], "headers": dict(self.settings.server_header)}
+        folder = self.model.folder
+        return {
+            "server": self.servers[backend.engine.name],
+            "headers": dict(self.settings.server_header),
+            "names": [self.model.name, self.settings.model, "" if folder is None else folder.name],
+            "served_model": self.settings.served_model,
+        }
 
     def matching(self, case: Case) -> list[tuple[str, float]]:
         """The lines of ``llm_tolerances`` whose pattern matches a case's key."""

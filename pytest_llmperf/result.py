@@ -10,6 +10,7 @@ from itertools import chain
 from statistics import fmean, median
 from typing import Any
 
+from pytest_llmperf.backends.base import SERVED_MODEL
 from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.cases import METRICS, Case
 from pytest_llmperf.gate.rule import Verdict
@@ -18,8 +19,59 @@ from pytest_llmperf.parity.decision import Parity
 from pytest_llmperf.roofline import Utilization
 from pytest_llmperf.spread import Spread, quantile, spread_of
 
+#: The share of tokens that may come together by chance, as where the client was late, before a figure says so.
+TOGETHER = 0.01
 #: Of the gaps between tokens.
 ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
+
+
+def measured_model(engagement: Mapping[str, Any]) -> str:
+    """Which model a server that runs already was asked for, and where, by its evidence; empty of any other engine."""
+    seen = engagement.get("seen") or {}
+    return f"{seen[SERVED_MODEL]} at {seen.get('server', '')}" if SERVED_MODEL in seen else ""
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """How tokens came over a wire, where some came together.
+
+    Attributes:
+        tokens: how many.
+        reads: how often some came.
+        first: how many came with a request's first one, that one included, on average.
+        untimed: how many of them had no event of their own, so that they were counted at the end.
+    """
+
+    tokens: int
+    reads: int
+    first: float
+    untimed: int = 0
+
+    @property
+    def chunked(self) -> bool:
+        """Whether gaps are between chunks (ICL), not between tokens."""
+        return self.untimed > 0 or self.tokens - self.reads > TOGETHER * self.tokens
+
+    @property
+    def late(self) -> bool:
+        """Whether the first token of a request came together with later ones."""
+        return self.untimed > 0 or self.first > 1 + TOGETHER
+
+    def mark(self, metric: str) -> str:
+        """What stands beside a figure of that metric; empty where it is what it seems."""
+        return " ICL" if {"ttft": self.late, "tpot": self.chunked, "itl": self.chunked}.get(metric) else ""
+
+    @property
+    def said(self) -> str:
+        """What the mark means here; empty where no figure has it."""
+        if not (self.chunked or self.late):
+            return ""
+        said = f"{self.tokens} tokens came in {self.reads} reads of the socket, so gaps are between chunks"
+        if self.first > 1 + TOGETHER:
+            said += f", and TTFT is when the first {self.first:.3g} tokens came"
+        if self.untimed:
+            said += f"; {self.untimed} tokens had no event of their own, so TTFT may be a later token's"
+        return said
 
 
 @dataclass(frozen=True)
@@ -94,6 +146,17 @@ class Result:
         return [quantile(gaps, at) for at in ITL_PERCENTILES] if gaps and self.case.metric == "tpot" else None
 
     @property
+    def arrivals(self) -> Arrivals:
+        """How the tokens of the samples came."""
+        samples = self.first.samples
+        return Arrivals(
+            tokens=sum(sample.trace.output_tokens for sample in samples),
+            reads=sum(sample.trace.arrivals for sample in samples),
+            first=fmean(sample.trace.first for sample in samples),
+            untimed=sum(one.untimed for sample in samples for one in sample.statistics),
+        )
+
+    @property
     def tokens_per_joule(self) -> float | None:
         """Output tokens per second over the mean power (W) of the device; None where it gives none, or is not alone."""
         gpus = [sample.fitness.gpu for sample in self.first.samples]
@@ -133,6 +196,7 @@ class Result:
             "throughput": self.throughput,
             "tokens_per_joule": self.tokens_per_joule,
             "itl": self.itl,
+            "arrivals": asdict(self.arrivals),
             "tp": self.backend.tp,
             "devices": self.devices,
         }

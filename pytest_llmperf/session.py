@@ -43,7 +43,7 @@ from pytest_llmperf.parity.decision import error_margin
 from pytest_llmperf.parity.scoring import Referee
 from pytest_llmperf.plan import Plan
 from pytest_llmperf.prompts import Prompts
-from pytest_llmperf.result import ParityResult, Result
+from pytest_llmperf.result import ParityResult, Result, measured_model
 from pytest_llmperf.runtime import Runtime
 from pytest_llmperf.settings import Settings
 
@@ -332,7 +332,8 @@ class Session:
         )
         objectives = dict(settings.slo)
         found = summarize([Served(**one) for one in answer], objectives, open_loop=traffic.rate is not None)
-        self.loads.append(LoadRecord(backend, str(workload), str(traffic), objectives, found))
+        served = measured_model(self.engines.ask(registered, "evidence"))
+        self.loads.append(LoadRecord(backend, str(workload), str(traffic), objectives, found, served))
         return found
 
     # The machine

@@ -275,6 +275,9 @@ OPTIONS = (
            "to keep a secret off the command line. Default: none. "
            "Example: --llm-server-header='Authorization: Bearer ...'", (), repeated=True,
            variable="LLMPERF_SERVER_HEADER"),
+    Option("served-model", str, "NAME", "Name under which the server of --llm-server=URL has the model, as its "
+           "/v1/models lists it. Default: the entry with the name of --llm-model, or the only one. "
+           "Example: --llm-served-model=llama-3.1-8b", ""),
     Option("reference", str, "NAME", "Backend that speedups and parity are measured against. Default: eager. "
            "Example: --llm-reference=sdpa", "eager"),
     Option("dtype", _dtype, "TYPE", f"Type of weights and activations: {', '.join(DTYPES[:-1])} or {DTYPES[-1]}. "
@@ -386,6 +389,7 @@ class Settings:
     #: Backend and URL; header and value.
     server: tuple[tuple[str, Secret], ...]
     server_header: tuple[tuple[str, Secret], ...]
+    served_model: str
     reference: str
     dtype: str | None
     batch_sizes: tuple[int, ...] | None

@@ -18,6 +18,15 @@ UNKNOWN = -1
 IN_PROCESS, CLIENT = "in process", "client of a server"
 #: What evidence calls the fraction of the time in which ranks exchange data, for reports to find it.
 TIME_IN_COLLECTIVES = "share of time in collectives"
+#: What evidence calls the model of a server that runs already, for reports to name it.
+SERVED_MODEL = "served model"
+
+
+class OnTokens(Protocol):
+    """What the worker passes as `OnToken`: tokens of a request that came together can be named in one call."""
+
+    def __call__(self, request: int, *tokens: int) -> None:
+        """Give them one stamp."""
 
 
 class NotEngagedError(RuntimeError):
@@ -42,6 +51,8 @@ class EngineSpec:
         executor: what starts the ranks of an engine that starts its own, such as ``ray``; empty for its own choice.
         server: URL of a server that runs already, with credentials if it wants some; empty where there is none.
         headers: sent to it with every request; they may be secret too.
+        names: what that server may call the model.
+        served_model: what the user says that it calls the model; empty if the user does not say.
     """
 
     model: str
@@ -57,6 +68,8 @@ class EngineSpec:
     executor: str = ""
     server: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    names: Sequence[str] = ()
+    served_model: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class Engine(Protocol):
         """Greedy generation of exactly ``max_new_tokens`` per prompt, not stopping at end-of-sequence.
 
         Calls ``on_token(request, token)`` the moment a token is on the host; the worker stamps the clock there, so
-        an engine never reports a time of its own.
+        an engine never reports a time of its own. Tokens of a request that came together are named in one call.
 
         An engine with an attribute ``pausable`` that is true promises to compute in the thread that calls this, and to
         do nothing until ``on_token`` returns, which takes long where two engines are compared step by step.
@@ -150,12 +163,14 @@ class RequestStatistics:
         tpot: seconds per further token; likewise.
         cached_tokens: prompt tokens that were not computed but found in a prefix cache.
         preemptions: how often the request lost its cache and was computed again.
+        untimed: tokens that a server counts, and of which nobody saw when they came.
     """
 
     ttft: float | None
     tpot: float | None
     cached_tokens: int = 0
     preemptions: int = 0
+    untimed: int = 0
 
 
 class Timekeeper(Protocol):
@@ -168,8 +183,8 @@ class Timekeeper(Protocol):
 class LoadObserver(Protocol):
     """Told of every request under load, as it happens."""
 
-    def __call__(self, request: int, token: int) -> None:
-        """A token has arrived."""
+    def __call__(self, request: int, *tokens: int) -> None:
+        """Tokens have arrived, together."""
 
     def submitted(self, request: int) -> None:
         """It is about to be sent."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
+from pytest_llmperf import stamps
 from pytest_llmperf.backends.base import RequestStatistics
 
 #: How far the stamped TTFT or TPOT of a request may be from the engine's own: this share of it plus these seconds.
@@ -39,19 +40,30 @@ class Trace:
     def tpot(self) -> float:
         """Mean over the requests of (last - first token time) / (n - 1), in seconds per token.
 
-        The definition of MLPerf Inference and of vLLM's serving benchmark: TTFT is excluded.
+        The definition of MLPerf Inference and of vLLM's serving benchmark: TTFT is excluded. Where several tokens came
+        with the first, only those after them were made in that time, so n - 1 is the number of these.
         """
-        return fmean(map(_tpot, self.times))
+        return fmean(map(stamps.tpot, self.times))
 
     @property
     def latency(self) -> float:
-        """TTFT + TPOT * (n - 1), in seconds."""
-        return self.ttft + self.tpot * (len(self.times[0]) - 1)
+        """Mean over the requests of the time to the last token, in seconds: TTFT + TPOT * (n - 1)."""
+        return fmean(row[-1] for row in self.times)
 
     @property
     def itl(self) -> list[float]:
-        """Every gap between consecutive tokens of a request, in seconds: B * (n - 1) values."""
-        return [later - earlier for row in self.times for earlier, later in pairwise(row)]
+        """Every gap between consecutive tokens of a request that did not come together, in seconds."""
+        return [gap for row in self.times for gap in stamps.gaps(row)]
+
+    @property
+    def arrivals(self) -> int:
+        """How often tokens came, over all requests: fewer times than there are tokens if some came together."""
+        return sum(len(set(row)) for row in self.times)
+
+    @property
+    def first(self) -> float:
+        """Mean over the requests of how many tokens came with the first, that one included."""
+        return fmean(map(stamps.first, self.times))
 
     @property
     def output_tokens(self) -> int:
@@ -90,21 +102,22 @@ def checked(
     check_tokens(tokens, requests=requests, max_new_tokens=max_new_tokens)
     if len(times) != requests:
         raise TraceError(f"{requests} requests were submitted, {len(times)} came back with times")
-    for index, (row, stamps) in enumerate(zip(tokens, times, strict=True)):
-        if len(stamps) != len(row):
-            raise TraceError(f"request {index}: {len(row)} tokens have {len(stamps)} times")
-        if not stamps[0] > 0 or any(not later >= earlier for earlier, later in pairwise(stamps)):
+    for index, (row, came) in enumerate(zip(tokens, times, strict=True)):
+        if len(came) != len(row):
+            raise TraceError(f"request {index}: {len(row)} tokens have {len(came)} times")
+        if not came[0] > 0 or any(not later >= earlier for earlier, later in pairwise(came)):
             raise TraceError(f"request {index}: token times do not run forward from the submission")
-        if not stamps[-1] > stamps[0]:
+        if not came[-1] > came[0]:
             raise TraceError(f"request {index}: all {max_new_tokens} tokens came at one instant, so TPOT would be 0")
-    return Trace(tuple(tuple(row) for row in tokens), tuple(tuple(stamps) for stamps in times))
+    return Trace(tuple(tuple(row) for row in tokens), tuple(tuple(came) for came in times))
 
 
 def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> None:
     """Raise TraceError if an engine's own statistics, a record per request or none, contradict the stamps.
 
-    They do if a prompt was found in a prefix cache or computed twice. They also do if a request's time is further from
-    the stamped one than `AGREEMENT` and `HANDING_OVER` allow: time passed outside the engine, or it counts wrongly.
+    They do if a prompt was found in a prefix cache or computed twice, or if too many of a request's tokens have no
+    time. They also do if a request's time is further from the stamped one than `AGREEMENT` and `HANDING_OVER`
+    allow: time passed outside the engine, or it counts wrongly.
     """
     if not statistics:
         return
@@ -112,10 +125,12 @@ def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> N
         raise TraceError(f"{len(found.tokens)} requests were submitted, the engine has statistics of {len(statistics)}")
     if cached := sum(one.cached_tokens for one in statistics):
         raise TraceError(f"{cached} prompt tokens came from a prefix cache: that is no prefill")
+    if reason := stamps.untimed(max(one.untimed for one in statistics), len(found.tokens[0])):
+        raise TraceError(reason)
     if preempted := sum(one.preemptions for one in statistics):
         raise TraceError(f"out of KV space: requests lost their cache {preempted} times and were computed again")
     for request, (row, one) in enumerate(zip(found.times, statistics, strict=True)):
-        for name, stamped, own in (("ttft", row[0], one.ttft), ("tpot", _tpot(row), one.tpot)):
+        for name, stamped, own in (("ttft", row[0], one.ttft), ("tpot", stamps.tpot(row), one.tpot)):
             if own is not None and abs(stamped - own) > AGREEMENT * own + HANDING_OVER:
                 apart = f"{abs(stamped - own) * 1e3:.3f} ms"
                 where = "passed outside the engine" if stamped > own else "of its account did not pass"
@@ -123,8 +138,3 @@ def check_statistics(found: Trace, statistics: Sequence[RequestStatistics]) -> N
                     f"request {request}: {name} was stamped as {stamped * 1e3:.3f} ms, but is {own * 1e3:.3f} ms by "
                     f"the engine's own account: {apart} {where}"
                 )
-
-
-def _tpot(times: Sequence[float]) -> float:
-    """Mean time per token after the first, in seconds."""
-    return (times[-1] - times[0]) / (len(times) - 1)

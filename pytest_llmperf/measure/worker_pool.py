@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,12 @@ def no_room_for_both(error: Exception) -> BaseLostError | None:
 def spoiled(error: Exception) -> bool:
     """Whether the engine that raised this can be asked nothing more."""
     return isinstance(error, WorkerLostError) or hopeless(error)
+
+
+def told(spec: EngineSpec) -> dict[str, Any]:
+    """A spec as plain values, without those that have their default: base may be of a version without such a field."""
+    plain = asdict(spec)
+    return {one.name: plain[one.name] for one in fields(spec) if plain[one.name] != one.default}
 
 
 @dataclass
@@ -181,7 +187,7 @@ class Engines:
             if arm.checkout and parts != own:  # its code is the repository's, so base may not use what head compiled
                 cache = str(arm.checkout.folder.parent / "cache")
             room = {name: min(most, getattr(self._spec, name)) for name, most in backend.limits.items()}
-            spec = asdict(replace(self._spec, tp=backend.tp, cache=cache)) | room | self._attached(backend)
+            spec = told(replace(self._spec, tp=backend.tp, cache=cache)) | room | self._attached(backend)
             host.ask("load", backend=parts, spec=spec, ranks=host.pids)
             yield host
         except BaseException:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_llmperf.load import LoadRecord
 from pytest_llmperf.report import reasons, scaling, text
-from pytest_llmperf.report.document import Document, Row, advice
+from pytest_llmperf.report.document import Document, Row, advice, arrivals_of
 from pytest_llmperf.report.trend import Series
 from pytest_llmperf.result import ParityResult
 
@@ -40,7 +40,7 @@ def of_case(row: Row) -> list[Cell]:
     """The cells under `CASES`."""
     return [
         *_names(row),
-        Cell(text.spread(row.median, *row.quartiles, row.metric), row.median),
+        Cell(text.spread(row.median, *row.quartiles, row.metric, row.mark), row.median),
         Cell(row.shown_speedup, row.speedup),
         Cell(text.roof(row["utilization.name"], row["utilization.fraction"]), row["utilization.fraction"]),
         Cell(text.change(*row.change), row.change[0]),
@@ -257,14 +257,15 @@ def of_load(found: Iterable[LoadRecord]) -> list[list[Cell]]:
     rows = []
     for one in found:
         result = one.result
-        percentiles = (result.percentiles[name] for name in ("ttft", "itl", "latency"))
+        percentiles = ((name, result.percentiles[name]) for name in ("ttft", "itl", "latency"))
+        came = arrivals_of(result)
         rows.append(
             [
                 Cell(one.backend),
                 Cell(one.workload),
                 Cell(one.traffic),
                 Cell(f"{result.failed} of {result.requests}", result.failed),
-                *(Cell(text.percentiles(values), values[-1]) for values in percentiles),
+                *(Cell(text.percentiles(values) + came.mark(name), values[-1]) for name, values in percentiles),
                 Cell(f"{result.rate:.2f}", result.rate),
                 Cell(f"{result.throughput:.1f}", result.throughput),
                 Cell("-" if result.goodput is None else f"{result.goodput:.2f}/s", result.goodput),

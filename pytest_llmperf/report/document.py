@@ -18,7 +18,7 @@ from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.load import LoadRecord, LoadResult, attained
 from pytest_llmperf.machine.doctor import Finding
 from pytest_llmperf.report.text import boundaries, speedup
-from pytest_llmperf.result import ParityResult
+from pytest_llmperf.result import Arrivals, ParityResult, measured_model
 
 #: Of a JSON report, and of the results file that every report is made of.
 SCHEMA, RESULTS_SCHEMA = 2, 3
@@ -109,6 +109,22 @@ class Row:
         return (self["engagement.seen"] or {}).get(TIME_IN_COLLECTIVES)
 
     @property
+    def arrivals(self) -> Arrivals | None:
+        """How its tokens came; None in files of older versions."""
+        found = self["arrivals"]
+        return None if found is None else Arrivals(**found)
+
+    @property
+    def mark(self) -> str:
+        """What stands beside its figure where tokens came together."""
+        return "" if self.arrivals is None else self.arrivals.mark(self.metric)
+
+    @property
+    def served(self) -> str:
+        """Which model of a running server it is of, and where; empty where no server was running."""
+        return measured_model(self["engagement"] or {})
+
+    @property
     def correct(self) -> bool:
         """Whether its tokens were shown to be the reference's, or as near as its weights allow."""
         return self.parity in ("reference", "in parity", "in parity by text", "bounded")
@@ -167,6 +183,19 @@ class Document:
         return boundaries([*seen, *((one.backend, CLIENT) for one in self.loads)])
 
     @property
+    def servers(self) -> list[str]:
+        """Which model each running server was asked for."""
+        named = [*((row.backend, row.served) for row in self.rows), *((one.backend, one.served) for one in self.loads)]
+        return [f"{backend}: model {served}" for backend, served in dict.fromkeys(named) if served]
+
+    @property
+    def chunks(self) -> list[str]:
+        """Of which workloads tokens came together over the wire, and what their figures are then."""
+        came = [(f"{row.backend} {row.workload}", row.arrivals) for row in self.rows if row.arrivals is not None]
+        came += [(f"{one.backend} {one.workload} {one.traffic}", arrivals_of(one.result)) for one in self.loads]
+        return [f"ICL: {name}: {found.said}" for name, found in dict(came).items() if found.said]
+
+    @property
     def headline(self) -> str:
         """How it ended, in a few words: the counts of outcomes, the worst first."""
         found = Counter(row.outcome for row in self.rows)
@@ -215,6 +244,11 @@ class Document:
 ABOUT = ("device", "model", "dtype", "reference", "environment", "when", "commit")
 
 
+def arrivals_of(result: LoadResult) -> Arrivals:
+    """How the tokens of a load came."""
+    return Arrivals(result.tokens, result.arrivals, result.first)
+
+
 def ranked(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: place(row.metric, row.case.workload))
 
@@ -249,7 +283,7 @@ def _document(data: Mapping[str, Any]) -> Document:
     said = {word for one in rows for word in (one.outcome, one.metric)}
     if odd := said - {*OUTCOMES, *METRICS}:
         raise ReportError(f"it has outcomes or metrics that this version does not know: {', '.join(sorted(odd))}")
-    _ = [(one.median, one.quartiles) for one in rows]  # what no report can do without
+    _ = [(one.median, one.quartiles, one.arrivals) for one in rows]  # what no report can do without
     return Document(
         **{name: data[name] for name in ABOUT},
         rows=tuple(ranked(rows)),

@@ -23,6 +23,7 @@ def render(document: Document) -> str:
     parts = [
         f"### llmperf: {plain(document.headline)}",
         plain(f"{document.title}; {document.boundary}"),
+        _lines([*document.servers, *document.chunks]),
         _lines(row["said"] for row in document.regressions),
         _lines(one.against(document.reference) for one in document.wrong),
         _lines(notes.of(document)),

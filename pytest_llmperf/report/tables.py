@@ -83,7 +83,7 @@ def _header(short: int) -> list[str]:
 
 
 def _case(row: Row, short: int) -> list[str]:
-    whole, moved = spread(row.median, *row.quartiles, row.metric), change(*row.change)
+    whole, moved = spread(row.median, *row.quartiles, row.metric, row.mark), change(*row.change)
     return [
         row.label if short < 4 else f"  {row.backend}",
         whole if short < 1 else whole.partition(" [")[0],

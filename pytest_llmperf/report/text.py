@@ -20,10 +20,10 @@ def figure(seconds: float, metric: str) -> str:
     return f"{seconds * scale:.{digits}f} {unit}"
 
 
-def spread(median: float, q1: float, q3: float, metric: str) -> str:
-    """Median and quartiles (s) in one unit."""
+def spread(median: float, q1: float, q3: float, metric: str, mark: str = "") -> str:
+    """Median and quartiles (s) in one unit, and what stands beside the median."""
     scale, unit, digits = _unit(median, metric)
-    return f"{median * scale:.{digits}f} {unit} [{q1 * scale:.{digits}f}, {q3 * scale:.{digits}f}]"
+    return f"{median * scale:.{digits}f} {unit}{mark} [{q1 * scale:.{digits}f}, {q3 * scale:.{digits}f}]"
 
 
 def _unit(seconds: float, metric: str) -> tuple[float, str, int]:

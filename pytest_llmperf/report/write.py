@@ -51,6 +51,7 @@ COLUMNS = {
     },
     "threads": "engine.threads",
     "changed": "changed",
+    **{f"arrivals_{name}": f"arrivals.{name}" for name in ("tokens", "reads", "first", "untimed")},
 }
 
 
@@ -60,16 +61,16 @@ def render_csv(document: Document) -> str:
     writer = csv.writer(stream)
     case = ["case", "model", "dtype", "backend", *(field.name for field in fields(Workload)), "metric"]
     percentiles = [f"itl_p{at * 100:.0f}" for at in ITL_PERCENTILES]
-    writer.writerow(["device", "when", "commit", *case, "outcome", *COLUMNS, "collectives", "parity", *percentiles])
+    columns = [*COLUMNS, "collectives", "served", "parity", *percentiles]
+    writer.writerow(["device", "when", "commit", *case, "outcome", *columns])
     for run in (*document.earlier, document):
         for row in run.rows:
             one = row.case
             named = [one.key, one.model, one.dtype, one.backend, *astuple(one.workload), one.metric]
             values = [row[path] for path in COLUMNS.values()]
             itl = row["itl"] or [None] * len(percentiles)
-            writer.writerow(
-                [run.device, run.when, run.commit, *named, row.outcome, *values, row.collectives, row.parity, *itl]
-            )
+            values += [row.collectives, row.served, row.parity, *itl]
+            writer.writerow([run.device, run.when, run.commit, *named, row.outcome, *values])
     return stream.getvalue()
 
 

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -29,6 +30,8 @@ KEPT = 2.0
 LONGEST_ANSWER, SHOWN = 8 * 2**20, 200
 #: Where servers put their message in a JSON answer.
 MESSAGES = ("error", "message", "detail", "object")
+#: What colours a terminal's text, moves its cursor, names its window or chooses its characters (ECMA-48, ECMA-35).
+ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[@-Z^-_])")
 
 
 class ServerError(RuntimeError):
@@ -37,11 +40,12 @@ class ServerError(RuntimeError):
     Args:
         what: that line.
         quoted: what the server said, whole: it is cut only after what is secret was taken out.
+        refusal: its answer where that is a status other than 200; not for a message.
     """
 
-    def __init__(self, what: str, quoted: str | None = None) -> None:
+    def __init__(self, what: str, quoted: str | None = None, refusal: Answer | None = None) -> None:
         super().__init__(what if quoted is None else f"{what}: {printable(quoted) or 'nothing'}")
-        self.what, self.quoted = what, quoted
+        self.what, self.quoted, self.refusal = what, quoted, refusal
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Client:
             # Compressed, tokens would wait for one another.
             headers={"Accept-Encoding": "identity", **address.headers},
             auto_decompress=False,
+            trace_configs=[_noting_reuse()],
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECTING, stall), sock_read=stall),
         )
 
@@ -129,11 +134,13 @@ class Client:
         except asyncio.TimeoutError:
             raise self.failure(path, f"did not answer within {within:g} s") from None
 
-    async def stream(self, path: str, body: bytes, on_event: Callable[[bytes], None]) -> Mapping[str, str]:
-        """Submit one request (JSON) and hand over the data of each event as it arrives. Returns the headers.
+    async def stream(self, path: str, body: bytes, on_events: Callable[[list[bytes]], None]) -> Mapping[str, str]:
+        """Submit one request (JSON) and hand over the data of its events, those of one read of the socket together.
+
+        Returns the headers.
 
         Raises:
-            ServerError: there is no stream, or it is no stream of events, or stalls. Whatever ``on_event`` raises. The
+            ServerError: there is no stream, or it is no stream of events, or stalls. Whatever ``on_events`` raises. The
                 connection is closed in all these cases.
         """
         events, arrived = Events(), 0
@@ -146,19 +153,19 @@ class Client:
                 raise self.failure(path, "compresses its stream, which makes tokens wait for one another")
             try:
                 async for chunk in response.content.iter_any():
-                    for data in events.feed(chunk):
-                        on_event(data)
-                        arrived += 1
+                    if found := events.feed(chunk):
+                        arrived += len(found)
+                        on_events(found)
             except EventError as error:
                 raise self.failure(path, f"streamed no events: after {arrived} of them {error}") from None
             except (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
                 raise self.failure(path, f"cut the stream after {arrived} events") from None
             return _headers(response)
 
-    def failure(self, path: str, what: str, quoted: str | None = None) -> ServerError:
+    def failure(self, path: str, what: str, quoted: str | None = None, refusal: Answer | None = None) -> ServerError:
         """The error that says of this server what it did."""
         hidden = None if quoted is None else scrubbed(quoted, self.address.secret)
-        return ServerError(f"{self.address}{path} {what}", hidden)
+        return ServerError(f"{self.address}{path} {what}", hidden, refusal)
 
     def shown(self, text: str) -> str:
         """The first line of what the server says of itself, without what is secret."""
@@ -167,7 +174,7 @@ class Client:
     def refusal(self, path: str, status: int, body: bytes) -> ServerError:
         """The error that says with which status, and first line, the server said no."""
         said = message(body)
-        return self.failure(path, f"answered with status {status}", said or None)
+        return self.failure(path, f"answered with status {status}", said or None, Answer(status, {}, body))
 
     @contextlib.asynccontextmanager
     async def _request(
@@ -177,9 +184,7 @@ class Client:
         url = self.address.base + path
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
-            async with self._session.request(
-                method, url, params=self.address.query, data=body, headers=headers, allow_redirects=False
-            ) as response:
+            async with await self._answered(method, url, body, headers) as response:
                 if response.status in (301, 302, 303, 307, 308):
                     where = urlsplit(response.headers.get("Location", "")).netloc.rpartition("@")[2] or "itself"
                     raise self.failure(path, f"redirects to {self.shown(where)}; redirects are not followed, since "
@@ -199,6 +204,32 @@ class Client:
         except aiohttp.ClientError as error:
             raise self.failure(path, f"does not answer in HTTP ({type(error).__name__})") from None
 
+    async def _answered(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        """The response to a request, its head read.
+
+        A server may close a connection after an answer without saying so, as llama.cpp's does. A request that was sent
+        on such a connection and got no byte of an answer is sent again. On a new connection it is sent once.
+        """
+        while True:
+            connection = {"reused": False}
+            try:
+                return await self._session.request(
+                    method,
+                    url,
+                    params=self.address.query,
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    trace_request_ctx=connection,
+                )
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not connection["reused"]:
+                    raise
+
     async def _body(self, response: aiohttp.ClientResponse, longest: int) -> bytes:
         body = bytearray()
         async for chunk in response.content.iter_any():
@@ -206,6 +237,17 @@ class Client:
             if len(body) > longest:
                 raise self.failure(response.url.path, f"answered with more than {longest} bytes")
         return bytes(body)
+
+
+def _noting_reuse() -> aiohttp.TraceConfig:
+    """Notes in a request's context whether it was sent on a connection that had served another."""
+
+    async def note(_session: aiohttp.ClientSession, context: SimpleNamespace, _parameters: Any) -> None:
+        context.trace_request_ctx["reused"] = True
+
+    found = aiohttp.TraceConfig()
+    found.on_connection_reuseconn.append(note)
+    return found
 
 
 def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
@@ -242,8 +284,13 @@ def message(body: bytes | object) -> str:
     return str(found)
 
 
+def unicode(text: str) -> str:
+    """A text that JSON may have had in halves: those of a pair are joined, and others replaced. Pure."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def printable(text: str) -> str:
-    """The first line of a text that others wrote, cut, without what would move a terminal's cursor."""
-    line = next((line for line in text.splitlines() if line.strip()), "")
+    """The first line of a text that others wrote, cut, without what would colour it or move a terminal's cursor."""
+    line = next((line for line in ESCAPES.sub("", unicode(text)).splitlines() if line.strip()), "")
     line = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", line).strip()
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."

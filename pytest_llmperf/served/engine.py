@@ -6,10 +6,13 @@ import asyncio
 import json
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from pytest_llmperf.backends.base import Engagement, EngineSpec, LoadObserver, OnToken, RequestStatistics
+from pytest_llmperf import stamps
+from pytest_llmperf.backends.base import Engagement, EngineSpec, LoadObserver, OnTokens, RequestStatistics
 from pytest_llmperf.served import metrics
 from pytest_llmperf.served.client import Address, Client, ServerError
+from pytest_llmperf.served.process import listening, on_this_machine
 from pytest_llmperf.served.reply import Reply, ReplyError
 
 T = TypeVar("T")
@@ -47,7 +50,7 @@ async def together(requests: Sequence[Coroutine[Any, Any, T]], seconds: float) -
         if failed:
             index, error = failed[0]
             if isinstance(error, ServerError):
-                raise ServerError(f"request {index}: {error}") from None
+                raise ServerError(f"request {index}: {error}", refusal=error.refusal) from None
             assert error is not None
             raise error
         if waiting:
@@ -59,8 +62,19 @@ async def together(requests: Sequence[Coroutine[Any, Any, T]], seconds: float) -
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def unusable(reply: Reply, wanted: int) -> str:
+    """Why a request that was answered under load has no figures; empty if it has."""
+    if reply.tokens < wanted:
+        return f"{reply.tokens} of {wanted} tokens came"
+    if reply.cached_tokens:
+        return f"{reply.cached_tokens} prompt tokens came from a prefix cache"
+    if reply.arrivals == 1 < wanted:
+        return f"all {wanted} tokens came at one instant"
+    return stamps.untimed(reply.untimed, wanted)
+
+
 class ServedEngine:
-    """Greedy generation by a server. Tokens are stamped when their event has been read.
+    """Greedy generation by a server. Tokens are stamped when their event has been read, those of one read together.
 
     A subclass says what a request looks like, and reads what the server says of itself.
     """
@@ -110,7 +124,7 @@ class ServedEngine:
 
     # The engine
 
-    def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnTokens) -> None:
         """See `Engine.generate`. Fewer tokens than asked for, as after an early stop, are handed over as they came."""
         self.replies = [
             self.reply(index, len(prompt), max_new_tokens, on_token) for index, prompt in enumerate(prompts)
@@ -146,10 +160,8 @@ class ServedEngine:
             try:
                 await submit(self.client, self.path, bodies[index], replies[index])
                 reply = replies[index]
-                if reply.tokens < max_new_tokens:
-                    observer.failed(index, f"{reply.tokens} of {max_new_tokens} tokens came")
-                elif reply.cached_tokens:
-                    observer.failed(index, f"{reply.cached_tokens} prompt tokens came from a prefix cache")
+                if reason := unusable(reply, max_new_tokens):
+                    observer.failed(index, reason)
             except ServerError as error:
                 observer.failed(index, str(error))
             unfinished.discard(index)
@@ -189,8 +201,8 @@ class ServedEngine:
             cached[0] = int(hits)
         preempted = [int(lost or 0), *[0] * (len(cached) - 1)]
         return [
-            RequestStatistics(None, None, cached_tokens=found, preemptions=often)
-            for found, often in zip(cached, preempted, strict=True)
+            RequestStatistics(None, None, cached_tokens=found, preemptions=often, untimed=reply.untimed)
+            for found, often, reply in zip(cached, preempted, self.replies, strict=True)
         ]
 
     def grown(self, name: str) -> float | None:
@@ -204,8 +216,8 @@ class ServedEngine:
     def evidence(self) -> Engagement:
         """See `Engine.evidence`: the server's own account of the last generation."""
         tokens = sum(reply.tokens for reply in self.replies)
-        events = sum(reply.events for reply in self.replies)
-        chunks = {"gaps": f"between chunks (ICL): {events} events carried {tokens} tokens"} if events < tokens else {}
+        reads = sum(reply.arrivals for reply in self.replies)
+        chunks = {"gaps": f"between chunks (ICL): {reads} reads brought {tokens} tokens"} if reads < tokens else {}
         return Engagement(
             engaged=tokens > 0,
             expected="a stream of the tokens asked for",
@@ -220,7 +232,10 @@ class ServedEngine:
 
     def processes(self) -> list[int]:
         """The processes of the server, if it is on this machine: their CPU time is the engine's own."""
-        return []
+        parts = urlsplit(self.address.base)
+        if not on_this_machine(parts.hostname or ""):
+            return []
+        return listening(parts.port or {"http": 80, "https": 443}[parts.scheme])
 
     def close(self) -> None:
         """Close every connection."""

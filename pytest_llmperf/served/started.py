@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pytest_llmperf.backends.base import LoadObserver, OnToken
+from pytest_llmperf.backends.base import LoadObserver, OnTokens
 from pytest_llmperf.served.client import Address, ServerError
 from pytest_llmperf.served.engine import BATCH, ServedEngine
 from pytest_llmperf.served.process import ServerProcess, free_port, healthy
@@ -32,7 +32,7 @@ class StartedEngine(ServedEngine):
         self._process.until(lambda: healthy(address.base), BATCH * self.spec.timeout)
         return address
 
-    def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnToken) -> None:
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, on_token: OnTokens) -> None:
         """See `Engine.generate`. An error has the last lines of a server that was started here."""
         try:
             super().generate(prompts, max_new_tokens, on_token)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.backends.base import Engagement, EngineSpec, NotEngagedError
+from pytest_llmperf.backends.base import SERVED_MODEL, Engagement, EngineSpec, NotEngagedError
 from pytest_llmperf.served.client import Address, ServerError
 from pytest_llmperf.served.reply import TgiReply
 from pytest_llmperf.served.started import StartedEngine
+from pytest_llmperf.served.texts import Texts
 
 LAUNCHER = "text-generation-launcher"
 #: Its prefix cache is on by default, and has no option.
@@ -65,12 +66,7 @@ class TgiEngine(StartedEngine):
 
     def prepare(self) -> None:
         """What it is, that it takes prompts as long as they will be, and the model's tokenizer."""
-        from tokenizers import Tokenizer
-
-        file = Path(self.spec.model) / "tokenizer.json"
-        if not file.is_file():
-            raise ServerError("TGI is sent text, and the model's folder has no tokenizer.json to make it with")
-        self._tokenizer = Tokenizer.from_file(str(file))
+        self._texts = Texts(Path(self.spec.model), "TGI")
         info = self.ask("/info")
         if not isinstance(info, dict) or "model_id" not in info:
             raise self.client.failure("/info", "does not say which model it serves, as TGI does")
@@ -82,30 +78,19 @@ class TgiEngine(StartedEngine):
                 "lower --llm-prompt-lengths or --llm-max-new-tokens"
             )
 
-    def text(self, prompt: list[int]) -> str:
-        """The text that TGI makes the prompt's tokens of.
-
-        Raises:
-            ServerError: there is none: the text would become other tokens.
-        """
-        text: str = self._tokenizer.decode(prompt, skip_special_tokens=True)
-        made = list(self._tokenizer.encode(text).ids)
-        if not text or made != prompt:
-            raise ServerError(
-                f"TGI takes prompts as text, and this prompt's text becomes {len(made)} tokens that are not the "
-                f"{len(prompt)} meant; choose another --llm-prompt-lengths"
-            )
-        return text
-
     def body(self, prompt: list[int], max_new_tokens: int) -> dict[str, Any]:
         """Greedy; ``details`` has the server's counts in the last event."""
         parameters = {"max_new_tokens": max_new_tokens, "do_sample": False, "details": True}
-        return {"inputs": self.text(prompt), "parameters": parameters}
+        return {"inputs": self._texts.of(prompt), "parameters": parameters}
 
     def seen(self) -> dict[str, Any]:
         """What it says of itself, and its times where its headers have them."""
-        names = ("model_id", "version")
-        said: dict[str, Any] = {name: self.client.shown(str(self._info[name])) for name in names if name in self._info}
+        model = SERVED_MODEL if self.spec.server else "model"
+        said: dict[str, Any] = {
+            shown: self.client.shown(str(self._info[name]))
+            for name, shown in (("model_id", model), ("version", "version"))
+            if name in self._info
+        }
         for name in ("x-queue-time", "x-inference-time", "x-time-per-token"):  # not of every version's streams
             found = [float(one[name]) for one in self.headers if one.get(name, "").replace(".", "", 1).isdigit()]
             if found:

@@ -84,15 +84,15 @@ class Recorder:
         self._calls: list[tuple[Any, Any, float]] = []
         self._started = self._clock()
 
-    def __call__(self, request: int, token: int) -> None:
-        """Stamp one token, in seconds since this object was made, which is when the batch is submitted."""
-        now = self._clock()
-        if type(token) is not int:
-            token = taken(token)  # it may be a view of a buffer that the engine uses again
-        self._calls.append((request, token, now - self._started))
+    def __call__(self, request: int, *tokens: int) -> None:
+        """Stamp tokens that came together, in seconds since this object was made: when the batch is submitted."""
+        now = self._clock() - self._started
+        for token in tokens:
+            # One that is no int may be a view of a buffer that the engine uses again.
+            self._calls.append((request, token if type(token) is int else taken(token), now))
         if self._pause is not None:
-            self._left -= 1
-            if not self._left:  # a step brings a token to each
+            self._left -= len(tokens)
+            if self._left <= 0:  # a step brings a token to each
                 self._left = self._requests
                 paused = self._clock()
                 self._pause()
@@ -146,11 +146,11 @@ class SlowedRecorder(Recorder):
         self._share = share
         self._stamped = self._started
 
-    def __call__(self, request: int, token: int) -> None:
+    def __call__(self, request: int, *tokens: int) -> None:
         now = self._clock()
         self._owed += (now - self._stamped) * self._share
         if self._owed > 0:
             sleep(self._owed)
             self._owed -= self._clock() - now
-        super().__call__(request, token)
+        super().__call__(request, *tokens)
         self._stamped = self._clock()

@@ -140,7 +140,9 @@ class Worker:
             "statistics": [asdict(one) for one in self.engine.statistics()]
             if hasattr(self.engine, "statistics")
             else [],
-            "texts": self.engine.texts() if UNKNOWN in tokens[0] and hasattr(self.engine, "texts") else [],
+            "texts": self.engine.texts()
+            if any(UNKNOWN in row for row in tokens) and hasattr(self.engine, "texts")
+            else [],
             "fitness": asdict(fitness) if fitness else {},
             "peak_memory": self.engine.peak_memory()
             if hasattr(self.engine, "peak_memory")

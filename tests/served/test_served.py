@@ -130,7 +130,7 @@ def test_tokens_are_stamped_one_by_one_as_they_arrive() -> None:
         assert seen.engaged
         assert "gaps" not in seen.seen
         assert seen.seen["server"] == server.url
-        assert seen.seen["model"] == "tiny"
+        assert seen.seen["served model"] == "tiny"
 
 
 def test_a_request_asks_for_greedy_tokens_past_the_end_of_sequence_and_their_ids() -> None:
@@ -170,7 +170,8 @@ def test_connections_are_kept_for_the_next_generation() -> None:
 def test_several_tokens_in_one_event_are_stamped_together_and_flagged() -> None:
     with generated(token(11, 12), 0.02, token(13, 14), usage(3, 4), DONE) as (recorder, found, _):
         assert recorder.tokens == [[11, 12, 13, 14]]
-        assert found.evidence().seen["gaps"] == "between chunks (ICL): 2 events carried 4 tokens"
+        assert found.evidence().seen["gaps"] == "between chunks (ICL): 2 reads brought 4 tokens"
+        assert recorder.times[0][0] == recorder.times[0][1] < recorder.times[0][2] == recorder.times[0][3]
 
 
 def test_without_ids_tokens_are_unknown_and_usage_counts_them() -> None:
@@ -178,7 +179,22 @@ def test_without_ids_tokens_are_unknown_and_usage_counts_them() -> None:
     with generated(*script) as (recorder, found, _):
         assert recorder.tokens == [[UNKNOWN] * 4]
         assert found.texts() == ["one two three"]
-        assert found.evidence().seen["gaps"] == "between chunks (ICL): 2 events carried 4 tokens"
+        assert found.evidence().seen["gaps"] == "between chunks (ICL): 2 reads brought 4 tokens"
+        made = trace.checked(recorder.tokens, recorder.times, requests=1, max_new_tokens=WANTED)
+        with pytest.raises(trace.TraceError, match="2 of 4 tokens have no event of their own, so nobody saw when"):
+            trace.check_statistics(made, found.statistics())
+
+
+def test_a_token_of_llama_cpp_s_has_its_id_in_its_log_probabilities() -> None:
+    told = {"content": [{"id": 7042, "token": " Paris", "bytes": [32], "prob": 1.0, "top_probs": []}]}
+    paris = event({"choices": [{"text": " Paris", "index": 0, "logprobs": told, "finish_reason": None}]})
+    silent = event({"choices": [{"text": "", "index": 0, "logprobs": told, "finish_reason": None}]})
+    legacy = event({"choices": [{"text": ".", "logprobs": {"tokens": ["."], "token_logprobs": [-0.1]}}]})
+    last = event({"choices": [{"text": "", "index": 0, "logprobs": None, "finish_reason": "length"}]})
+    with generated(paris, 0.01, silent, 0.01, legacy, 0.01, paris, last, usage(3, 4), DONE) as (recorder, found, _):
+        assert recorder.tokens == [[7042, 7042, UNKNOWN, 7042]]
+        assert found.texts() == [" Paris. Paris"]
+        assert [one.untimed for one in found.statistics()] == [0]
 
 
 def test_an_early_stop_is_handed_over_as_it_came() -> None:
@@ -271,6 +287,9 @@ BAD: dict[str, tuple[Script, str]] = {
                        r"reported an error in its stream: CUDA out of memory$"),
     "endless": (streams(*[token(11)] * 50), r"sent more than the 4 tokens that were asked for$"),
     "endless without ids": (streams(*[text("x")] * 50), r"sent more than the 4 tokens that were asked for$"),
+    "chat": (streams(event({"choices": [{"index": 0, "delta": {"content": "x"}}]})),
+             r"streams chat messages \(choices\[0\].delta\), not completions"),
+    "an end without a count": (streams(text("a"), text("b", "length")), "gives neither token ids"),
     "after its end": (streams(*GOOD, event({"more": 1})), r"went on after the end of its stream: {\"more\": 1}$"),
     "a line of 1 MiB": (streams(HUGE), r"streamed no events: after 0 of them a line is longer than 1048576 bytes$"),
     "neither ids nor usage": (streams(text("a"), text("b"), DONE), "gives neither token ids"),
@@ -371,7 +390,7 @@ async def trickle(_request: Any, writer: asyncio.StreamWriter) -> None:
         (trickle, "/v1/models did not answer within 1 s"),
         (jsons({"data": []}), "/v1/models names no model"),
         (plain(b"<html>", kind="text/html"), "/v1/models answered with something that is no JSON"),
-        (jsons({"detail": "Not Found"}, "404 Not Found"), "/v1/models answered with status 404: Not Found"),
+        (jsons({"detail": "Forbidden"}, "403 Forbidden"), "/v1/models answered with status 403: Forbidden"),
         (
             jsons({"data": [{"id": "tiny", "max_model_len": 100}]}),
             "holds 100 tokens a request, and this run needs 2048",
@@ -412,7 +431,9 @@ def test_a_stated_authorization_wins_over_the_url_s() -> None:
         (b'{"detail": [{"msg": "x"}]}', ""),
         (b'{"message": "m"}', "m"),
         (b"\n  \nfirst\nsecond", "first"),
-        (b"\x1b[31mred\x1b[0m", "[31mred [0m"),
+        (b"\x1b[2m\x1b[31mred\x1b[0m \x1b[1;38;5;9mbold\x1b[m", "red bold"),
+        (b"\x1b[2K\x1b[1G\n\x1b]0;title\x07said\x1b(B\x1b[m", "said"),
+        (b'{"error": "half \\ud83d of \\ud83d\\ude00"}', "half \ufffd of \U0001f600"),
         (b"x" * 999, "x" * 197 + "..."),
         (b"\xff", "\ufffd"),
         (json.dumps({"error": "e"}).encode(), "e"),

@@ -1,4 +1,4 @@
-"""TGI as an engine, against the shapes that its published API and sources have."""
+"""TGI as an engine, against the shapes that its published API and sources have. `test_tgi_replayed` has real ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_event_is_a_token_with_its_id(folder: Path) -> None:
         assert asked["inputs"] == "the of and"
         assert asked["parameters"] == {"max_new_tokens": 3, "do_sample": False, "details": True}
         seen = found.evidence().seen
-        assert (seen["model_id"], seen["version"], seen["finish"]) == ("org/tiny", "3.3.7", "length")
+        assert (seen["served model"], seen["version"], seen["finish"]) == ("org/tiny", "3.3.7", "length")
 
 
 def test_an_end_of_sequence_is_one(folder: Path) -> None:

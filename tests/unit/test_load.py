@@ -107,3 +107,14 @@ def test_what_was_missed_is_said() -> None:
         "98.5% of the requests met ttft 200 ms, itl 50 ms, and 99% must; p99: ttft 300.0 ms, itl 300.0 ms"
     ]
     assert missed(result(failed=2, met=None), {}) == ["2 of 100 requests failed: cut"]
+
+
+def test_tokens_that_came_together_meet_no_objective_for_the_gaps_between_tokens() -> None:
+    at_once, chunks = Served(0.0, 0.0, (0.3,) * 4), Served(0.0, 0.0, (0.1, 0.1, 0.2, 0.2, 0.3, 0.3))
+    assert not meets(at_once, {"itl": 1e9}), "it shows no gap at all"
+    assert meets(at_once, {"ttft": 0.3, "latency": 0.3})
+    assert meets(chunks, {"itl": 0.11})
+    assert not meets(chunks, {"itl": 0.09}), "the mean of 5 gaps, three of them 0, would be 40 ms"
+    found = summarize([at_once, chunks], {}, open_loop=False)
+    assert found.percentiles["itl"] == pytest.approx((0.1, 0.1, 0.1))
+    assert (found.tokens, found.arrivals, found.first) == (10, 4, 3.0)

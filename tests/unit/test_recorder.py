@@ -69,6 +69,19 @@ def test_a_known_share_slower_though_every_sleep_lasts_longer_than_asked(request
     assert made.times[0][-1] == pytest.approx(1.05 * step * steps, abs=2 * over)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_tokens_that_came_together_have_one_time(share: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "sleep", lambda seconds: None)
+        made = SlowedRecorder(2, share) if share else Recorder(2)
+        made(0, 5, 6, 7)
+        made(1, 8)
+        made(0, 9)
+    assert made.tokens == [[5, 6, 7, 9], [8]]
+    assert len(set(made.times[0])) == 2
+    assert made.times[0][0] == made.times[0][2] < made.times[1][0] < made.times[0][3]
+
+
 # What engines give it
 
 

@@ -1,0 +1,48 @@
+"""Prompts as text, for servers that take no token ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_llmperf.served.client import ServerError
+
+
+class Texts:
+    """Makes the text of a prompt.
+
+    Args:
+        folder: the model's, with its tokenizer.
+        server: who takes text, in errors.
+
+    Raises:
+        ServerError: there is no tokenizer.
+    """
+
+    def __init__(self, folder: Path, server: str) -> None:
+        from tokenizers import Tokenizer
+
+        self._server = server
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ServerError(
+                f"{server} takes prompts as text, not as token ids, and the model's folder has no tokenizer.json to "
+                "make it with"
+            )
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def of(self, prompt: list[int]) -> str:
+        """The text that becomes these tokens.
+
+        Raises:
+            ServerError: there is none: the text would become other tokens.
+        """
+        text: str = self._tokenizer.decode(prompt, skip_special_tokens=True)
+        made = list(self._tokenizer.encode(text).ids)
+        if not text or made != prompt:
+            raise ServerError(
+                f"{self._server} takes prompts as text, and this prompt's text becomes {len(made)} tokens that are "
+                f"not the {len(prompt)} meant; choose another --llm-prompt-lengths"
+            )
+        return text
