@@ -19,7 +19,7 @@ from pytest_llmperf.worker.recorder import Recorder
 
 DATA = Path(__file__).parent.parent / "data" / "tgi"
 #: How much sooner the replayed reads come than the recorded ones did.
-FASTER = 20
+FASTER = 10
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def test_figures_are_those_of_the_recorded_reads(name: str, prompt: int, kind: t
     recorder, reply = replayed(name, prompt, len(at), kind)
     made = trace.checked(recorder.tokens, recorder.times, requests=1, max_new_tokens=len(at))
     assert made.arrivals == len(at)
-    assert made.ttft == pytest.approx(at[0] / FASTER, rel=0.05, abs=0.01)
+    assert made.ttft == pytest.approx(at[0] / FASTER, abs=0.03), "less than a token late, where this machine is busy"
     assert made.tpot == pytest.approx((at[-1] - at[0]) / (len(at) - 1) / FASTER, rel=0.1)
     assert (reply.finish, reply.untimed) == ("length", 0)
 
