@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf import stamps
+from pytest_llmperf.result import Arrivals
 
 GAPS = st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=12)
 
@@ -42,3 +44,27 @@ def test_few_tokens_may_lack_a_time(tokens: int, of: int, allowed: bool) -> None
     said = stamps.untimed(tokens, of)
     assert (said == "") == allowed
     assert allowed or said.startswith(f"{tokens} of {of} tokens have no event of their own")
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "marked", "said"),
+    [
+        (Arrivals(320, 320, 1.0), (), ""),
+        (Arrivals(320, 318, 1.0), (), ""),
+        (
+            Arrivals(32, 8, 4.0),
+            ("ttft", "tpot", "itl"),
+            "32 tokens came in 8 reads * TTFT is when the first 4 tokens came",
+        ),
+        (
+            Arrivals(32, 16, 1.0),
+            ("tpot", "itl"),
+            "32 tokens came in 16 reads of the socket, so gaps are between chunks",
+        ),
+        (Arrivals(32, 32, 1.0, 1), ("ttft", "tpot", "itl"), "*; 1 tokens had no event of their own, so TTFT may be *"),
+    ],
+)
+def test_what_is_said_of_tokens_that_came_together(arrivals: Arrivals, marked: tuple[str, ...], said: str) -> None:
+    metrics = ("ttft", "tpot", "latency", "itl")
+    assert {name: arrivals.mark(name) for name in metrics} == {name: " ICL" * (name in marked) for name in metrics}
+    assert fnmatch(arrivals.said, said)
