@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.update import Update
 from pytest_llmperf.report import markdown, tables, trend, write
 from pytest_llmperf.report.document import Document, ReportError, of
+from pytest_llmperf.settings import in_ci
 
 
 def read(path: Path) -> Document:
@@ -147,7 +147,7 @@ def _accept_one(path: Path, accepted: accept.Accepted, folder: Path) -> bool:
     update = Update(file, store.load(file, new.device, new.model), new.device, new.model)
     left = accept.queue(accepted, update)
     changes = list(update.changes.values())
-    refused = {change.case for change in changes if change.slower and os.environ.get("CI")}
+    refused = {change.case for change in changes if change.slower and in_ci()}
     left |= {case.key: "slower than the gate allows, so not written in CI" for case in refused}
     if len(changes) > len(refused):
         store.check_writable(file.parent)

@@ -20,6 +20,7 @@ from pytest_llmperf.report.document import Document
 from pytest_llmperf.report.tables import MENTIONED
 from pytest_llmperf.report.terminal import Ending
 
+from pytest_llmperf.settings import in_ci
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Case
     from pytest_llmperf.gate.baseline import Entry
@@ -97,7 +98,7 @@ def _failure(write: Callable[[], None]) -> str | None:
 def _gated_nothing(state: State, run: Session) -> bool:
     """A gate that compared nothing is not a pass: in CI, or where a base, a tolerance or strictness was asked for."""
     stated = run.settings.strict or run.plan.base is not None or "max_regression" in run.settings.stated
-    asked = os.environ.get("CI") or stated
+    asked = in_ci() or stated
     config = state.config
     measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
     compared = any(result.verdict.compared or run.accepts(case) for case, result in run.results.items())

@@ -6,7 +6,6 @@ verdict. ``llm_parity.check()`` calls `Session.check_parity`, ``llm_load.check()
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -45,7 +44,7 @@ from pytest_llmperf.plan import Plan
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.result import ParityResult, Result, measured_model
 from pytest_llmperf.runtime import Runtime
-from pytest_llmperf.settings import Settings
+from pytest_llmperf.settings import Settings, in_ci
 
 #: Share of the time-out of a request to a worker in which the last request of a load has to be due.
 WITHIN = 0.8
@@ -444,7 +443,7 @@ class Session:
 
     def slower(self) -> list[Change]:
         """Slowdowns beyond the tolerance, which an update does not write in CI unless that was asked for."""
-        if not os.environ.get("CI") or self.settings.update_baselines == "slower":
+        if not in_ci() or self.settings.update_baselines == "slower":
             return []
         return [change for change in self.updates.changes.values() if change.slower]
 

@@ -214,10 +214,19 @@ def _reports(text: str) -> tuple[Path, ...]:
     return paths
 
 
+#: Words for no.
+OFF = {"", "0", "false", "no", "off"}
+
+
+def in_ci() -> bool:
+    """Whether this is a job of CI: the variable CI is set, to no word for no. Some systems set it to their name."""
+    return os.environ.get("CI", "").strip().lower() not in OFF
+
+
 def _flag(text: str) -> bool:
     if text.lower() in {"1", "true", "yes", "on"}:
         return True
-    if text.lower() in {"", "0", "false", "no", "off"}:
+    if text.lower() in OFF:
         return False
     raise ValueError(f"{text!r} is not a boolean: write true or false")
 

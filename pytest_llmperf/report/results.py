@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Container, Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -15,6 +14,7 @@ from pytest_llmperf import files
 from pytest_llmperf.machine import fingerprint
 from pytest_llmperf.report.document import RESULTS_SCHEMA
 from pytest_llmperf.report.text import verdict_line
+from pytest_llmperf.settings import in_ci
 
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Case
@@ -87,7 +87,7 @@ def of(
     """
     return shown(run, unmeasured, accepted) | finite(  # type: ignore[no-any-return]
         {
-            "command_ci": bool(os.environ.get("CI")),
+            "command_ci": in_ci(),
             "narrowed": list(narrowed),
             "measurements": [asdict(one) for one in run.measurements],
             "comparisons": [

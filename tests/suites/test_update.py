@@ -296,7 +296,9 @@ def test_new_with_nothing_new_is_a_gate(recorded: Suite, monkeypatch: pytest.Mon
 # CI
 
 
-@pytest.mark.parametrize(("variable", "which", "written"), [("true", "", 0), ("true", "=slower", 1), ("", "", 1)])
+@pytest.mark.parametrize(
+    ("variable", "which", "written"), [("true", "", 0), ("true", "=slower", 1), ("", "", 1), ("false", "", 1)]
+)
 def test_in_ci_a_slowdown_is_accepted_only_if_that_was_asked_for(
     recorded: Suite, variable: str, which: str, written: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
