@@ -144,14 +144,13 @@ def _update(path: Path) -> accept.Accepted:
 def _accept_one(path: Path, accepted: accept.Accepted, folder: Path) -> bool:
     new = accepted.baseline
     file = store.path_for(folder, new.device, new.model)
-    update = Update(file, store.load(file, new.device, new.model), new.device, new.model)
-    left = accept.queue(accepted, update)
-    changes = list(update.changes.values())
-    refused = {change.case for change in changes if change.slower and in_ci()}
+    with store.locked(file):
+        update = Update(file, store.load(file, new.device, new.model), new.device, new.model)
+        left = accept.queue(accepted, update)
+        changes = list(update.changes.values())
+        refused = {change.case for change in changes if change.slower and in_ci()}
+        written = update.write(refused)
     left |= {case.key: "slower than the gate allows, so not written in CI" for case in refused}
-    if len(changes) > len(refused):
-        store.check_writable(file.parent)
-    written = update.write(refused)
     taken = [change for change in changes if change.case in written]
     for line in (*tables.changes(taken), *tables.about_changes(taken)):
         print(line)
@@ -172,16 +171,17 @@ def _prune(paths: Sequence[Path], folder: Path, dry_run: bool) -> None:
     try:
         runs = prune.together([_used(path) for path in paths])
         file = store.path_for(folder, runs.device, runs.model)
-        held = store.load(file, runs.device, runs.model)
-        if held is None:
+        if not file.exists():
             raise ReportError(f"{file}: there is no such file, so there is nothing to remove")
-        unused = prune.unused(held, runs)
+        with store.locked(file):
+            held = store.load(file, runs.device, runs.model)
+            unused = prune.unused(held, runs) if held else []
+            if held and unused and not dry_run:
+                store.write(file, store.without(held, runs.machine, unused))
     except (ReportError, store.BaselineError):
         raise
     except ValueError as error:
         raise ReportError(str(error)) from None
-    if unused and not dry_run:
-        store.write(file, store.without(held, runs.machine, unused))
     for key in unused:
         print(f"{'unused' if dry_run else 'removed'}: {key}")
     print(f"{len(unused)} unused entries {'in' if dry_run else 'removed from'} {file}")

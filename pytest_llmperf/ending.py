@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf import files
 from pytest_llmperf import settings as options
 from pytest_llmperf.gate import baseline
 from pytest_llmperf.gate.baseline import BaselineError
@@ -19,8 +20,8 @@ from pytest_llmperf.report import document, markdown, results, terminal, write
 from pytest_llmperf.report.document import Document
 from pytest_llmperf.report.tables import MENTIONED
 from pytest_llmperf.report.terminal import Ending
-
 from pytest_llmperf.settings import in_ci
+
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Case
     from pytest_llmperf.gate.baseline import Entry
@@ -30,21 +31,35 @@ if TYPE_CHECKING:
 
 
 def keep(state: State, run: Session) -> None:
-    """Write everything that was measured so far into the results file, if there is to be one."""
-    if run.settings.results is not None:
-        results.write(run.settings.results, results.of(run, state.left, state.narrowing.reasons, state.accepted))
+    """Write everything that was measured so far into the results file, if there is to be one.
+
+    What cannot be written now is tried again at the end, and said then. A device or a pipe gets the results once, at
+    the end.
+    """
+    path = run.settings.results
+    if path is not None and not files.stream(path):
+        _failure(lambda: results.write(path, _results(state, run)))
 
 
 def finish(state: State, run: Session, exitstatus: int) -> bool:
-    """Write what is to be written at the end. Returns whether the run has failed, whatever its tests say."""
+    """Write what is to be written at the end. Returns whether the run has failed, whatever its tests say.
+
+    What cannot be written costs a line of the summary, and none of the other files.
+    """
     if run.settings.update_baselines and run.results:
         state.written = _write_baselines(run, exitstatus)
+    found = cache(partial(_results, state, run))
+    if state.reports or run.beside.assessments:
+        _write_results(state, run, found)
     if state.reports:
-        _write_reports(state, run)
-    elif run.beside.assessments:
-        keep(state, run)  # the last test's figures may have been being written when the run was stopped
+        _write_reports(state, run, found)
     unwritten = any(map(run.accepts, run.results)) and (not state.written or isinstance(state.written, str))
     return bool(unwritten or state.unreported or run.slower() or _gated_nothing(state, run))
+
+
+def _results(state: State, run: Session) -> dict[str, Any]:
+    """Everything that was measured so far."""
+    return results.of(run, state.left, state.narrowing.reasons, state.accepted)
 
 
 def _write_baselines(run: Session, exitstatus: int) -> dict[Case, Entry] | str:
@@ -55,21 +70,24 @@ def _write_baselines(run: Session, exitstatus: int) -> dict[Case, Entry] | str:
         return run.write_baselines()
     except BaselineError as error:
         return f"ERROR: {error}"
+    except Exception as error:  # the other files and the summary are to follow
+        return f"ERROR: no baseline was written: {type(error).__name__}: {error}"
 
 
-def _write_reports(state: State, run: Session) -> None:
-    """Write what was asked for, and in GitHub Actions the step's summary; what cannot be written is said.
+def _write_results(state: State, run: Session, found: Callable[[], dict[str, Any]]) -> None:
+    """Write the results file again: what was accepted is known only now."""
+    path = run.settings.results
+    if path is not None and (error := _failure(lambda: results.write(path, found()))) is not None:
+        state.unreported.append(f"{path} was not written: {error}")
 
-    The results file is written again: what was accepted is known only now, and it is the run that the reports show.
-    """
+
+def _write_reports(state: State, run: Session, found: Callable[[], dict[str, Any]]) -> None:
+    """Write the reports, and in GitHub Actions the step's summary; what cannot be written is said."""
     summary = os.environ.get("GITHUB_STEP_SUMMARY") if os.environ.get("GITHUB_ACTIONS") else None
-    if not (run.settings.results or run.settings.report or summary):
-        return
-    found = results.of(run, state.left, state.narrowing.reasons, state.accepted)
 
     @cache
     def shown() -> Document:
-        return document.of(found)
+        return document.of(found())
 
     def summarize(path: str) -> None:
         with Path(path).open("a", encoding="utf-8") as stream:
@@ -82,8 +100,6 @@ def _write_reports(state: State, run: Session) -> None:
             state.unreported.append(f"{path} was not written: {error}")
     if summary and (error := _failure(partial(summarize, summary))) is not None:
         state.reported.append(f"the step summary was not written: {error}")  # nobody asked for it
-    if run.settings.results is not None:
-        results.write(run.settings.results, found)
 
 
 def _failure(write: Callable[[], None]) -> str | None:
@@ -91,7 +107,7 @@ def _failure(write: Callable[[], None]) -> str | None:
     try:
         write()
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return " ".join(f"{type(error).__name__}: {error}".split())
     return None
 
 

@@ -129,6 +129,7 @@ class Plan:
         #: The baseline file's content; None where there is none.
         self.stored: Baseline | None = None
         self._gated: dict[str, tuple[Workload, ...]] = {}
+        self._at: dict[str, bool] = {}
         if self.model.unloadable and all(map(self.missing, self.backends)):
             raise UnusableError(f"model {self.model.name}: {self.model.unloadable}; no backend of this run can load it")
 
@@ -265,16 +266,16 @@ class Plan:
         """Read the baseline file, and try whether what is to be written can be.
 
         Raises:
-            UnusableError: it cannot be used, or a folder cannot be written to.
+            UnusableError: it cannot be used, or a file cannot be written.
         """
         settings = self.settings
         try:
             self.stored = store.load(self.baseline_path, self.device.name, self.model.name)
             if settings.update_baselines:
-                store.check_writable(self.baseline_path.parent)
+                store.check_writable(self.baseline_path)
             for file in (settings.results, *settings.report):
                 if file is not None:
-                    store.check_writable(file.parent)
+                    store.check_writable(file)
         except store.BaselineError as error:
             raise UnusableError(str(error)) from None
 
@@ -306,6 +307,12 @@ class Plan:
     def clean_revision(self) -> str | None:
         """The revision under test; None if files differ from it, or outside a repository."""
         return checkout.clean_revision(self.root, self.apart)
+
+    def is_at(self, revision: str) -> bool:
+        """Whether the tree is the same as at a revision. Git is asked once."""
+        if revision not in self._at:
+            self._at[revision] = checkout.is_at(revision, self.root, self.apart)
+        return self._at[revision]
 
     @cached_property
     def _repository(self) -> Path:

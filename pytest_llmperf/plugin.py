@@ -523,15 +523,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     from pytest_llmperf import ending
 
-    run.close()
-    state.progress.finish()
-    if ending.finish(state, run, exitstatus) and exitstatus == pytest.ExitCode.OK:
+    failed = False
+    try:
+        failed = state.unusable is None and ending.finish(state, run, exitstatus)
+    finally:  # what was measured is safe before anything that may hang or fail
+        run.close()
+        state.progress.finish()
+    if failed and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     state = config.stash[KEY]
-    if state.started is not None:
+    if state.started is not None and state.unusable is None:
         from pytest_llmperf import ending
 
         ending.show(terminalreporter, state, state.started)

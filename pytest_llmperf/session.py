@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,6 @@ from pytest_llmperf.backends.base import UNKNOWN
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.gate import baseline as store
-from pytest_llmperf.gate import checkout
 from pytest_llmperf.gate.baseline import Entry, Sitting
 from pytest_llmperf.gate.beside import Beside
 from pytest_llmperf.gate.judge import Judge
@@ -74,8 +73,6 @@ class Session:
         self.loads: list[LoadRecord] = []
         #: Backends and workloads whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
-        #: Whether the tree is at a revision, once git was asked.
-        self._at: dict[str, bool] = {}
         #: FLOP/s of the types that backends compute in, besides the run's dtype; None where nobody knows them.
         self._flops: dict[str, float | None] = {}
         self._began = datetime.now(timezone.utc)
@@ -152,7 +149,8 @@ class Session:
         if not made:
             return []
         sitting = self.sitting(case.backend, made[0].threads)
-        barrier, same_code = median_barrier(process.barrier for process in made), self._same_code(sitting)
+        barrier = median_barrier(process.barrier for process in made)
+        same_code = partial(self._same_code, sitting)
         for one, allowed in ((case, tolerance), (replace(case, metric="cold-start"), None)):
             if self.plan.accepts(one):
                 figures = [median(process.figures(one.metric)) for process in made]
@@ -380,31 +378,20 @@ class Session:
             rates=dict(self.machine.rates),
         )
 
-    def _same_code(self, new: Sitting) -> list[str]:
-        """The ids of the stored sittings that are of the same code: the same versions, variables, and revision or tree.
+    def _same_code(self, new: Sitting, old: Sitting) -> bool:
+        """Whether a stored sitting is of the same code: the same versions, variables, and revision or tree.
 
         With ``--llm-update-baselines=add`` the user says that the code is the same where git cannot tell.
         """
-        held = self.plan.stored.sittings if self.plan.stored else {}
         added = self.settings.update_baselines == "add"
         variables = new.system["environment"]
-        return [
-            name
-            for name, old in held.items()
-            if old.versions == new.versions
-            and old.system.get("environment", variables) == variables
-            and (added or (old.code is not None and self._is_at(old.code)))
-        ]
+        alike = old.versions == new.versions and old.system.get("environment", variables) == variables
+        return alike and (added or (old.code is not None and self.plan.is_at(old.code)))
 
     @property
     def unnamed(self) -> bool:
         """Whether figures were accepted whose sitting names no revision, so that no later run finds its code."""
         return bool(self.updates.changes) and self.plan.clean_revision is None
-
-    def _is_at(self, revision: str) -> bool:
-        if revision not in self._at:
-            self._at[revision] = checkout.is_at(revision, self.plan.root, self.plan.apart)
-        return self._at[revision]
 
     def _recorded_cold_start(self, case: Case) -> float | None:
         """What this machine recorded last of a case's cold start, in seconds; None where it has not."""
@@ -419,7 +406,8 @@ class Session:
         Raises:
             BaselineError: the file cannot be written; the old one is untouched.
         """
-        return self.updates.write(self._refused())
+        with store.locked(self.plan.baseline_path):
+            return self.updates.write(self._refused())
 
     def update(self) -> dict[str, Any] | None:
         """What `write_baselines` would write now, and why not the rest, as JSON values; None if it is not to."""

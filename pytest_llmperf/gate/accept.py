@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from pytest_llmperf.cases import Case
@@ -95,12 +96,11 @@ def queue(accepted: Accepted, update: Update) -> dict[str, str]:
                 entry.barrier,
                 accepted.tolerances[case.key],
                 prior_of(kind, case.metric),
-                [*accepted.same_code.get(entry.sitting, ()), *_same_code(update.held, sitting)],
+                partial(_same_code, sitting, accepted.same_code.get(entry.sitting, ())),
             )
     return left
 
 
-def _same_code(held: Baseline | None, new: Sitting) -> list[str]:
-    """Ids of the stored sittings of the same revision and versions, as far as they say what the code was."""
-    code, sittings = new.code, held.sittings if held else {}
-    return [name for name, old in sittings.items() if code and (old.code, old.versions) == (code, new.versions)]
+def _same_code(new: Sitting, known: Collection[str], old: Sitting) -> bool:
+    """Whether the run knew a sitting to be of the same code, or its revision and versions say so."""
+    return old.id in known or (new.code is not None and (old.code, old.versions) == (new.code, new.versions))

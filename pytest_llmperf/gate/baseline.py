@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-import secrets
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import files
@@ -25,13 +27,14 @@ from pytest_llmperf.machine.fingerprint import Fingerprint
 from pytest_llmperf.machine.fitness import Barrier
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 #: Version of the file's layout. `old_schemas` reads some older ones; any other is refused, never guessed at.
 SCHEMA = 5
 #: How many sittings of one case the file keeps of one machine, the newest.
 HISTORY = 5
+#: Seconds to wait for another process that changes a baseline. It reads, merges and replaces a small file.
+PATIENCE = 60.0
 
 _REMEDY = "restore it from version control, or delete it and record again with --llm-update-baselines"
 
@@ -145,6 +148,8 @@ def load(path: Path, device: str | None = None, model: str | None = None) -> Bas
     Raises:
         BaselineError: the file cannot be read, is not a valid store of this `SCHEMA`, or holds another device or model.
     """
+    if files.stream(path):
+        raise BaselineError(f"{path}: is a device or a pipe, not a file; remove it, or choose another folder")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -270,19 +275,37 @@ def write(path: Path, baseline: Baseline) -> None:
         raise BaselineError(f"{path}: cannot be written ({error}); check the folder and the disk") from None
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder and try it, so that a run of an hour does not fail at its last step.
+def check_writable(path: Path) -> None:
+    """Try whether a file can be written, so that a run of an hour does not fail at its last step. Makes its folder.
 
     Raises:
-        BaselineError: the folder cannot be made or written to.
+        BaselineError: it cannot.
     """
-    trial = folder / f".{secrets.token_hex(4)}.tmp"
+    try:
+        files.check(path)
+    except OSError as error:
+        raise BaselineError(f"{path}: cannot be written ({error}); choose another place, or change it") from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep others from changing a file between our reading it and our replacing it.
+
+    Its folder is made and locked, so nothing is left beside the file.
+
+    Raises:
+        BaselineError: the folder cannot be made or opened, or another process keeps it locked.
+    """
+    folder = Path(os.path.realpath(path)).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial.touch(exist_ok=False)
-        trial.unlink()
+        lock = files.lock(folder, PATIENCE)
     except OSError as error:
-        raise BaselineError(f"{folder}: cannot be written to ({error}); choose another folder") from None
+        raise BaselineError(f"{path}: cannot be changed ({error}); check its folder, and try again") from None
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ class Update:
     changes: dict[Case, Change] = field(default_factory=dict)
     _entries: dict[Case, Entry] = field(default_factory=dict)
     _sittings: dict[str, Sitting] = field(default_factory=dict)
-    _same_code: dict[str, Collection[str]] = field(default_factory=dict)
+    _same_code: dict[str, Callable[[Sitting], bool]] = field(default_factory=dict)
 
     def accept(
         self,
@@ -116,7 +116,7 @@ class Update:
         barrier: Barrier | None,
         tolerance: float | None,
         prior: Prior,
-        same_code: Collection[str],
+        same_code: Callable[[Sitting], bool],
     ) -> None:
         """Queue a case's figures, instead of what was queued for it.
 
@@ -127,14 +127,15 @@ class Update:
             barrier: how long their threads took to meet.
             tolerance: as in `change`.
             prior: as in `change`.
-            same_code: ids of the old sittings that are of the same code.
+            same_code: whether an old sitting is of the same code.
         """
         self._sittings[sitting.id] = sitting
         self._same_code[sitting.id] = same_code
         self._entries[case] = Entry(sitting.id, METRICS[case.metric][1], tuple(processes), barrier)
         own = self.held.own(case.key, sitting.fingerprint) if self.held else []
         rows = [one.processes for one in own]
-        kept = [one.processes for one in own if one.sitting in same_code][: store.HISTORY - 1]
+        same = self._of_the_same_code(self.held, sitting.id)
+        kept = [one.processes for one in own if one.sitting in same][: store.HISTORY - 1]
         found = change(case, rows, kept, processes, tolerance, prior)
         if own and self.held:
             before = self.held.sitting(own[0])
@@ -146,7 +147,7 @@ class Update:
     def write(self, refused: Collection[Case] = ()) -> dict[Case, Entry]:
         """Merge what was accepted, but not the refused cases, into the file, once. Returns what was written.
 
-        The file is read again first, since others may have written to it.
+        The file is read again first, since others may have written to it. The caller has it `store.locked`.
 
         Raises:
             BaselineError: the file cannot be read or written; the old one is untouched.
@@ -157,9 +158,13 @@ class Update:
             held = store.load(self.path, self.device, self.model)
             for name in new.sittings:  # one for each interpreter, whose versions decide which code is the same
                 others = [case for case, entry in written.items() if entry.sitting != name]
-                held = store.merge(held, self.accepted([*refused, *others]), self._same_code[name])
+                held = store.merge(held, self.accepted([*refused, *others]), self._of_the_same_code(held, name))
             store.write(self.path, held or new)
         return written
+
+    def _of_the_same_code(self, held: Baseline | None, name: str) -> list[str]:
+        """Ids of the sittings of a baseline that are of the same code as one of ours."""
+        return sorted(key for key, old in held.sittings.items() if self._same_code[name](old)) if held else []
 
     def accepted(self, refused: Collection[Case] = ()) -> Baseline:
         """What was accepted, but not the refused cases, as a baseline of nothing else."""
@@ -174,5 +179,5 @@ class Update:
         return {
             "baseline": json.loads(store.dumps(self.accepted(refused))),
             "tolerances": {case.key: self.changes[case].tolerance for case in self._entries if case not in refused},
-            "same_code": {name: sorted(ids) for name, ids in self._same_code.items()},
+            "same_code": {name: self._of_the_same_code(self.held, name) for name in self._same_code},
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from inner import BUSY, Suite
 
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.cli import main
+from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.baseline import Sitting
 from pytest_llmperf.gate.canonical import digest
 
@@ -267,3 +270,46 @@ def test_a_baseline_file_or_folder_that_cannot_be_used_is_one_line(
     (updated.path / "taken").write_text("")
     assert accept(updated, folder="taken") == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# Several at once
+
+ACCEPT = (sys.executable, "-c", "import sys; from pytest_llmperf.cli import main; sys.exit(main())", "accept")
+
+
+def test_several_at_once_lose_nothing(updated: Suite) -> None:
+    """Each waits for the others, from reading the file to replacing it."""
+    runs = []
+    for number in range(6):
+        edit(updated, lambda data, number=number: resat(data, machine={"cpus": 9000 + number}), f"{number}.json")
+    with store.locked(updated.path / "mine" / "cpu" / "tiny.json"):
+        for number in range(6):
+            command = [*ACCEPT, f"{number}.json", "--baseline-dir=mine"]
+            runs.append(subprocess.Popen(command, cwd=updated.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        with pytest.raises(subprocess.TimeoutExpired):
+            runs[0].wait(3)
+    assert [(run.communicate(timeout=60), run.returncode)[1] for run in runs] == [0] * 6
+    held = json.loads((updated.path / "mine" / "cpu" / "tiny.json").read_text())
+    assert {machine["cpus"] for machine in held["machines"].values()} == set(range(9000, 9006))
+    assert [file.name for file in (updated.path / "mine" / "cpu").iterdir()] == ["tiny.json"]
+
+
+def test_the_same_file_accepted_twice_at_once_is_accepted_once(updated: Suite) -> None:
+    command = [*ACCEPT, "raw.json", "--baseline-dir=mine"]
+    runs = [subprocess.Popen(command, cwd=updated.path, stdout=subprocess.PIPE) for _ in range(3)]
+    assert sorted((run.communicate(timeout=60), run.returncode)[1] for run in runs) == [0, 1, 1]
+
+
+def test_what_stays_locked_is_one_line(
+    updated: Suite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    before = updated.baseline.read_bytes()
+    edit(updated, aged("2031-01-02"), "later.json")
+    with store.locked(updated.baseline):
+        assert accept(updated, "later.json") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"pytest-llmperf: {updated.baseline}: cannot be changed (")
+    assert "another process has kept it locked for 0.05 s" in said
+    assert said.count("\n") == 1
+    assert updated.baseline.read_bytes() == before

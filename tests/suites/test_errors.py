@@ -238,7 +238,15 @@ def test_a_folder_that_cannot_be_written_is_refused_before_an_hour_is_spent(suit
 def test_a_results_file_that_cannot_be_written_is_refused_likewise(suite: Suite) -> None:
     (suite.path / "file").touch()
     pytest.LineMatcher([refusal(suite, "--llm-results=file/raw.json")]).fnmatch_lines(
-        "ERROR: llmperf: */file: cannot be written to*"
+        "ERROR: llmperf: */file/raw.json: cannot be written (*); choose another place, or change it"
+    )
+
+
+@pytest.mark.parametrize("option", ["--llm-results=taken.md", "--llm-report=report.html,taken.md"])
+def test_so_is_a_file_in_whose_place_a_folder_is(suite: Suite, option: str) -> None:
+    (suite.path / "taken.md").mkdir()
+    pytest.LineMatcher([refusal(suite, option)]).fnmatch_lines(
+        "ERROR: llmperf: */taken.md: cannot be written (*Is a directory*"
     )
 
 

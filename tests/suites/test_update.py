@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import re
+import time
 from collections.abc import Callable
 from importlib import metadata
 
 import pytest
 from inner import RATES, SERVING, Suite
 
+from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.baseline import HISTORY
 from pytest_llmperf.machine.fingerprint import take
 
@@ -116,6 +118,39 @@ def test_sittings_of_the_same_revision_add_up(suite: Suite) -> None:
     assert medians(suite) == pytest.approx([TPOT * 1.02, TPOT * 1.01, TPOT]), "the newest first"
     assert {one["revision"] for one in suite.stored()["sittings"].values()} == {revision}
     assert re.search(r"^tpot b1-p16-n8 sim .* 3 ", result.stdout.str(), re.M), "how many there are"
+
+
+MEANWHILE = """
+def pytest_runtest_teardown(item):
+    from shutil import copy
+
+    if (HERE / "baselines" / "other").exists():
+        (HERE / "baselines" / "cpu").mkdir(exist_ok=True)
+        copy(HERE / "baselines" / "other", HERE / "baselines" / "cpu" / "tiny.json")
+"""
+
+
+def test_a_sitting_that_another_run_of_the_same_code_writes_meanwhile_stays(suite: Suite) -> None:
+    suite.backends(extra=MEANWHILE)
+    suite.commit()
+    assert suite.decode(*UPDATED).ret == 0
+    (first,) = suite.stored()["sittings"]
+    suite.baseline.rename(suite.path / "baselines" / "other")
+    time.sleep(1)  # sittings of one second are one
+    assert suite.decode(*UPDATED).ret == 0
+    assert len(medians(suite)) == 2
+    assert first in suite.stored()["sittings"]
+
+
+def test_an_update_waits_for_whoever_changes_the_baseline(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    with store.locked(suite.baseline):
+        result = suite.decode(*UPDATED)
+    assert result.ret == 1
+    assert f"ERROR: {suite.baseline}: cannot be changed (" in said(result)
+    assert "another process has kept it locked for 0.05 s" in said(result)
+    assert not suite.baseline.exists()
+    assert suite.decode(*UPDATED).ret == 0
 
 
 @pytest.mark.parametrize(

@@ -409,15 +409,46 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, bad: tuple[
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_is_tried_and_left_empty_or_the_reason_is_said(tmp_path: Path) -> None:
-    store.check_writable(tmp_path / "new" / "baselines")
+def test_a_file_is_tried_and_its_folder_left_empty_or_the_reason_is_said(tmp_path: Path) -> None:
+    store.check_writable(tmp_path / "new" / "baselines" / "m.json")
     assert list((tmp_path / "new" / "baselines").iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(BaselineError) as caught:
-        store.check_writable(tmp_path / "file" / "baselines")
-    assert_one_line(caught.value, str(tmp_path / "file" / "baselines"), "cannot be written to")
+        store.check_writable(tmp_path / "file" / "m.json")
+    assert_one_line(caught.value, str(tmp_path / "file" / "m.json"), "cannot be written")
     with pytest.raises(BaselineError, match="cannot be written"):
         store.write(tmp_path / "file" / "m.json", of(case()))
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "/dev/zero", "pipe"])
+def test_a_device_or_a_pipe_is_no_baseline_and_is_not_read(tmp_path: Path, target: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "m.json").symlink_to(target)
+    with pytest.raises(BaselineError) as caught:
+        store.load(tmp_path / "m.json")
+    assert_one_line(caught.value, str(tmp_path / "m.json"), "is a device or a pipe")
+
+
+def test_a_baseline_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "m.json").symlink_to("shared.json")
+    for one in (of(case()), of(case())):
+        store.write(tmp_path / "m.json", one)
+        assert store.load(tmp_path / "m.json") == store.load(tmp_path / "shared.json") == one
+    assert (tmp_path / "m.json").is_symlink()
+
+
+def test_two_links_to_a_file_are_locked_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "m.json").symlink_to("../shared/m.json")
+    with store.locked(tmp_path / "a" / "m.json"):
+        with pytest.raises(BaselineError) as caught, store.locked(tmp_path / "shared" / "m.json"):
+            pass
+        with store.locked(tmp_path / "b" / "m.json"):
+            pass
+    assert_one_line(caught.value, str(tmp_path / "shared" / "m.json"), "another process has kept it locked")
+    with store.locked(tmp_path / "shared" / "m.json"):
+        assert list((tmp_path / "shared").iterdir()) == []
 
 
 def test_a_model_has_one_file_whatever_its_name() -> None:
