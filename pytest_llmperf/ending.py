@@ -165,7 +165,6 @@ def _ending(state: State, run: Session, skips: Sequence[str]) -> Ending:
         errors += [refusal(slower)] if slower else []
     if _gated_nothing(state, run):
         errors.append("nothing was compared with a baseline, so this gate has passed nothing")
-    passed_over = ", ".join(run.plan.passed_over)
     verbose = state.config.get_verbosity() > 0
     gated = len(accepting) < len(run.results)
     counted = gated or not (run.settings.update_baselines or run.loads)
@@ -176,13 +175,23 @@ def _ending(state: State, run: Session, skips: Sequence[str]) -> Ending:
         changes=[] if isinstance(written, str) else [run.updates.changes[case] for case in written],
         written=said,
         errors=errors,
-        doubts=[f"the CPU was measured: {passed_over} is no device that is known by name"] if passed_over else [],
+        doubts=_doubts(run),
         notes=[*_notes(state, run, verbose and counted), *state.reported],
         commands=_commands(state, run),
         counted=counted,
         strict=run.settings.strict,
         verbose=verbose,
     )
+
+
+def _doubts(run: Session) -> list[str]:
+    """What may not be as the user thinks."""
+    doubts = []
+    if passed_over := ", ".join(run.plan.passed_over):
+        doubts.append(f"the CPU was measured: {passed_over} is no device that is known by name")
+    if run.plan.base_is_head:
+        doubts.append(f"base, {run.plan.base}, is the code under test, so nothing is compared with it")
+    return doubts
 
 
 def _written(run: Session, written: dict[Case, Entry], accepting: Sequence[Case], slower: Sequence[Change]) -> str:
@@ -215,7 +224,7 @@ def _notes(state: State, run: Session, verbose: bool) -> list[str]:
     if (kind := run.plan.uncounted) is not None:
         notes.append(f"no roof and no memory verdict: {kind}")
     if run.unnamed:
-        why = "files differ from the commit, or there is no repository"
+        why = run.plan.commit[1] or "files differ from the commit"
         notes.append(f"the baseline names no revision ({why}): no later run can compare beside this code")
     return notes
 

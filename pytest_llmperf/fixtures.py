@@ -13,7 +13,6 @@ from pytest_llmperf import load
 from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.cases import GATED, METRICS
 from pytest_llmperf.gate.beside import DisturbedError
-from pytest_llmperf.gate.checkout import BaseError
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.measure import trace
 from pytest_llmperf.measure.worker_process import WorkerError
@@ -50,7 +49,7 @@ def failing_plainly(work: Callable[[], T]) -> T:
     """Run something on a worker; what goes wrong there fails this test with its message, not with our traceback."""
     try:
         return work()
-    except (WorkerError, trace.TraceError, BaseError, DisturbedError, ImpossibleError, ParityError) as error:
+    except (WorkerError, trace.TraceError, DisturbedError, ImpossibleError, ParityError) as error:
         message = str(error)
     pytest.fail(message, pytrace=False)
 

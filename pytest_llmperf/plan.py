@@ -70,7 +70,7 @@ class Allowed:
     Attributes:
         by_baseline: against the stored baseline, and beside the code that recorded it.
         beside_base: beside a base that somebody named. Both arms suffer alike, so the default is stricter.
-        named_base: whether somebody named one.
+        named_base: whether somebody named one, and it is not head.
     """
 
     by_baseline: tuple[float, str]
@@ -194,8 +194,14 @@ class Plan:
         return found
 
     @cached_property
-    def commit(self) -> str | None:
-        """The revision under test, with a plus sign where files differ from it; None outside a repository."""
+    def base_is_head(self) -> bool:
+        """Whether the base that somebody named is the code under test, in the same interpreter."""
+        base = self.base
+        return base is not None and base.python is None and base.revision is not None and self.is_at(base.revision)
+
+    @cached_property
+    def commit(self) -> tuple[str | None, str | None]:
+        """The revision under test, with a plus sign where files differ from it; or None, and why."""
         return checkout.head(self.root)
 
     @cached_property
@@ -232,7 +238,7 @@ class Plan:
     def compared(self, backend: str) -> list[Workload]:
         """Those of them that are compared in pairs, whatever their figures are."""
         always = self.settings.self_test or self.settings.compare == "always"
-        with_base = self.base is not None and self.settings.compare != "never"
+        with_base = self.base is not None and not self.base_is_head and self.settings.compare != "never"
         accepted = self.accepted(backend)
         return [
             one
@@ -558,5 +564,5 @@ class Plan:
         return Allowed(
             by_baseline=min(candidates, default=(self.device.max_regression, f"default of {self.device.name}")),
             beside_base=min(candidates, default=(BASE_TOLERANCE, "default with a base")),
-            named_base=self.base is not None,
+            named_base=self.base is not None and not self.base_is_head,
         )

@@ -315,6 +315,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         for item in session.items
         if "llm_perf" in getattr(item, "fixturenames", ()) and item.nodeid not in state.skips and not _skips(item)
     )
+    if not session.config.getoption("collectonly", False):
+        try:
+            run.beside.check_out()
+        except ValueError as error:
+            state.unusable = f"--llm-base={run.settings.base}: {error}"
+            raise pytest.UsageError(f"llmperf: {state.unusable}") from None
 
 
 def _heed_signals(config: pytest.Config) -> None:

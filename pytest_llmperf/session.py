@@ -97,7 +97,6 @@ class Session:
         Raises:
             WorkerError, TraceError: it could not be measured.
             ImpossibleError: the figure cannot be true.
-            BaseError: git could not check out a base that somebody named.
         """
         case = self.plan.case(backend, workload, metric)
         first = self.measurements.first(backend, workload)

@@ -144,9 +144,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, competitor(options.load):
         folder = Path(name)
         repository(folder)
-        if options.kind != "same":
-            first = measure(folder, sizes=sizes)
-            (folder / "extra.py").write_text(slowed(options.kind, tpots_of(first)))
+        tpots = {} if options.kind == "same" else tpots_of(measure(folder, sizes=sizes))
+        (folder / "extra.py").write_text(slowed(options.kind, tpots))
         for _ in range(options.runs):
             run, results = beside(folder, metrics, sizes, *arguments)
             runs.append(run)

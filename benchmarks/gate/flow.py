@@ -31,7 +31,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import script
-from benchmarks.gate.repository import NOTHING, SIZES, TESTS, by_workload, git, measure, repository, tpots_of
+from benchmarks.gate.repository import SAME, SIZES, TESTS, by_workload, git, measure, repository, tpots_of
 from pytest_llmperf.cases import GATED
 
 #: Kinds, and the metrics that a kind shows in.
@@ -91,7 +91,7 @@ def do(batch_size, prompt_length):
 def changed(kind: str, tpots: Mapping[tuple[int, int], float]) -> str:
     """The text of ``extra.py`` of a kind, given the TPOT (s) by batch size and prompt length."""
     if kind == "same":
-        return f"# A comment.\n{NOTHING}"
+        return SAME
     if kind == "seventh":
         batches = {batch for batch, _ in tpots}
         by_batch = {batch: fmean(tpot for (size, _), tpot in tpots.items() if size == batch) for batch in batches}

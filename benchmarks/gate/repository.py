@@ -23,6 +23,8 @@ TESTS = {"ttft": "test_prefill", "tpot": "test_decode", "latency": "test_latency
 #: What is measured, if nothing else is asked for.
 SIZES = {"batch-sizes": "1,2", "prompt-lengths": "64,96", "new-tokens": "16"}
 NOTHING = "def do(batch_size, prompt_length):\n    pass\n"
+#: The same in another file: base that is head is not compared.
+SAME = f"# A comment.\n{NOTHING}"
 SLEEP = """\
 import time
 
@@ -82,7 +84,7 @@ def slowed(kind: str, tpots: dict[tuple[int, int], float]) -> str:
     """Head's ``extra.py``, given sdpa's TPOT (s) by batch size and prompt length."""
     seconds = {sizes: KINDS[kind] * tpot for sizes, tpot in tpots.items()}
     if kind == "same":
-        return NOTHING
+        return SAME
     if kind.startswith("sleep"):
         return SLEEP.format(seconds=seconds)
     code = f"import time\n{WORK.format(rounds={(0, 0): 1000})}\ndo(0, 0)\nstart = time.perf_counter()\ndo(0, 0)\n"

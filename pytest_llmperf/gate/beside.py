@@ -69,6 +69,18 @@ class Beside:
         """Seconds that all of them took."""
         return sum(one.spent for one in self._comparisons.values())
 
+    def check_out(self) -> None:
+        """Check out the base that somebody named, if a case may be compared with it: before anything is measured.
+
+        Raises:
+            BaseError: git cannot.
+        """
+        plan = self._plan
+        if plan.base is None or plan.base_is_head or plan.settings.compare == "never":
+            return
+        if any(map(plan.gated, plan.backends)):
+            self._arm(plan.base)
+
     def compare(self, case: Case, base: Base, tolerance: float) -> Verdict:
         """Compare a case with base in pairs.
 
@@ -148,11 +160,15 @@ class Beside:
     def _say(self, backend: str, text: str) -> None:
         self._progress(f"{backend} {text}")
 
-    def _base_and_head(self, name: str, base: Base) -> Arms:
+    def _arm(self, base: Base) -> Callable[[str], Arm]:
+        """How to make base's arm. It is checked out once."""
         if base not in self._arms:
             self._arms[base] = self._finally.enter_context(base.arm())
+        return self._arms[base]
+
+    def _base_and_head(self, name: str, base: Base) -> Arms:
         backend = self._plan.registry[name]
-        return self._runtime.engines.pair(backend, self._arms[base](self._plan.interpreter(backend).path))
+        return self._runtime.engines.pair(backend, self._arm(base)(self._plan.interpreter(backend).path))
 
     @contextmanager
     def _head_and_head(self, name: str) -> Iterator[dict[str, Side]]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_llmperf import files
 from pytest_llmperf.installed import OF_A_HOOK
 from pytest_llmperf.measure.worker_process import Arm, Checkout
+
+#: How the names of the folders begin that hold checkouts of base. Each is locked as long as its run lives.
+PREFIX = "llmperf-base-"
+#: Files that an error names.
+NAMED = 3
 
 
 class BaseError(ValueError):
@@ -44,23 +51,136 @@ class Base:
         """How to make the arm for a backend that head runs with that interpreter; the checkout goes afterwards.
 
         Raises:
-            BaseError: git cannot check the revision out.
+            BaseError: git cannot check the revision out, or not as it is.
         """
+        with ExitStack() as made:
+            yield self._arm(made)
+
+    def _arm(self, made: ExitStack) -> Callable[[str], Arm]:
+        """As `arm`; what is made goes with ``made``."""
         if self.revision is None:
-            yield lambda python: Arm("base", self.python or python)
-            return
-        with tempfile.TemporaryDirectory(prefix="llmperf-base-") as parent:
-            folder = Path(parent).resolve() / self.root.name
-            checkout = Checkout(self.revision, self.root, folder)
-            # Kernels that torch builds at run time are kept by their names, under which base would find head's.
-            environment = {"TORCH_EXTENSIONS_DIR": str(Path(parent).resolve() / "extensions")}
-            try:
-                _git(self.root, "worktree", "add", "--detach", "--quiet", str(folder), self.revision)
-                yield lambda python: Arm("base", self.python or python, environment, checkout)
-            finally:
-                # Where it fails, git was interrupted or has forgotten the folder already; what was measured stands.
-                with suppress(BaseError):  # the second --force: one that was killed while adding it left it locked
-                    _git(self.root, "worktree", "remove", "--force", "--force", str(folder))
+            return lambda python: Arm("base", self.python or python)
+        _sweep(self.root)
+        try:
+            parent = made.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True))
+            made.callback(os.close, files.lock(Path(parent), patience=0))
+        except OSError as error:
+            raise BaseError(f"there is no room for its checkout ({error}); check the disk and TMPDIR") from None
+        folder = Path(parent).resolve() / (self.root.name or "root")
+        made.enter_context(_checked_out(self.root, self.revision, folder))
+        checkout = Checkout(self.revision, self.root, folder)
+        # Kernels that torch builds at run time are kept by their names, under which base would find head's.
+        environment = {"TORCH_EXTENSIONS_DIR": str(folder.with_name("extensions"))}
+        return lambda python: Arm("base", self.python or python, environment, checkout)
+
+
+@contextmanager
+def _checked_out(root: Path, revision: str, folder: Path) -> Iterator[None]:
+    """A worktree of a revision, with every submodule that head has.
+
+    Raises:
+        BaseError: git cannot, or what it checks out is not the revision.
+    """
+    with ExitStack() as made:
+        made.callback(_remove, root, folder)
+        _git(root, "worktree", "add", "--detach", "--quiet", str(folder), revision)
+        try:
+            _as_in_head(root, revision, folder)
+        except OSError as error:
+            raise BaseError(f"its checkout cannot be completed ({error}); check the disk and TMPDIR") from None
+        if wrong := _other_content(folder, revision):
+            more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+            raise BaseError(
+                f"git checks {revision[:12]} out with other content than it has, in "
+                f"{_printable(', '.join(wrong[:NAMED]))}{more}; look for a filter in .gitattributes"
+            )
+        for path, commit in _submodules(root, revision):
+            made.enter_context(_checked_out(root / path, commit, folder / path))
+        yield
+
+
+def _as_in_head(root: Path, revision: str, folder: Path) -> None:
+    """Give base head's own copy of each file that git says is the same in both.
+
+    A filter may check another one out, as Git LFS does where it is told to skip the content.
+    """
+    changed = _differing(root, revision)
+    for name in _files(folder, revision):
+        ours, theirs = root / name, folder / name
+        if name not in changed and _regular(ours) and ours.stat().st_size != theirs.stat().st_size:
+            shutil.copyfile(ours, theirs)
+
+
+def _other_content(folder: Path, revision: str) -> list[str]:
+    """Files of a checkout that are not the revision's, neither byte for byte nor as git would store them; new ones."""
+    blobs = _files(folder, revision)
+    stored, bytewise = (_hashes(folder, blobs, *how) for how in ((), ("--no-filters",)))
+    new = _git(folder, "ls-files", "--others", "--exclude-standard", "-z")
+    return [
+        *(name for name, blob in blobs.items() if blob not in (stored[name], bytewise[name])),
+        *filter(None, new.split("\0")),
+    ]
+
+
+def _files(folder: Path, revision: str) -> dict[str, str]:
+    """The blob of each regular file of a revision that is in a folder, by its path."""
+    found = {path: blob for mode, blob, path in _tree(folder, revision) if mode.startswith("100") and _takes(path)}
+    return {path: blob for path, blob in found.items() if _regular(folder / path)}
+
+
+def _submodules(root: Path, revision: str) -> Iterator[tuple[str, str]]:
+    """Path and commit of each submodule of a revision that head has checked out."""
+    for mode, commit, path in _tree(root, revision):
+        if mode == "160000" and (root / path / ".git").exists():
+            yield path, commit
+
+
+def _tree(root: Path, revision: str) -> Iterator[tuple[str, str, str]]:
+    """Mode, object and path of everything in a revision."""
+    for line in _git(root, "ls-tree", "-r", "-z", "--full-tree", revision).split("\0"):
+        about, _, path = line.partition("\t")
+        if path:
+            mode, _, name = about.split()
+            yield mode, name, path
+
+
+def _hashes(root: Path, names: Iterable[str], *how: str) -> dict[str, str]:
+    """The blobs that git would make of files."""
+    names = list(names)
+    if not names:
+        return {}
+    found = _git(root, "hash-object", *how, "--stdin-paths", given="".join(f"{name}\n" for name in names))
+    return dict(zip(names, found.split(), strict=True))
+
+
+def _takes(name: str) -> bool:
+    """Whether ``git hash-object`` can be given a path, one a line."""
+    return "\n" not in name and not name.startswith('"')
+
+
+def _regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _sweep(root: Path) -> None:
+    """Remove the checkouts of runs that were killed: nobody has their folders locked any more."""
+    for line in _git(root, "worktree", "list", "--porcelain").splitlines():
+        folder = Path(line.removeprefix("worktree "))
+        if not line.startswith("worktree ") or not folder.parent.name.startswith(PREFIX):
+            continue
+        try:
+            lock = files.lock(folder.parent, patience=0)
+        except OSError:  # its run lives, or is another user's, or the folder is gone
+            continue
+        _remove(root, folder)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove(root: Path, folder: Path) -> None:
+    # Where it fails, git was interrupted or has forgotten the folder already; what was measured stands.
+    with suppress(BaseError):  # the second --force: one that was killed while adding it left it locked
+        _git(root, "worktree", "remove", "--force", "--force", str(folder))
 
 
 def resolve(revision: str | None, python: str | None, folder: Path) -> Base | None:
@@ -76,7 +196,10 @@ def resolve(revision: str | None, python: str | None, folder: Path) -> Base | No
     """
     if revision is None:
         return Base(folder, None, None, python) if python is not None else None
-    root = Path(_git(folder, "rev-parse", "--show-toplevel")).resolve()
+    try:
+        root = Path(_git(folder, "rev-parse", "--show-toplevel")).resolve()
+    except BaseError as error:
+        raise BaseError(f"--llm-base={revision}: {error}") from None
     try:
         commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     except BaseError:
@@ -134,12 +257,39 @@ def is_at(revision: str, folder: Path, apart: Iterable[Path]) -> bool:
     try:
         root = Path(_git(folder, "rev-parse", "--show-toplevel")).resolve()
         inside = [path.relative_to(root) for path in map(Path.resolve, apart) if root in path.parents]
-        only = ["--", ".", *(f":(exclude,literal){path}" for path in inside), *GENERATED]
-        changed = _git(root, "diff", "--name-only", "--no-ext-diff", revision, *only)
-        new = _git(root, "ls-files", "--others", "--exclude-standard", *only)
+        excluded = [f":(exclude,literal){path}" for path in inside]
+        return not _changed(root, revision, *excluded, *GENERATED) and all(
+            is_at(commit, root / path, apart) for path, commit in _submodules(root, revision)
+        )
     except BaseError:
         return False
-    return not (changed or new)
+
+
+def _changed(root: Path, revision: str, *excluded: str) -> bool:
+    """Whether a file of a tree is not as at a revision, or new.
+
+    A file that is byte for byte the revision's is unchanged, even where git would now store it otherwise: with other
+    line ends, say, since ``.gitattributes`` is younger than the file.
+    """
+    found = _differing(root, revision, *excluded)
+    if None in found.values() or found != _hashes(root, found, "--no-filters"):
+        return True
+    return bool(_git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", ".", *excluded))
+
+
+def _differing(root: Path, revision: str, *excluded: str) -> dict[str, str | None]:
+    """Files that git says differ from a revision, and their blob there; None where more than the content differs.
+
+    Of a submodule, its commit counts here.
+    """
+    how = ("--raw", "-z", "--no-abbrev", "--no-renames", "--no-ext-diff", "--ignore-submodules=dirty")
+    parts = _git(root, "diff", *how, revision, "--", ".", *excluded).split("\0")
+    found: dict[str, str | None] = {}
+    for about, name in zip(parts[::2], parts[1::2], strict=False):  # the last part is empty
+        old_mode, mode, blob, _, status = about.lstrip(":").split()
+        alike = status == "M" and old_mode == mode and mode.startswith("100") and _takes(name)
+        found[name] = blob if alike else None
+    return found
 
 
 #: What pytest and Python write beside the code, as git's patterns.
@@ -148,25 +298,38 @@ GENERATED = tuple(
 )
 
 
-def head(folder: Path) -> str | None:
-    """The commit of the tree under test, with a plus sign where files differ from it; None outside a repository."""
+def head(folder: Path) -> tuple[str | None, str | None]:
+    """The commit of the tree under test, with a plus sign where files differ from it; or None, and why."""
     try:
         commit = _git(folder, "rev-parse", "--verify", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    except BaseError:
-        return None
-    return f"{commit}{'+' * bool(changed)}"
+    except BaseError as error:
+        return None, str(error)
+    return f"{commit}{'+' * bool(changed)}", None
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    # A hook, as of a checkout, is for the people who work there.
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", "-C", str(folder), *arguments]
+def _git(folder: Path, *arguments: str, given: str = "") -> str:
+    # A hook, as of a checkout, is for the people who work there. A monitor of the file system may lag behind.
+    plain = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false")
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        done = subprocess.run(
+            ["git", *plain, "-C", str(folder), *arguments],
+            input=given,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",  # as Python has paths
+            check=True,
+            env=environment | {"GIT_TERMINAL_PROMPT": "0"},  # a clone without all content may have to fetch
+        )
     except OSError as error:
-        raise BaseError(f"base cannot be had: git cannot be run ({error}); install git") from None
+        raise BaseError(f"git cannot be run ({error}); install git") from None
     except subprocess.CalledProcessError as error:
-        said = " ".join(error.stderr.split()) or f"exit status {error.returncode}"
-        raise BaseError(f"base cannot be had: git {arguments[0]} in {folder} failed: {said}") from None
-    return done.stdout.strip()
+        said = _printable(" ".join(error.stderr.split())) or f"exit status {error.returncode}"
+        raise BaseError(f"git {arguments[0]} in {folder} failed: {said}") from None
+    return done.stdout.rstrip("\n")
+
+
+def _printable(text: str) -> str:
+    """Without the bytes that are no text."""
+    return text.encode(errors="replace").decode()

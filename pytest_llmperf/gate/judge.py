@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 RECORD = "accept the figures with --llm-update-baselines"
 COMPARE = "run with --llm-compare=unresolved"
 SITTING = "record another sitting of the baseline's code, with --llm-update-baselines at its revision"
+ANOTHER = "name another revision with --llm-base, or leave it out"
 QUIETER = "run this test alone on a quieter machine, with --llm-compare=always"
+
+#: What is said of parts that have not changed.
+SAME = "are those of the baseline: it is the machine"
 
 
 class Judge:
@@ -65,7 +69,6 @@ class Judge:
 
         Raises:
             WorkerError, TraceError: a further process of head failed.
-            BaseError: git could not check out a base that somebody named.
         """
         screened = self.screen(case, first, allowed.usual)
         if not self._compares(case, screened):
@@ -80,10 +83,8 @@ class Judge:
         try:
             found = self._beside.compare(case, base, allowed.usual)
         except SameCodeError:
-            return self._of_the_machine(screened, "the worker imports nothing of this repository, and versions")
+            return self._unchanged(screened, f"the worker imports nothing of this repository, and versions {SAME}")
         except BaseError as error:
-            if self._plan.base is not None:  # somebody asked for it
-                raise
             return self._by_fresh_processes(case, screened, allowed.stored, str(error))
         if found.basis != "base" and self._plan.own(case):  # a base that broke is no reason to let a slowdown pass
             return self._by_fresh_processes(case, screened, allowed.stored, found.reason)
@@ -163,6 +164,8 @@ class Judge:
         plan = self._plan
         if plan.attached(plan.registry[case.backend]):
             return "a server that runs already answers both base and head"
+        if plan.base is not None and plan.base_is_head:
+            return self._unchanged(screened, f"base, {plan.base}, is head, so nothing is compared with it", ANOTHER)
         if plan.base is not None:
             return plan.base
         sitting = self._recorded_by(case)
@@ -172,8 +175,8 @@ class Judge:
             return "the baseline names no revision: files were changed when it was recorded, or its file is old"
         if changed := plan.changed(case.backend, sitting):
             return f"versions differ from the baseline's ({changed})"
-        if checkout.is_at(sitting.revision, plan.root, plan.apart):
-            return self._of_the_machine(screened)
+        if plan.is_at(sitting.revision):
+            return self._unchanged(screened, f"code and versions {SAME}")
         base = checkout.recorded(sitting.revision, plan.root)
         return base or f"git does not have {sitting.revision[:12]}, which recorded the baseline (a shallow clone?)"
 
@@ -186,19 +189,20 @@ class Judge:
         sittings = (held.sitting(one) for one in entries)
         return max(sittings, key=lambda one: (one.revision is not None, one.recorded), default=None)
 
-    def _of_the_machine(self, screened: Verdict, same: str = "code and versions") -> Verdict:
+    def _unchanged(self, screened: Verdict, why: str, remedy: str = SITTING) -> Verdict:
         """The verdict of code that has not changed, which cannot have regressed.
 
         Args:
             screened: by the stored baseline.
-            same: the clause that names the parts that have not changed.
+            why: the clause that says what has not changed.
+            remedy: what would settle the case.
         """
         if screened.outcome in (Outcome.OK, Outcome.NO_BASELINE):
             return screened
-        said = [screened.reason if screened.other_state else "", f"{same} are those of the baseline: it is the machine"]
+        said = [screened.reason if screened.other_state else "", why]
         if screened.not_excluded:
             said.append(f"a slowdown of {screened.not_excluded:.1%} cannot be excluded")
-        return replace(screened, outcome=Outcome.INCONCLUSIVE, reason="; ".join(filter(None, said)), remedy=SITTING)
+        return replace(screened, outcome=Outcome.INCONCLUSIVE, reason="; ".join(filter(None, said)), remedy=remedy)
 
     # Where base cannot be had
 

@@ -41,6 +41,7 @@ def shown(run: Session, unmeasured: Iterable[str], accepted: Container[Case] = (
         unmeasured: the tests that were to gate a case and have not.
         accepted: the cases whose figures were written to the baseline.
     """
+    commit, no_commit = run.plan.commit
     return finite(  # type: ignore[no-any-return]
         {
             "schema": RESULTS_SCHEMA,
@@ -49,7 +50,8 @@ def shown(run: Session, unmeasured: Iterable[str], accepted: Container[Case] = (
             "dtype": run.dtype,
             "reference": run.settings.reference,
             "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": run.plan.commit,
+            "commit": commit,
+            "no_commit": no_commit,
             "environment": {
                 "fingerprint": fingerprint.take().as_dict(),
                 "versions": fingerprint.versions(),

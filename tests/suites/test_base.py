@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from inner import BACKENDS, BUSY, HANGING, SERVING, TESTS, Suite, eventually, pytest_process, usage_error
@@ -19,29 +19,20 @@ from pytest_llmperf.worker.bootstrap import moved, own
 
 TPOT = 0.005
 FAST, SLOW = "Simulated(tpot=0.005)", "Simulated(tpot=0.005 * 1.05)"
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-    done = subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def commit(suite: Suite) -> str:
-    git(suite.path, "add", "--all")
-    git(suite.path, "commit", "--quiet", "--message", "a revision")
-    return git(suite.path, "rev-parse", "HEAD")
+#: Makes head other code than base, and no slower.
+COMMENT = "# head"
 
 
 @pytest.fixture
 def repository(suite: Suite) -> Suite:
-    """A repository whose first revision, ``base``, needs 5 ms per token."""
-    git(suite.path, "init", "--quiet")
+    """A repository whose first revision, ``base``, needs 5 ms per token. The tree has the same with a comment."""
+    suite.git("init", "--quiet")
     suite.ini(llm_results="raw.json")
     (suite.path / ".gitignore").write_text("*.pids\nserved\n*.json\n__pycache__\n.pytest_cache\n")
     suite.backends(sim=FAST)
-    commit(suite)
-    git(suite.path, "tag", "base")
+    suite.commit()
+    suite.git("tag", "base")
+    suite.backends(sim=FAST, extra=COMMENT)
     return suite
 
 
@@ -67,7 +58,7 @@ def said(suite: Suite, number: int = -1) -> str:
 
 
 def worktrees(suite: Suite) -> int:
-    return len(git(suite.path, "worktree", "list").splitlines())
+    return len(suite.git("worktree", "list").splitlines())
 
 
 # The verdict
@@ -77,7 +68,7 @@ def test_a_slowdown_of_head_alone_is_found_without_a_baseline(repository: Suite)
     repository.backends(sim=SLOW)
     result = repository.decode("--llm-base=base")
     assert result.ret == 1
-    revision = git(repository.path, "rev-parse", "base")[:12]
+    revision = repository.git("rev-parse", "base")[:12]
     expected = f"regression: 5.0% slower than base in 4 pairs of fresh processes; base is base ({revision})"
     assert said(repository) == expected
     (found,) = results(repository)
@@ -95,11 +86,11 @@ def test_a_slowdown_of_head_alone_is_found_without_a_baseline(repository: Suite)
 def test_a_slowdown_from_a_baseline_is_measured_beside_the_code_that_recorded_it(
     repository: Suite, committed: bool
 ) -> None:
-    revision = git(repository.path, "rev-parse", "HEAD")
+    revision = repository.git("rev-parse", "HEAD")
     repository.record({"sim/tpot": TPOT}, revision=revision)
     repository.backends(sim="Simulated(tpot=0.005 * 1.15)")
     if committed:
-        commit(repository)
+        repository.commit()
     result = repository.decode()
     assert result.ret == 1
     base = f"base is the baseline's revision ({revision[:12]})"
@@ -112,7 +103,8 @@ def test_a_slowdown_from_a_baseline_is_measured_beside_the_code_that_recorded_it
 
 def test_a_slowdown_of_both_is_not(repository: Suite) -> None:
     repository.backends(sim=SLOW)
-    commit(repository)
+    repository.commit()
+    repository.backends(sim=SLOW, extra=COMMENT)
     repository.record({"sim/tpot": TPOT / 1.3})  # the stored figures flag it
     result = repository.decode("--llm-base=HEAD")
     assert result.ret == 0
@@ -170,7 +162,7 @@ def test_one_comparison_serves_all_metrics(repository: Suite) -> None:
     raw = json.loads((repository.path / "raw.json").read_text())
     (comparison,) = raw["comparisons"]
     assert (comparison["backend"], len(comparison["pairs"])) == ("sim", 3)
-    assert comparison["base"] == f"base ({git(repository.path, 'rev-parse', 'base')[:12]})"
+    assert comparison["base"] == f"base ({repository.git('rev-parse', 'base')[:12]})"
     turn = comparison["pairs"][0]["turns"][0]
     samples = turn["samples"]
     assert turn["in_step"]
@@ -203,7 +195,7 @@ def test_base_and_head_compute_in_step_where_both_can_wait(repository: Suite, pa
             sim=f"Logged({arm!r}, tpot=0.005, pausable={pausable})", extra=f"LOG = {str(log)!r}\n{LOGGED}"
         )
         if arm == "b":
-            commit(repository)
+            repository.commit()
     repository.decode("--llm-base=HEAD")
     assert outcomes(repository) == ["ok"]
     raw = json.loads((repository.path / "raw.json").read_text())
@@ -249,7 +241,7 @@ def test_a_base_that_fails_in_the_middle_of_a_generation_is_no_comparison(
     repository: Suite, fail: str, why: str
 ) -> None:
     repository.backends(sim=f"Failing({fail}, tpot=0.005)", extra=FAILING)
-    commit(repository)
+    repository.commit()
     repository.backends(sim=FAST)
     repository.decode("--llm-base=HEAD")
     assert fnmatch(said(repository), why)
@@ -380,7 +372,7 @@ def test_a_head_that_fails_at_one_workload_costs_the_others_no_pair(repository: 
 def test_a_base_that_fails_at_one_workload_costs_the_others_no_pair(repository: Suite, engine: str, why: str) -> None:
     """Neither if it is gone, or in the middle of a generation, when its processes are to end."""
     repository.backends(sim=engine, extra=SERVING + MIDWAY)
-    commit(repository)
+    repository.commit()
     serving(repository)
     result = repository.decode("--llm-base=HEAD", *BATCHES)
     assert result.ret == 0
@@ -442,12 +434,13 @@ def test_base_runs_its_own_modules(repository: Suite) -> None:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("TPOT = 0.005\n")
     repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)")
-    commit(repository)
+    repository.commit()
     (package / "__init__.py").write_text("TPOT = 0.00525\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(repository.path / "src"), prepend=os.pathsep)
         assert repository.decode("--llm-base=HEAD").ret == 1
-        commit(repository)
+        repository.commit()
+        (package / "__init__.py").write_text("TPOT = 0.00525  # as before\n")
         assert repository.decode("--llm-base=HEAD").ret == 0
 
 
@@ -458,8 +451,8 @@ def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(repository.path / "lib"), prepend=os.pathsep)
         repository.backends(sim="Simulated(tpot=__import__('fresh').TPOT)")
-        git(repository.path, "add", "conftest.py")
-        git(repository.path, "commit", "--quiet", "--message", "the module is forgotten")
+        repository.git("add", "conftest.py")
+        repository.git("commit", "--quiet", "--message", "the module is forgotten")
         result = repository.decode("--llm-base=HEAD")
     assert result.ret == 1  # nothing was compared
     assert fnmatch(
@@ -481,7 +474,8 @@ def test_what_was_installed_from_head_is_not_bases(
     (site / "stack-1.dist-info" / "direct_url.json").write_text(json.dumps(origin))
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
     repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)")
-    commit(repository)
+    repository.commit()
+    repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)", extra=COMMENT)
     repository.decode("--llm-base=HEAD")
     failed = "new: base, HEAD (*), cannot run it: *stack.py was installed from head*"
     assert fnmatch(said(repository), "ok: *" if editable else failed)
@@ -495,7 +489,7 @@ def test_what_base_cannot_run_is_new_and_nothing_was_gated(repository: Suite, ba
         "idle": 'Simulated(tpot=0.01, evidence=Engagement(False, "fell back"))',
     }[base]
     repository.backends(sim=engine)
-    commit(repository)
+    repository.commit()
     repository.backends(sim=FAST)
     result = repository.decode("--llm-base=HEAD")
     assert result.ret == 1
@@ -523,7 +517,7 @@ def test_a_base_that_is_heads_code_is_no_comparison(
 
 def test_what_base_cannot_run_beside_others_is_no_failure_unless_strict(repository: Suite) -> None:
     repository.backends(sim="no_such_name")
-    commit(repository)
+    repository.commit()
     repository.backends(sim=FAST)
     result = repository.decode("--llm-base=HEAD", backends="ref,sim")
     assert result.ret == 0
@@ -544,7 +538,7 @@ def test_where_base_cannot_its_baseline_decides(
 ) -> None:
     """By the tolerance of a baseline, 10 % on a CPU, not by the 3 % beside base."""
     repository.backends(sim=base)
-    commit(repository)
+    repository.commit()
     repository.backends(sim=now)
     sittings(repository)
     result = repository.decode("--llm-base=HEAD", *always)
@@ -554,7 +548,7 @@ def test_where_base_cannot_its_baseline_decides(
 
 def test_where_all_turns_were_disturbed_the_baseline_s_tolerance_is_no_excuse(repository: Suite) -> None:
     repository.backends(sim="Busy(0.005)", extra=BUSY)
-    commit(repository)
+    repository.commit()
     repository.backends(sim=SLOW)
     repository.record({"sim/tpot": TPOT})
     result = repository.decode("--llm-base=HEAD", "--llm-strict")
@@ -564,7 +558,7 @@ def test_where_all_turns_were_disturbed_the_baseline_s_tolerance_is_no_excuse(re
 
 def test_a_base_that_dies_has_compared_nothing(repository: Suite) -> None:
     repository.backends(sim=DIES)
-    commit(repository)
+    repository.commit()
     repository.backends(sim=FAST)
     result = repository.decode("--llm-base=HEAD")
     assert result.ret == 1
@@ -580,7 +574,7 @@ def test_where_there_is_no_memory_for_both_its_baseline_decides(repository: Suit
     arms = {"base": full[where], "head": f"{full[where]} if process == 2 else {SLOW}"}
     if arm == "base":
         repository.backends(sim=arms["base"])
-        commit(repository)
+        repository.commit()
     repository.backends(sim=arms["head"] if arm == "head" else SLOW)
     sittings(repository)
     result = repository.decode("--llm-base=HEAD")
@@ -651,33 +645,62 @@ def test_a_checkout_that_is_gone_already_spoils_no_run(repository: Suite) -> Non
     with base.arm() as arm:
         checkout = arm(sys.executable).checkout
         assert checkout is not None
-        git(repository.path, "worktree", "remove", "--force", str(checkout.folder))
+        repository.git("worktree", "remove", "--force", str(checkout.folder))
     assert worktrees(repository) == 1
 
 
-def test_a_checkout_that_fails_fails_its_test_in_one_line(repository: Suite) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(repository.path / "tmp"))
-        patch.setattr("tempfile.tempdir", None)
-        (repository.path / "tmp").mkdir()
-        hook = repository.path / ".git" / "worktrees"
-        hook.write_text("not a folder")
-        result = repository.decode("--llm-base=base")
-    assert result.ret == 1
-    result.stdout.fnmatch_lines("base cannot be had: git worktree in * failed: *")
-    assert "Traceback" not in result.stdout.str()
-    result.stdout.no_fnmatch_line("*base.py:*")
+@pytest.mark.parametrize("how", ["no worktrees", "no folder", "a filter"])
+def test_a_named_base_that_git_cannot_give_ends_the_run_before_anything_is_measured(
+    repository: Suite, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    said = "git worktree in * failed: *"
+    if how == "no worktrees":
+        (repository.path / ".git" / "worktrees").write_text("not a folder")
+    elif how == "no folder":
+        monkeypatch.setattr("tempfile.TemporaryDirectory", Mock(side_effect=OSError(28, "No space left on device")))
+        said = "there is no room for its checkout (*No space left*); check the disk and TMPDIR"
+    else:
+        (repository.path / ".git" / "info" / "attributes").write_text("conftest.py filter=other\n")
+        repository.git("config", "filter.other.smudge", "sed s/0.005/0.004/")
+        said = "git checks * out with other content than it has, in conftest.py; look for a filter in .gitattributes"
+    refused = usage_error(repository.decode("--llm-base=base"))
+    assert fnmatch(refused, f"ERROR: llmperf: --llm-base=base: {said}")
+    assert repository.loads == {"ref": 0, "sim": 0}
+    if how != "no worktrees":
+        assert worktrees(repository) == 1
+
+
+@pytest.mark.parametrize("how", ["no worktrees", "a filter"])
+def test_a_base_that_nobody_named_and_git_cannot_give_loses_no_figure(repository: Suite, how: str) -> None:
+    repository.record({"sim/tpot": TPOT}, revision=repository.git("rev-parse", "base"))
+    repository.backends(sim="Simulated(tpot=0.005 * 1.3)")
+    if how == "no worktrees":
+        (repository.path / ".git" / "worktrees").write_text("not a folder")
+    else:
+        (repository.path / ".git" / "info" / "attributes").write_text("conftest.py filter=other\n")
+        repository.git("config", "filter.other.smudge", "sed s/0.005/0.004/")
+    assert repository.decode().ret == 1
+    assert fnmatch(said(repository), "regression: 30.0% slower * in 3 fresh processes*; base cannot be had: git *")
+
+
+def test_a_base_that_no_test_needs_is_not_checked_out(repository: Suite) -> None:
+    (repository.path / ".git" / "worktrees").write_text("not a folder")
+    options = ("--llm-base=base", "--llm-backends=sim")
+    assert repository.run("suites/test_decode.py", *options, "--collect-only").ret == 0
+    assert repository.run("suites/test_greedy_parity.py", *options).ret == 0
+    repository.decode("--llm-base=base", "--llm-compare=never")
+    assert len(results(repository)) == 1
 
 
 def test_in_a_hook_of_git_its_index_is_left_alone(repository: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     (repository.path / "staged.txt").write_text("for the next commit")
-    git(repository.path, "add", "staged.txt")
+    repository.git("add", "staged.txt")
     monkeypatch.setenv("GIT_INDEX_FILE", str(repository.path / ".git" / "index"))
     base = resolve("base", None, repository.path)
     assert base is not None
     with base.arm():
         pass
-    assert git(repository.path, "status", "--porcelain") == "A  staged.txt"
+    assert repository.git("diff", "--cached", "--name-only") == "staged.txt"
 
 
 def test_no_hook_of_the_repository_stops_a_run(repository: Suite) -> None:
@@ -714,7 +737,7 @@ def kept(spec):
     return Simulated(tpot=float(built.read_text()))
 """
     repository.backends(sim="kept(spec)", extra="TPOT = '0.005'\n" + keeping)
-    commit(repository)
+    repository.commit()
     repository.backends(sim="kept(spec)", extra="TPOT = '0.006'\n" + keeping)
     result = repository.decode("--llm-base=HEAD")
     assert result.ret == 1
@@ -722,10 +745,9 @@ def kept(spec):
 
 
 def test_head_is_the_tree_as_it_is(repository: Suite) -> None:
-    before = (repository.path / "conftest.py").read_text()
+    before = (repository.path / "conftest.py").read_text(), repository.git("status", "--porcelain")
     repository.decode("--llm-base=base")
-    assert (repository.path / "conftest.py").read_text() == before
-    assert git(repository.path, "status", "--porcelain") == ""
+    assert ((repository.path / "conftest.py").read_text(), repository.git("status", "--porcelain")) == before
 
 
 def test_paths_of_the_tree_have_counterparts(tmp_path: Path) -> None:
@@ -760,6 +782,68 @@ def test_a_tree_in_an_environment_is_its_own(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "prefix", str(tmp_path / prefix))
     assert own(root / "stack.py", root)
     assert not own(root / "lib" / "site-packages" / "x.py", root)
+
+
+# Base is head
+
+
+IS_HEAD = "base, HEAD (*), is the code under test, so nothing is compared with it*"
+
+
+def test_a_base_that_is_head_is_said_and_is_no_pass(repository: Suite) -> None:
+    """It was ok for ever: the same code in two processes."""
+    repository.commit()
+    result = repository.decode("--llm-base=HEAD")
+    assert result.ret == 1
+    assert fnmatch(said(repository), "no baseline: *does not exist")
+    result.stdout.fnmatch_lines(["ERROR: nothing was compared with a baseline*", IS_HEAD])
+    assert (repository.loads["sim"], worktrees(repository)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "compare", "outcome"),
+    [
+        (TPOT, "flagged", "ok: "),
+        (TPOT / 1.3, "flagged", "inconclusive: base, HEAD (*), is head, so nothing is compared with it; a slowdown *"),
+        (TPOT, "always", "ok: "),
+    ],
+)
+def test_where_base_is_head_the_baseline_clears_a_case_and_never_fails_it(
+    repository: Suite, recorded: float, compare: str, outcome: str
+) -> None:
+    revision = repository.commit()
+    repository.record({"sim/tpot": recorded}, revision="0" * 40)
+    result = repository.decode(f"--llm-base={revision[:9]}", f"--llm-compare={compare}")
+    assert result.ret == 0
+    assert fnmatch(said(repository), outcome.replace("HEAD", revision[:9]))
+    (found,) = results(repository)
+    assert found["tolerance_source"] == "default of cpu"
+    result.stdout.fnmatch_lines(IS_HEAD.replace("HEAD", revision[:9]))
+    assert repository.loads["sim"] == 1
+
+
+def test_a_revision_with_the_same_files_is_head_too(repository: Suite) -> None:
+    first = repository.commit()
+    repository.backends(sim=SLOW)
+    repository.commit()
+    repository.git("revert", "--no-edit", "HEAD")
+    result = repository.decode(f"--llm-base={first}")
+    result.stdout.fnmatch_lines(IS_HEAD.replace("HEAD", first))
+
+
+@pytest.mark.parametrize("how", ["a changed file", "a new file", "an interpreter"])
+def test_other_code_or_another_interpreter_is_not_head(repository: Suite, how: str) -> None:
+    repository.commit()
+    options = ["--llm-base=HEAD"]
+    if how == "a changed file":
+        repository.backends(sim=SLOW)
+    elif how == "a new file":
+        (repository.path / "kernel.cu").write_text("// new")
+    else:
+        options.append(f"--llm-base-python={sys.executable}")
+    result = repository.decode(*options)
+    assert results(repository)[0]["verdict"]["basis"] == "base"
+    result.stdout.no_fnmatch_line(IS_HEAD)
 
 
 # Bad input

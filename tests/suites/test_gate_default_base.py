@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -26,26 +25,14 @@ OF_ELSEWHERE = (
 FRESH = "slower than the baseline in 3 fresh processes"
 
 
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-    done = subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def commit(suite: Suite) -> str:
-    git(suite.path, "add", "--all")
-    git(suite.path, "commit", "--quiet", "--message", "a revision")
-    return git(suite.path, "rev-parse", "HEAD")
-
-
 @pytest.fixture
 def repository(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """A repository whose first revision needs 5 ms a token, and recorded that in one sitting."""
     monkeypatch.setattr(fingerprint, "everything_installed", lambda *_: dict(VERSIONS))
-    git(suite.path, "init", "--quiet")
+    suite.git("init", "--quiet")
     (suite.path / ".gitignore").write_text("*.pids\n*.json\n__pycache__\n.pytest_cache\n")
     suite.backends(sim=SAME)
-    suite.record({"sim/tpot": TPOT}, revision=commit(suite), versions=VERSIONS)
+    suite.record({"sim/tpot": TPOT}, revision=suite.commit(), versions=VERSIONS)
     return suite
 
 
@@ -68,14 +55,14 @@ def test_what_looks_slower_is_compared_with_the_code_that_recorded_the_baseline(
 ) -> None:
     repository.backends(sim=SLOWER)
     if committed:
-        commit(repository)
+        repository.commit()
     result, said = decode(repository)
     assert (result.ret, said["outcome"], said["basis"], said["count"]) == (1, "regression", "base", 4)
     base = f"the baseline's revision ({revision(repository)[:12]})"
     assert said["reason"] == f"15.0% slower than base in 4 pairs of fresh processes; base is {base}"
     assert said["tolerance"] == 0.1, "the base was not named, so the baseline's tolerance counts"
     result.stdout.fnmatch_lines(["*regression: *5.750 ms*5.000 ms*+15.0%*", "*1 cases gated: 1 regression*"])
-    assert len(git(repository.path, "worktree", "list").splitlines()) == 1
+    assert len(repository.git("worktree", "list").splitlines()) == 1
 
 
 def test_a_new_file_is_a_change_too(repository: Suite) -> None:
@@ -87,7 +74,7 @@ def test_a_new_file_is_a_change_too(repository: Suite) -> None:
 def test_a_commit_that_changes_no_latency_is_ok_on_a_machine_that_is_slower(repository: Suite) -> None:
     recorded_slower(repository)
     repository.backends(sim=SAME, extra="# a comment")
-    commit(repository)
+    repository.commit()
     result, said = decode(repository)
     assert (result.ret, said["outcome"], said["basis"]) == (0, "ok", "base")
     assert said["reason"] == "25.0% slower than the baseline, but not than base: the machine is slower"
@@ -149,7 +136,7 @@ def test_in_another_state_of_the_machine_a_case_is_compared(repository: Suite) -
 
 def test_a_named_base_comes_first(repository: Suite) -> None:
     repository.backends(sim=SLOWER)
-    commit(repository)
+    repository.commit()
     repository.backends(sim=SLOWER, extra="# a comment")
     result, said = decode(repository, "--llm-base=HEAD")
     assert (result.ret, said["outcome"], said["tolerance"]) == (0, "ok", 0.03)
@@ -163,7 +150,7 @@ def test_a_new_case_is_not_compared_with_a_revision_that_nobody_named(repository
 
 def test_an_update_of_a_clean_tree_names_the_revision_that_is_compared_next(repository: Suite) -> None:
     repository.backends(sim=SLOWER)
-    now = commit(repository)
+    now = repository.commit()
     assert repository.decode("--llm-update-baselines", "--llm-invocations=3").ret == 0
     assert revision(repository) == now
     repository.backends(sim="Simulated(tpot=0.005 * 1.15 * 1.15)")
@@ -210,9 +197,9 @@ def test_a_sitting_that_was_added_as_that_remedy_says_counts_too(repository: Sui
 def test_a_commit_that_was_taken_back_is_unchanged_code(repository: Suite) -> None:
     recorded_slower(repository)
     repository.backends(sim=SLOWER)
-    commit(repository)
+    repository.commit()
     repository.backends(sim=SAME)
-    commit(repository)
+    repository.commit()
     assert UNCHANGED in decode(repository)[1]["reason"]
 
 
@@ -220,9 +207,9 @@ def test_what_runs_write_is_no_change_of_the_code(repository: Suite) -> None:
     """The baselines, the results and the reports; what is ignored; what pytest and Python leave behind."""
     recorded_slower(repository)
     (repository.path / ".gitignore").write_text("*.pids\n")
-    git(repository.path, "add", "--force", "baselines")
-    commit(repository)
-    repository.record({"sim/tpot": TPOT / 1.25}, revision=git(repository.path, "rev-parse", "HEAD"), versions=VERSIONS)
+    repository.git("add", "--force", "baselines")
+    repository.commit()
+    repository.record({"sim/tpot": TPOT / 1.25}, revision=repository.git("rev-parse", "HEAD"), versions=VERSIONS)
     (repository.path / "suites" / "__pycache__").mkdir(exist_ok=True)
     (repository.path / "suites" / "__pycache__" / "a.pyc").write_text("")
     for _ in range(2):
@@ -280,9 +267,9 @@ def elsewhere(
         monkeypatch.setenv("PYTHONPATH", str(path), prepend=os.pathsep)
     repository.backends(backends='[Backend("ref", load_ref), Backend("stack", "stack:load")]')
     repository.baseline.unlink()
-    repository.record({"stack/tpot": TPOT / 1.25}, revision=commit(repository), versions=VERSIONS)
+    repository.record({"stack/tpot": TPOT / 1.25}, revision=repository.commit(), versions=VERSIONS)
     (repository.path / "README.md").write_text("A word.\n")
-    commit(repository)
+    repository.commit()
     return repository, folder / "generations"
 
 
@@ -301,7 +288,7 @@ def test_where_the_worker_imports_nothing_of_the_repository_it_is_the_machine(el
     assert pairs(suite) == [0]
     _first, *pair = Counter(generations.read_text().split()).values()
     assert pair == [WARM_UP, WARM_UP], "base and head are asked for no more, and no fresh process is started"
-    assert len(git(suite.path, "worktree", "list").splitlines()) == 1
+    assert len(suite.git("worktree", "list").splitlines()) == 1
 
 
 def test_that_is_found_once_for_all_metrics(elsewhere: tuple[Suite, Path]) -> None:
@@ -376,10 +363,10 @@ def test_a_shallow_clone_does_not_have_that_revision(
     repository: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     repository.backends(sim="Simulated(tpot=0.005 * 1.3)")
-    commit(repository)
+    repository.commit()
     text = repository.baseline.read_text()
     clone = tmp_path / "clone"
-    git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{repository.path}", str(clone))
+    repository.git("clone", "--quiet", "--depth=1", f"file://{repository.path}", str(clone))
     (clone / "baselines" / "cpu").mkdir(parents=True)
     (clone / "baselines" / "cpu" / "tiny.json").write_text(text)
     (clone / "tiny").mkdir(exist_ok=True)
@@ -412,7 +399,7 @@ def test_a_tree_with_changed_files_records_no_revision(repository: Suite) -> Non
 )
 def test_where_that_revision_fails_fresh_processes_decide(repository: Suite, base: str, said: str) -> None:
     repository.backends(sim=base)
-    repository.record({"sim/tpot": TPOT}, revision=commit(repository), versions=VERSIONS)
+    repository.record({"sim/tpot": TPOT}, revision=repository.commit(), versions=VERSIONS)
     repository.backends(sim="Simulated(tpot=0.005 * 1.3)")
     result, verdict = decode(repository)
     assert (result.ret, verdict["outcome"], verdict["basis"]) == (1, "regression", "stored")

@@ -7,6 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from importlib import metadata
 
 import pytest
@@ -84,23 +85,31 @@ def test_of_what_was_accepted_nothing_is_left_to_do(suite: Suite) -> None:
     assert (one["said"], one["verdict"]["outcome"]) == (f"tiny/{one['case']}: accepted", "no baseline")
 
 
-UNNAMED = (
-    "the baseline names no revision (files differ from the commit, or there is no repository): no later run can "
-    "compare beside this code"
+UNNAMED = "the baseline names no revision ({why}): no later run can compare beside this code"
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("clean", ""),
+        ("changed", "files differ from the commit"),
+        ("no repository", "git rev-parse in * failed: *not a git repository*"),
+    ],
 )
-
-
-@pytest.mark.parametrize(("how", "noted"), [("clean", False), ("changed", True), ("no repository", True)])
-def test_a_sitting_without_a_revision_is_noted(suite: Suite, how: str, noted: bool) -> None:
+def test_a_sitting_without_a_revision_is_noted(suite: Suite, how: str, why: str) -> None:
+    noted = f"*{UNNAMED.format(why=why or '*')}*"
     if how != "no repository":
         suite.commit()
     if how == "changed":
         suite.test("# of nobody's revision")
-    assert UNNAMED not in said(suite.decode()), "nothing is accepted"
-    result = suite.decode(*UPDATED)
+    assert not fnmatch(said(suite.decode()), noted), "nothing is accepted"
+    result = suite.decode(*UPDATED, "--llm-results=raw.json")
     assert result.ret == 0
-    assert (UNNAMED in said(result)) == noted
-    assert UNNAMED not in said(suite.decode())
+    assert fnmatch(said(result), noted) == bool(why)
+    raw = json.loads((suite.path / "raw.json").read_text())
+    assert (raw["commit"] is None) == (how == "no repository")
+    assert fnmatch(str(raw["no_commit"]), why if how == "no repository" else "None")
+    assert not fnmatch(said(suite.decode()), noted)
 
 
 # Sittings of the same code add up, figures of other code replace

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,7 +48,7 @@ def tree(tmp_path: Path) -> Path:
 def test_a_clean_tree_is_its_revision(tree: Path) -> None:
     revision = git(tree, "rev-parse", "HEAD")
     assert clean_revision(tree, []) == revision
-    assert head(tree) == revision
+    assert head(tree) == (revision, None)
     assert is_at(revision, tree, [])
     assert is_at("HEAD", tree, [])
 
@@ -145,7 +148,6 @@ def test_a_worktree_has_a_revision_of_its_own(tree: Path, tmp_path: Path) -> Non
 
 def test_outside_a_repository_there_is_no_revision(tmp_path: Path) -> None:
     assert clean_revision(tmp_path, []) is None
-    assert head(tmp_path) is None
     assert not is_at("HEAD", tmp_path, [])
     assert recorded("0" * 40, tmp_path) is None
     assert top(tmp_path) == tmp_path
@@ -196,22 +198,238 @@ def test_a_file_is_no_revision(tree: Path) -> None:
         resolve(blob, None, tree)
 
 
-HOOK = "#!/bin/sh\necho 'No .pre-commit-config.yaml file was found' >&2\nexit 1\n"
+def worktrees(tree: Path) -> int:
+    return git(tree, "worktree", "list").count("\n") + 1
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_no_hook_of_the_user_s_runs(tree: Path, shared: bool) -> None:
-    """Such as pre-commit's, which refuses a revision of before it had a configuration."""
-    hook = (tree / "hooks" if shared else tree / ".git" / "hooks") / "post-checkout"
-    write(hook, HOOK)
-    hook.chmod(0o755)
-    if shared:
-        git(tree, "config", "core.hooksPath", str(tree / "hooks"))
-    base = resolve("HEAD", None, tree / "suites")
+def checked_out(tree: Path, revision: str, *names: str) -> list[str]:
+    """The content of files of a checkout of base, which is gone afterwards."""
+    base = resolve(revision, None, tree / "suites")
     assert base is not None
     with base.arm() as arm:
         checkout = arm("python").checkout
         assert checkout is not None
-        assert (checkout.folder / "stack" / "model.py").read_text() == "stack/model.py"
+        found = [(checkout.folder / name).read_text() for name in names]
     assert not checkout.folder.exists()
-    assert git(tree, "worktree", "list").count("\n") == 0
+    assert worktrees(tree) == 1
+    return found
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "echo 'No .pre-commit-config.yaml file was found' >&2; exit 1",
+        "echo slower > stack/model.py",
+        "rm stack/model.py",
+        "echo new > stack/new.py",
+    ],
+    ids=["fails", "changes a file", "removes a file", "makes a file"],
+)
+def test_no_hook_of_the_user_s_runs(tree: Path, hook: str, shared: bool) -> None:
+    """Such as pre-commit's, which refuses a revision of before it had a configuration."""
+    script = (tree / "hooks" if shared else tree / ".git" / "hooks") / "post-checkout"
+    write(script, f"#!/bin/sh\n{hook}\n")
+    script.chmod(0o755)
+    if shared:
+        git(tree, "config", "core.hooksPath", str(tree / "hooks"))
+    assert checked_out(tree, "HEAD", "stack/model.py") == ["stack/model.py"]
+
+
+def filtered(tree: Path, pattern: str, clean: str, smudge: str) -> None:
+    """Filter files on their way into and out of the repository, by this user's own configuration."""
+    write(tree / ".git" / "info" / "attributes", f"{pattern} filter=ours\n")
+    git(tree, "config", "filter.ours.clean", clean)
+    git(tree, "config", "filter.ours.smudge", smudge)
+
+
+@pytest.mark.parametrize(
+    ("smudge", "named"),
+    [
+        ("sed s/model/other/", "stack/model.py"),
+        ("cat; touch made", "made, stack/made"),
+    ],
+    ids=["another content", "a new file"],
+)
+def test_a_checkout_that_is_not_the_revision_is_no_base(tree: Path, smudge: str, named: str) -> None:
+    filtered(tree, "model.py", "cat", smudge)
+    with pytest.raises(BaseError, match=f"with other content than it has, in ({'|'.join(named.split(', '))});"):
+        checked_out(tree, "HEAD")
+    assert worktrees(tree) == 1
+
+
+def test_a_filter_and_its_inverse_give_the_revision(tree: Path) -> None:
+    filtered(tree, "model.py", "tr A-Z a-z", "tr a-z A-Z")
+    write(tree / "stack" / "other.py")
+    commit(tree)
+    assert checked_out(tree, "HEAD~1", "stack/model.py") == ["STACK/MODEL.PY"]
+
+
+def test_what_git_holds_for_unchanged_is_in_base_as_it_is_in_head(tree: Path) -> None:
+    """Git LFS, told to skip the content, would check out the pointers alone."""
+    filtered(tree, "*.bin", "cat > /dev/null; echo pointer", "cat")
+    write(tree / "weights.bin", "the weights\n")
+    write(tree / "stack" / "model.py", "before\n")
+    commit(tree)
+    write(tree / "stack" / "model.py", "after, and longer\n")
+    commit(tree)
+    assert git(tree, "show", "HEAD:weights.bin") == "pointer"
+    assert checked_out(tree, "HEAD~1", "weights.bin", "stack/model.py") == ["the weights\n", "before\n"]
+
+
+def test_line_ends_that_were_committed_before_their_attributes_are_no_change(tree: Path) -> None:
+    """Git calls such a file changed in every clone."""
+    dos = tree / "stack" / "dos.py"
+    dos.write_bytes(b"a\r\nb\r\n")
+    commit(tree)
+    write(tree / ".gitattributes", "*.py text\n")
+    git(tree, "add", ".gitattributes")
+    git(tree, "commit", "--quiet", "--message", "attributes")
+    os.utime(dos, (1, 1))
+    assert git(tree, "status", "--porcelain") == "M stack/dos.py"
+    assert clean_revision(tree, []) == git(tree, "rev-parse", "HEAD")
+    assert checked_out(tree, "HEAD", "stack/model.py") == ["stack/model.py"]
+    dos.write_bytes(b"a\r\nc\r\n")
+    assert clean_revision(tree, []) is None
+
+
+def test_a_monitor_of_the_file_system_that_lags_behind_hides_no_change(tree: Path) -> None:
+    monitor = tree / ".git" / "monitor"
+    write(monitor, "#!/bin/sh\nprintf '%s\\0' token\n")
+    monitor.chmod(0o755)
+    git(tree, "config", "core.fsmonitor", str(monitor))
+    git(tree, "update-index", "--fsmonitor")
+    git(tree, "status")
+    write(tree / "stack" / "model.py")
+    write(tree / "stack" / "new.py")
+    assert git(tree, "diff", "--name-only") == "", "the monitor is asked"
+    assert clean_revision(tree, []) is None
+
+
+def test_a_file_that_becomes_executable_has_changed(tree: Path) -> None:
+    (tree / "stack" / "model.py").chmod(0o755)
+    assert clean_revision(tree, []) is None
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.py", b"two\nlines.py", b'"quoted".py', b" blank"], ids=str)
+def test_any_name_of_a_file_will_do(tree: Path, name: bytes) -> None:
+    file = tree / "stack" / os.fsdecode(name)
+    write(file)
+    assert clean_revision(tree, []) is None
+    revision = commit(tree)
+    assert clean_revision(tree, []) == revision
+    assert checked_out(tree, "HEAD", f"stack/{file.name}") == ["new\n"]
+    write(file, "changed\n")
+    assert clean_revision(tree, []) is None
+
+
+# Submodules
+
+
+@pytest.fixture
+def with_submodule(tree: Path, tmp_path: Path) -> Path:
+    """The repository with another one in ``lib``; at the revision before, that was at its first one."""
+    other = tmp_path / "other"
+    write(other / "kernel.py", "slow\n")
+    git(other, "init", "--quiet")
+    commit(other)
+    git(tree, "-c", "protocol.file.allow=always", "submodule", "add", "--quiet", str(other), "lib")
+    commit(tree)
+    write(tree / "lib" / "kernel.py", "fast\n")
+    commit(tree / "lib")
+    commit(tree)
+    return tree
+
+
+def test_a_submodule_is_checked_out_at_its_own_revision(with_submodule: Path) -> None:
+    assert checked_out(with_submodule, "HEAD~1", "lib/kernel.py") == ["slow\n"]
+    assert checked_out(with_submodule, "HEAD", "lib/kernel.py") == ["fast\n"]
+    assert worktrees(with_submodule / "lib") == 1
+
+
+@pytest.mark.parametrize("change", ["kernel.py", "new.py", "commit"])
+def test_a_change_in_a_submodule_is_a_change(with_submodule: Path, change: str) -> None:
+    git(with_submodule, "config", "diff.ignoreSubmodules", "all")
+    assert clean_revision(with_submodule, []) is not None
+    write(with_submodule / "lib" / change.replace("commit", "kernel.py"), "else\n")
+    if change == "commit":
+        commit(with_submodule / "lib")
+    assert clean_revision(with_submodule, []) is None
+
+
+def test_a_submodule_that_lacks_the_revision_is_named(with_submodule: Path) -> None:
+    git(with_submodule, "update-index", "--cacheinfo", f"160000,{'1' * 40},lib")
+    git(with_submodule, "commit", "--quiet", "--message", "of somebody who did not push")
+    with pytest.raises(BaseError, match=r"git worktree in .*/lib failed: "):
+        checked_out(with_submodule, "HEAD")
+
+
+def test_a_submodule_that_head_does_not_have_is_left_out(with_submodule: Path) -> None:
+    git(with_submodule, "submodule", "deinit", "--quiet", "--force", "lib")
+    assert checked_out(with_submodule, "HEAD", "stack/model.py") == ["stack/model.py"]
+
+
+# A run that was killed
+
+
+HOLDS = """\
+import sys
+from pathlib import Path
+from pytest_llmperf.gate.checkout import resolve
+
+held = resolve("HEAD", None, Path(sys.argv[1])).arm()
+print(held.__enter__()("python").checkout.folder, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_checkout_of_a_run_that_was_killed_goes_with_the_next_one_and_no_other(tree: Path) -> None:
+    command = [sys.executable, "-c", HOLDS, str(tree)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        folder = Path(run.stdout.readline().strip())
+        base = resolve("HEAD", None, tree)
+        assert base is not None
+        with base.arm():
+            assert worktrees(tree) == 3
+        assert folder.is_dir(), "its run lives"
+        run.kill()
+        run.wait()
+        assert folder.is_dir()
+    with base.arm():
+        assert worktrees(tree) == 2
+    assert not folder.parent.exists()
+    assert worktrees(tree) == 1
+
+
+# No commit
+
+
+def unowned(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As in a container whose user is not the owner of the repository."""
+    git(folder, "init", "--quiet")
+    commit(folder)
+    patch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        patch.setenv(name, os.devnull)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (lambda patch, folder: None, "not a git repository"),
+        (lambda patch, folder: patch.setenv("PATH", ""), "git cannot be run"),
+        (lambda patch, folder: git(folder, "init", "--quiet"), "Needed a single revision"),
+        (unowned, "safe.directory"),
+    ],
+    ids=["no repository", "no git", "no commit", "another owner"],
+)
+def test_why_there_is_no_commit_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[[pytest.MonkeyPatch, Path], object], why: str
+) -> None:
+    how(monkeypatch, tmp_path)
+    commit, said = head(tmp_path)
+    assert commit is None
+    assert said is not None
+    assert why in said
+    assert "\n" not in said

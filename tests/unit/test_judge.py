@@ -16,7 +16,7 @@ from pytest_llmperf.gate import checkout, rule
 from pytest_llmperf.gate import judge as judging
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
 from pytest_llmperf.gate.checkout import Base
-from pytest_llmperf.gate.judge import COMPARE, RECORD, SITTING, Judge
+from pytest_llmperf.gate.judge import ANOTHER, COMPARE, RECORD, SITTING, Judge
 from pytest_llmperf.gate.rule import Interval, Outcome, Verdict
 from pytest_llmperf.gate.stored import ACCELERATOR_DECODE, CPU, Prior
 from pytest_llmperf.installed import changes
@@ -74,6 +74,7 @@ class World:
         compare, budget, base: options.
         attached: the server, if one runs already.
         at: whether the tree is at the revision.
+        base_is_head: whether the base that somebody named is head.
         has: whether git has the revision.
         pairs: the verdict beside base, or the error.
         head, reference: what fresh processes measure.
@@ -99,6 +100,7 @@ class World:
     base: Base | None = None
     attached: Mapping[str, str] = field(default_factory=dict)
     at: bool = False
+    base_is_head: bool = False
     has: bool = True
     pairs: Verdict | Exception | None = None
     head: Sequence[Process] = (Process(SLOW),) * 3
@@ -131,9 +133,10 @@ class World:
             stored=stored,
             shown_path="baselines/cpu/tiny.json",
             base=self.base,
+            base_is_head=self.base_is_head,
+            is_at=lambda _revision: self.at,
             registry={"sim": "sim", "ref": "ref"},
             root=Path("/repository"),
-            apart=[],
             sitting=lambda entry: stored.sitting(entry) if stored else None,
             own=lambda case: stored.own(case.key, take()) if stored else [],
             prior=lambda _case: self.prior,
@@ -159,7 +162,6 @@ class World:
                 raise self.pairs
             return self.pairs
 
-        monkeypatch.setattr(checkout, "is_at", lambda *_: self.at)
         monkeypatch.setattr(checkout, "recorded", recorded)
         machine = Machine(take(), lambda: self.rates)
         beside: Any = SimpleNamespace(spent=self.spent, compare=compared, begun=lambda *_: self.begun)
@@ -480,6 +482,25 @@ def test_a_named_base_comes_before_that_revision(judge: Any) -> None:
     world = World(base=replace(BASE, stated="main"), versions={"torch": "2.12"}, at=True, pairs=beside_base(1.2))
     assert judge(world).outcome is Outcome.REGRESSION
     assert world.asked == ["pairs with main (0123456789ab) at 10%"]
+
+
+@pytest.mark.parametrize("compare", ["flagged", "unresolved", "always"])
+@pytest.mark.parametrize(("first", "outcome"), [(SAME, Outcome.OK), (SLOW, Outcome.INCONCLUSIVE)])
+def test_with_a_named_base_that_is_head_nothing_is_compared(
+    judge: Any, first: float, outcome: Outcome, compare: str
+) -> None:
+    """Code that has not changed cannot have regressed."""
+    world = World(base=replace(BASE, stated="main"), base_is_head=True, compare=compare)
+    found = judge(world, first)
+    assert (found.outcome, found.basis, world.asked) == (outcome, "stored", [])
+    if first == SLOW:
+        assert found.reason.startswith("base, main (0123456789ab), is head, so nothing is compared with it; a slowdown")
+        assert found.remedy == ANOTHER
+
+
+def test_with_a_named_base_that_is_head_and_no_baseline_there_is_nothing_to_compare(judge: Any) -> None:
+    world = World(base=BASE, base_is_head=True, sittings=())
+    assert (judge(world).outcome, world.asked) == (Outcome.NO_BASELINE, [])
 
 
 @pytest.mark.parametrize(
