@@ -24,7 +24,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
     ("falcon", {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}),
     ("falcon", {"multi_query": False, "parallel_attn": False, "alibi": True}),
-    ("gemma2", {"tie_word_embeddings": False}),
+    ("gemma2", {"tie_word_embeddings": True}),
     ("gpt2", {"n_inner": 80, "tie_word_embeddings": False}),
     ("gpt_bigcode", {"multi_query": False}),
     ("gpt_neox", {"attention_bias": False, "tie_word_embeddings": True}),

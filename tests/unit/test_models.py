@@ -327,6 +327,33 @@ def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path, name: str) -> None:
     assert str(folder / name) in message
 
 
+def tensors(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """A safetensors file without the tensors' values."""
+    places = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    head = json.dumps(places).encode()
+    return len(head).to_bytes(8, "little") + head
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [({}, True), ({"quantization_config": {"bits": 4}}, False), ({"model_type": "a type that nobody has seen"}, False)],
+    ids=["counted", "quantized", "not counted"],
+)
+def test_a_checkpoint_with_too_few_parameters_is_refused_where_they_are_counted(
+    tmp_path: Path, changes: dict[str, object], refused: bool
+) -> None:
+    folder = folder_with(tmp_path / "m", {**TINY, **changes})
+    parameters = models.resolve(str(folder), False, tmp_path).architecture.parameters or 1200
+    for missing in (0, 1):
+        (folder / "model.safetensors").write_bytes(tensors({"all of them": (parameters - missing,)}))
+        if missing and refused:
+            said = f"the checkpoint in {folder} has {parameters - 1:,} of the model's {parameters:,} parameters"
+            assert said in refusal(str(folder))
+            assert models.resolve(str(folder), True, tmp_path).random_weights
+        else:
+            assert models.resolve(str(folder), False, tmp_path).folder == folder
+
+
 # Conversion
 
 
