@@ -16,6 +16,7 @@ from pytest_llmperf.gate.beside import DisturbedError
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.measure import trace
 from pytest_llmperf.measure.worker_process import WorkerError
+from pytest_llmperf.prompts import PromptError
 from pytest_llmperf.report.terminal import STRICT_FAILURES
 from pytest_llmperf.report.text import verdict_line
 from pytest_llmperf.session import ImpossibleError, ParityError, Session
@@ -45,11 +46,15 @@ class VirtualClock:
         return self.now
 
 
+#: What a test fails with by its message alone.
+PLAINLY = (WorkerError, trace.TraceError, DisturbedError, ImpossibleError, ParityError, PromptError)
+
+
 def failing_plainly(work: Callable[[], T]) -> T:
     """Run something on a worker; what goes wrong there fails this test with its message, not with our traceback."""
     try:
         return work()
-    except (WorkerError, trace.TraceError, DisturbedError, ImpossibleError, ParityError) as error:
+    except PLAINLY as error:
         message = str(error)
     pytest.fail(message, pytrace=False)
 
@@ -213,7 +218,7 @@ class ParityCheck:
         if not found.parity.passed:
             pytest.fail(
                 f"{self._backend.name} {self.workload}: not in parity with {self._run.settings.reference}: "
-                f"{found.parity.reason}",
+                f"{found.parity.reason}; --llm-seed={self._run.runtime.seed} repeats the prompts",
                 pytrace=False,
             )
         return found

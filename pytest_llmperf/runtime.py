@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 from pytest_llmperf import models
@@ -16,7 +18,7 @@ from pytest_llmperf.machine.doctor import Finding
 from pytest_llmperf.measure.worker_pool import Engines
 from pytest_llmperf.measure.worker_process import Arm, WorkerError
 from pytest_llmperf.plan import Plan
-from pytest_llmperf.prompts import Prompts
+from pytest_llmperf.prompts import Generation, Prompts
 
 #: Bytes read to measure the memory's rate where the weights' size is not known: more than caches hold.
 BUFFER = 2**28
@@ -28,12 +30,18 @@ class Runtime:
     Args:
         plan: what is measured.
         progress: told what is being done.
+
+    Attributes:
+        seed: of the prompts. What a server remembers of an earlier run is of no use in this one.
     """
 
     def __init__(self, plan: Plan, progress: Callable[[str], None]) -> None:
         self._plan = plan
         self._progress = progress
         self._unready: WorkerError | None = None
+        self._generations: dict[tuple[str, Workload], Iterator[Generation]] = {}
+        stated = plan.settings.seed
+        self.seed = secrets.randbelow(2**32) if stated is None else stated
 
     @cached_property
     def engines(self) -> Engines:
@@ -53,13 +61,22 @@ class Runtime:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The token ids of every workload."""
+        """The token ids of every workload. Raises PromptError: none can be made for the model."""
         _ = self.engines  # the tokenizer is in the converted folder
-        return Prompts(self._plan.model.architecture.vocabulary, self._plan.model.tokenizer_file)
+        return Prompts(self._plan.model.architecture.vocabulary, self._plan.model.tokenizer_file, self.seed)
 
-    def batch(self, workload: Workload) -> list[list[int]]:
-        """A workload's token ids, a row per request."""
-        return self.prompts.batch(workload)
+    def generations(self, backend: str, workload: Workload) -> Iterator[Generation]:
+        """The prompts of a backend's generations, in whichever process it makes them; never the same ones again.
+
+        The first generation of every backend has the same prompts, and so has the second one, and so on.
+
+        Raises:
+            PromptError: none can be made for the model.
+        """
+        prompts, key = self.prompts, (backend, workload)
+        if key not in self._generations:
+            self._generations[key] = (Generation(number, prompts.batch(workload, number)) for number in count())
+        return self._generations[key]
 
     @cached_property
     def findings(self) -> list[Finding]:

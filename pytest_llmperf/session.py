@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
+from itertools import count
 from math import inf
 from pathlib import Path
 from statistics import median
@@ -33,12 +34,13 @@ from pytest_llmperf.machine import fingerprint
 from pytest_llmperf.machine.doctor import Finding
 from pytest_llmperf.machine.rates import Machine
 from pytest_llmperf.measure.measurements import Measurements
-from pytest_llmperf.measure.process import Measurement, median_barrier
+from pytest_llmperf.measure.process import Measurement, Sample, generate, median_barrier
 from pytest_llmperf.measure.trace import Trace, checked
 from pytest_llmperf.measure.worker_pool import Engines
 from pytest_llmperf.measure.worker_process import WorkerError
 from pytest_llmperf.parity.decision import error_margin
-from pytest_llmperf.parity.scoring import Referee
+from pytest_llmperf.parity.drawing import drawn
+from pytest_llmperf.parity.scoring import Made, Referee
 from pytest_llmperf.plan import Plan
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.result import ParityResult, Result, measured_model
@@ -73,6 +75,8 @@ class Session:
         self.loads: list[LoadRecord] = []
         #: Backends and workloads whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
+        #: Numbers of the series of prompts under load, so that none is sent twice.
+        self._series = count()
         #: FLOP/s of the types that backends compute in, besides the run's dtype; None where nobody knows them.
         self._flops: dict[str, float | None] = {}
         self._began = datetime.now(timezone.utc)
@@ -243,12 +247,13 @@ class Session:
         answer = self.engines.ask(registered, "generate", prompts=prompts, max_new_tokens=max_new_tokens)
         return checked(answer["tokens"], answer["times"], requests=len(prompts), max_new_tokens=max_new_tokens)
 
-    def generate_once(self, backend: str, workload: Workload) -> Trace:
+    def generate_once(self, backend: str, workload: Workload) -> Sample:
         """One generation of a workload that is not timed. Raises as `generate`."""
-        return self.generate(backend, self.prompts.batch(workload), workload.max_new_tokens)
+        ask = partial(self.engines.ask, self.plan.registry[backend])
+        return generate(ask, workload, next(self.runtime.generations(backend, workload)))
 
     def check_parity(self, backend: str, workload: Workload) -> ParityResult:
-        """Judge the tokens of the timed generations, and of an untimed one with unequal lengths, by the reference.
+        """Judge tokens of the timed generations, and of an untimed one with unequal lengths, by the reference.
 
         Raises:
             UnusableError: the weights are random, which proves nothing.
@@ -260,32 +265,41 @@ class Session:
         self._unproven.add((backend, workload))
         if not self.prompts.real_text:
             raise ParityError(f"{self.model.name} has no tokenizer.json, so there is no real text to show parity on")
-        timed = self._timed_rows(backend, workload)
-        given: dict[str, Any] = {
-            "equal": self.prompts.batch(workload),
-            "unequal": self.prompts.unequal_batch(workload),
-            "reference_timed": self._timed_rows(self.settings.reference, workload),
-        }
-        if any(UNKNOWN in row for _, row in timed):
-            self.measurements.first(backend, workload)
-            measured = self.measurements.of(backend, workload)
-            texts = sorted(set().union(*(one.text_rows() for one in measured)))
+        timed, unequal = self._drawn(backend, workload), self.prompts.unequal_batch(workload)
+        if any(UNKNOWN in one.tokens for one in timed):
             decode = self.prompts.continuation
-            parity = self.referee.judge_by_text(backend, workload, timed=texts, decode=decode, **given)
+            parity = self.referee.judge_by_text(backend, workload, timed=timed, unequal=unequal, decode=decode)
         else:
             other = self.plan.registry[backend].approximates(self.dtype)
-            parity = self.referee.judge(backend, workload, timed=timed, other_weights=other, **given)
+            parity = self.referee.judge(backend, workload, timed=timed, unequal=unequal, other_weights=other)
         found = ParityResult(backend, str(workload), parity)
         self.parities.append(found)
         if parity.passed:
             self._unproven.discard((backend, workload))
         return found
 
-    def _timed_rows(self, backend: str, workload: Workload) -> list[tuple[int, tuple[int, ...]]]:
-        """Every distinct row of tokens that was timed; a batch generated now if nothing was."""
-        if measured := self.measurements.of(backend, workload):
-            return sorted(set().union(*(one.token_rows() for one in measured)))
-        return list(enumerate(self.generate_once(backend, workload).tokens))
+    def _drawn(self, backend: str, workload: Workload) -> list[Made]:
+        """Rows of the timed generations; of one that is made now if no test times any.
+
+        A test that times them comes after this one where the order of the tests was changed. Its tokens are the ones
+        to judge, so they are timed first.
+        """
+        if workload in self.plan.gated(backend) and not self.measurements.failed(backend, workload):
+            self.measurements.first(backend, workload)
+        measured = self.measurements.of(backend, workload)
+        samples = [sample for one in measured for sample in (*one.samples, *one.early)]
+        kind = "timed" if samples else "untimed"
+        by_number = {one.generation: one for one in samples or [self.generate_once(backend, workload)]}
+        size, length = workload.batch_size, workload.prompt_length
+        return [
+            Made(
+                f"request {request} of {size} of {kind} generation {number}, prompts of {length} tokens each",
+                self.prompts.prompt(workload, number, request),
+                by_number[number].trace.tokens[request],
+                "".join(by_number[number].texts[request : request + 1]),
+            )
+            for number, request in drawn(by_number, size, f"{self.runtime.seed} {workload}")
+        ]
 
     @cached_property
     def referee(self) -> Referee:
@@ -304,20 +318,21 @@ class Session:
             WorkerError: it cannot be asked at all. What fails single requests is in the result.
         """
         settings, registered = self.settings, self.plan.registry[backend]
-        count = settings.requests
-        due = None if traffic.rate is None else arrivals(traffic.rate, count)
+        requests = settings.requests
+        due = None if traffic.rate is None else arrivals(traffic.rate, requests)
         if due is not None and due[-1] > WITHIN * settings.timeout:
             raise WorkerError(
-                f"{backend} {workload} {traffic}: the last of {count} requests is due after {due[-1]:.0f} s, and the "
-                f"whole load has --llm-timeout={settings.timeout:g} s; raise it, or send fewer requests"
+                f"{backend} {workload} {traffic}: the last of {requests} requests is due after {due[-1]:.0f} s, and "
+                f"the whole load has --llm-timeout={settings.timeout:g} s; raise it, or send fewer requests"
             )
         # Each load has prompts of its own, and so has its warm-up.
-        series = 2 * len(self.loads)
-        prompts = self.prompts.many(count, workload.prompt_length, series)
+        prompts, first = (
+            self.prompts.many(size, workload.prompt_length, next(self._series))
+            for size in (requests, min(requests, traffic.concurrency or 1))
+        )
         self.progress(f"{backend} {workload} {traffic}: warming up")
-        first = self.prompts.many(min(count, traffic.concurrency or 1), workload.prompt_length, series + 1)
         self.engines.ask(registered, "generate", prompts=first, max_new_tokens=workload.max_new_tokens)
-        self.progress(f"{backend} {workload} {traffic}: {count} requests")
+        self.progress(f"{backend} {workload} {traffic}: {requests} requests")
         answer = self.engines.ask(
             registered,
             "serve",

@@ -39,6 +39,12 @@ def _size(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise ValueError(f"{text!r} is not a whole number of at most 18 digits")
+    return int(text)
+
+
 def _sizes(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_size(part.strip()) for part in text.split(",")))
 
@@ -298,6 +304,8 @@ OPTIONS = (
            "on an accelerator. Example: --llm-prompt-lengths=512,2048"),
     Option("max-new-tokens", _new_tokens, "N", "Tokens to generate per request, at least 2. Default: 32 on a CPU, 128 "
            "on an accelerator. Example: --llm-max-new-tokens=64"),
+    Option("seed", _seed, "N", "Seed of the prompts. Each generation has prompts of its own, and runs of one seed have "
+           "the same ones. Default: drawn anew for each run, and named in the results. Example: --llm-seed=7"),
     Option("random-weights", _flag, "", "Give the model's architecture random weights from a fixed seed. Nothing is "
            "downloaded, and parity tests are skipped. Default: off. "
            "Example: --llm-model=llama-2-7b --llm-random-weights", False),
@@ -404,6 +412,7 @@ class Settings:
     batch_sizes: tuple[int, ...] | None
     prompt_lengths: tuple[int, ...] | None
     max_new_tokens: int | None
+    seed: int | None
     random_weights: bool
     baseline_dir: Path
     update_baselines: str | None

@@ -140,6 +140,7 @@ INI = {
     "llm_batch_sizes": "1",
     "llm_prompt_lengths": "16",
     "llm_max_new_tokens": "8",
+    "llm_seed": "0",
 }
 
 

@@ -180,6 +180,17 @@ class Timekeeper(Protocol):
         """Of the last generation, a record per request, in the order of the prompts."""
 
 
+class Ending(Protocol):
+    """An engine that cannot go on past end-of-sequence, as most can.
+
+    A generation in which a request ends early has no figures. Another one is made from other prompts, and parity judges
+    what came.
+    """
+
+    def ended(self) -> list[bool]:
+        """Of each request of the last generation, whether it ended with an end-of-sequence token."""
+
+
 class LoadObserver(Protocol):
     """Told of every request under load, as it happens."""
 

@@ -243,7 +243,7 @@ class TransformersEngine:
         kept: list[Any] = []
 
         def keep(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            kept.append(scores.topk(leading, dim=-1))
+            kept.append(scores.topk(min(leading, scores.shape[-1]), dim=-1))
             return scores
 
         tokens: list[list[int]] = [[] for _ in prompts]
@@ -272,7 +272,8 @@ class TransformersEngine:
     def _score(self, prompt: list[int], continuation: list[int], candidates: list[list[int]] | None) -> Score:
         logits, exact = self._logits_of(prompt, continuation)
         chosen = torch.tensor(continuation, device=logits.device)
-        leading = exact.topk(LEADING).indices if candidates is None else torch.tensor(candidates, device=logits.device)
+        most = min(LEADING, exact.shape[-1])
+        leading = exact.topk(most).indices if candidates is None else torch.tensor(candidates, device=logits.device)
         return Score(
             regret=(logits.max(dim=-1).values - logits.gather(1, chosen[:, None])[:, 0]).tolist(),
             candidates=leading.tolist(),

@@ -137,7 +137,7 @@ class Beside:
         if key not in self._comparisons:
             self._comparisons[key] = Comparison(
                 workload,
-                self._runtime.batch(workload),
+                self._runtime.generations(backend, workload),
                 partial(self._head_and_head, backend) if base is None else partial(self._base_and_head, backend, base),
                 self._patience(),
                 partial(self._say, backend),

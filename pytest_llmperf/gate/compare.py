@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count, product
@@ -18,6 +18,7 @@ from pytest_llmperf.machine import fitness
 from pytest_llmperf.measure.trace import TraceError
 from pytest_llmperf.measure.worker_pool import Side
 from pytest_llmperf.measure.worker_process import BaseUnableError, WorkerError
+from pytest_llmperf.prompts import Generation
 
 #: Blocks of a pair: at least, and at most.
 FEWEST_BLOCKS, MOST_BLOCKS = 2, 10
@@ -71,7 +72,7 @@ class Comparison:
 
     Args:
         workload: what is generated.
-        prompts: token ids, one row per request.
+        generations: the prompts of each generation of a turn; both arms have the same ones.
         start: starts and loads a process of each arm, and closes them afterwards. Gives how to ask each, by its name.
         budget: seconds, start of processes included, after which no further pair is begun; twice as many if too few
             pairs were undisturbed. If a start serves other comparisons too, each pays its share.
@@ -85,7 +86,7 @@ class Comparison:
     def __init__(
         self,
         workload: Workload,
-        prompts: list[list[int]],
+        generations: Iterator[Generation],
         start: Callable[[], AbstractContextManager[Mapping[str, Side]]],
         budget: float,
         progress: Callable[[str], None],
@@ -94,7 +95,7 @@ class Comparison:
         shared: int = pairs.FEWEST_TO_FAIL,
     ) -> None:
         self._workload = workload
-        self._prompts = prompts
+        self._generations = generations
         self._start = start
         self._budget = budget
         self._progress = progress
@@ -214,7 +215,10 @@ class Comparison:
         """Measure a pair, whose processes took ``start`` seconds to start. Raises as `judge`."""
         number = len(self.pairs) + 1
         both = Turns(
-            arms, self._workload, self._prompts, lambda text: self._progress(f"{self._workload}: pair {number}, {text}")
+            arms,
+            self._workload,
+            self._generations,
+            lambda text: self._progress(f"{self._workload}: pair {number}, {text}"),
         )
         began = time.monotonic()
         both.warm_up()

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.gate.pairs import Block
 from pytest_llmperf.machine import fitness
-from pytest_llmperf.measure.process import Sample, generate, sample_of
+from pytest_llmperf.measure.process import ALL_EARLY, MOST_EARLY, Sample, generate, sample_of
 from pytest_llmperf.measure.trace import TraceError
 from pytest_llmperf.measure.worker_pool import Side, no_room_for_both
 from pytest_llmperf.measure.worker_process import SameCodeError, WorkerError, unable
+from pytest_llmperf.prompts import Generation
 
 #: Generations that each process makes before its turns begin: the first pays for compilation, tuning and caches.
 WARM_UP = 2
@@ -23,7 +24,8 @@ class Turn:
     """Samples of two arms next to each other in time.
 
     In step: one generation of each, which compute their steps in turns. If an engine cannot be paused: whole
-    generations of base, head, head, base, or the other way round.
+    generations of base, head, head, base, or the other way round. Both have the same prompts, new ones in each
+    generation.
 
     Attributes:
         samples: of each arm, by its name, in the order taken.
@@ -59,30 +61,35 @@ class Turns:
     Args:
         arms: how to ask ``base`` and the others. Several of the others may be one process.
         workload: what is generated.
-        prompts: token ids, one row per request.
+        generations: the prompts of each generation.
         progress: told what is being done.
 
     Attributes:
-        kinds: how many turns `take` takes. If steps alternate, one for each arm beside base; else one for all.
+        kinds: how many turns `take` takes: one for each arm beside base.
     """
 
     def __init__(
-        self, arms: Mapping[str, Side], workload: Workload, prompts: list[list[int]], progress: Callable[[str], None]
+        self,
+        arms: Mapping[str, Side],
+        workload: Workload,
+        generations: Iterator[Generation],
+        progress: Callable[[str], None],
     ) -> None:
         self._arms = arms
         self._workload = workload
-        self._prompts = prompts
+        self._generations = generations
         self._progress = progress
         self._made = 0
         self._pausable = all(side.pausable for side in arms.values())
-        self._pairings = [("base", name) for name in arms if name != "base"] if self._pausable else [tuple(arms)]
+        # Arms of one process take no turn together: it would have the same prompts twice.
+        self._pairings = [("base", name) for name in arms if name != "base"]
         self.kinds = len(self._pairings)
 
     def warm_up(self) -> None:
         """Generations that do not count. Raises as `take`."""
         for name in self._arms:
             for _ in range(WARM_UP):
-                self._sample(name)
+                self._sample(name, next(self._generations))
         with self._side("base") as side:  # its code is loaded by now
             side.check_code()
 
@@ -96,8 +103,7 @@ class Turns:
         turns = []
         for arms in self._pairings:
             order = arms if base_first else arms[::-1]
-            samples = self._in_step(*order) if self._pausable else self._whole(order)
-            turns.append(Turn.of(samples, self._pausable))
+            turns.append(Turn.of(self._samples(*order), self._pausable))
         return turns
 
     def prove(self) -> None:
@@ -119,27 +125,38 @@ class Turns:
                 raise
             raise unable(error) from error
 
-    def _sample(self, name: str) -> Sample:
+    def _sample(self, name: str, generation: Generation) -> Sample:
         self._made += 1
         self._progress(f"{name}: generation {self._made}")
         with self._side(name) as side:
-            return generate(side, self._workload, self._prompts)
+            return generate(side, self._workload, generation)
 
-    def _whole(self, order: Sequence[str]) -> dict[str, list[Sample]]:
+    def _samples(self, first: str, second: str) -> dict[str, list[Sample]]:
+        """Generations of both in turns; others if one of them ends early."""
+        for _ in range(MOST_EARLY):
+            samples = self._in_step(first, second) if self._pausable else self._whole(first, second)
+            if not any(sample.early for arm in samples.values() for sample in arm):
+                return samples
+        raise TraceError(ALL_EARLY)
+
+    def _whole(self, first: str, second: str) -> dict[str, list[Sample]]:
         """Two generations of each: in this order, then the other way round."""
-        samples: dict[str, list[Sample]] = {name: [] for name in order}
-        for name in (*order, *order[::-1]):
-            samples[name].append(self._sample(name))
+        samples: dict[str, list[Sample]] = {first: [], second: []}
+        for order in ((first, second), (second, first)):
+            generation = next(self._generations)
+            for name in order:
+                samples[name].append(self._sample(name, generation))
         return samples
 
     def _in_step(self, first: str, second: str) -> dict[str, list[Sample]]:
         """One generation of each: a step of the first, two of the second, two of the first, and so on."""
         self._made += 1
         self._progress(f"{first} and {second} in step: generation {self._made}")
+        generation = next(self._generations)
         waiting: list[str] = []
         for name, other in ((first, second), (second, first)):
             with self._side(name) as side:
-                request = {"prompts": self._prompts, "max_new_tokens": self._workload.max_new_tokens}
+                request = {"prompts": generation.prompts, "max_new_tokens": self._workload.max_new_tokens}
                 if side.begin("generate", self._arms[other], **request):
                     waiting.append(name)
         while waiting:
@@ -151,5 +168,5 @@ class Turns:
         samples = {}
         for name in (first, second):
             with self._side(name) as side:
-                samples[name] = [sample_of(side.answer("generate"), self._workload)]
+                samples[name] = [sample_of(side.answer("generate"), self._workload, generation.number)]
         return samples

@@ -60,6 +60,10 @@ class Measurements:
         first = self.known(backend, workload)
         return [] if first is None else [first, *self._fresh.get((backend, workload), ())]
 
+    def failed(self, backend: str, workload: Workload) -> bool:
+        """Whether it was to be measured and could not."""
+        return (backend, workload) in self._failed
+
     def first(self, backend: str, workload: Workload) -> Measurement:
         """The measurement by the backend's running engine.
 
@@ -190,7 +194,7 @@ class Measurements:
             ask,
             backend=backend,
             workload=workload,
-            prompts=self._runtime.batch(workload),
+            generations=self._runtime.generations(backend, workload),
             load=load,
             bounds=self._plan.defaults.samples,
             progress=self._progress,

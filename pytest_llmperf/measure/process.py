@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from statistics import fmean, median
 from typing import Any
 
@@ -14,6 +13,14 @@ from pytest_llmperf.machine import fitness
 from pytest_llmperf.machine.fitness import Barrier, Fitness
 from pytest_llmperf.measure import sampling, trace
 from pytest_llmperf.measure.trace import Trace
+from pytest_llmperf.prompts import Generation
+
+#: Generations that may end early, one after another.
+MOST_EARLY = 8
+#: What is said of more of them.
+ALL_EARLY = (
+    f"{MOST_EARLY} generations one after another ended with an end-of-sequence token; lower --llm-max-new-tokens"
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,9 @@ class Sample:
 
     ``statistics`` is what the engine says of each request itself; empty where it keeps none. ``culprit`` is why the
     sample is contaminated; None if it is not. ``texts`` are the tokens of each request as text, where their ids are
-    unknown; empty where they are known.
+    unknown; empty where they are known. ``generation`` is which generation of the backend in this run it was, and so
+    says which prompts it had. ``early`` is whether a request ended with an end-of-sequence token before it had all
+    tokens: then the sample has no figures.
     """
 
     trace: Trace
@@ -31,6 +40,8 @@ class Sample:
     statistics: tuple[RequestStatistics, ...] = ()
     culprit: str | None = None
     texts: tuple[str, ...] = ()
+    generation: int = 0
+    early: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Measurement:
         settled: whether the figures settled before the samples began.
         engagement: what was seen of the optimization.
         discarded: contaminated generations that were replaced.
+        early: generations that ended early and were replaced. Only parity looks at them.
         clean: whether enough generations were not contaminated. If not, contaminated ones are among the samples.
     """
 
@@ -56,6 +68,7 @@ class Measurement:
     engagement: Mapping[str, Any]
     discarded: tuple[Sample, ...] = ()
     clean: bool = True
+    early: tuple[Sample, ...] = ()
 
     @property
     def cold_start(self) -> float:
@@ -99,14 +112,6 @@ class Measurement:
         """Bytes."""
         return max(sample.peak_memory for sample in self.samples)
 
-    def token_rows(self) -> set[tuple[int, tuple[int, ...]]]:
-        """Every distinct (request index, tokens) of the timed generations."""
-        return {row for sample in self.samples for row in enumerate(sample.trace.tokens)}
-
-    def text_rows(self) -> set[tuple[int, str]]:
-        """Every distinct (request index, text) of the timed generations whose tokens are unknown."""
-        return {row for sample in self.samples for row in enumerate(sample.texts)}
-
 
 def median_barrier(barriers: Iterable[Barrier | None]) -> Barrier | None:
     """The median of the known ones, the shorter of two in the middle; None if none is known."""
@@ -118,23 +123,25 @@ def _seconds(barrier: Barrier) -> float:
     return barrier.seconds
 
 
-def generate(ask: Callable[..., Any], workload: Workload, prompts: list[list[int]]) -> Sample:
-    """One generation by a loaded engine.
+def generate(ask: Callable[..., Any], workload: Workload, generation: Generation) -> Sample:
+    """One generation by a loaded engine, from these prompts.
 
     Raises:
         WorkerError: the worker failed.
         TraceError: what came back is not what was asked for.
     """
-    return sample_of(ask("generate", prompts=prompts, max_new_tokens=workload.max_new_tokens), workload)
+    answer = ask("generate", prompts=generation.prompts, max_new_tokens=workload.max_new_tokens)
+    return sample_of(answer, workload, generation.number)
 
 
-def sample_of(answer: Mapping[str, Any], workload: Workload) -> Sample:
-    """The sample in a worker's answer to ``generate``. Raises TraceError as `generate`."""
+def sample_of(answer: Mapping[str, Any], workload: Workload, generation: int) -> Sample:
+    """The sample in a worker's answer to ``generate``, by the generation's number. Raises TraceError as `generate`."""
     found = trace.checked(
         answer["tokens"],
         answer["times"],
         requests=workload.batch_size,
         max_new_tokens=workload.max_new_tokens,
+        ended=answer.get("ended", ()),
     )
     if "fitness" not in answer:
         raise trace.TraceError(
@@ -142,7 +149,13 @@ def sample_of(answer: Mapping[str, Any], workload: Workload) -> Sample:
         )
     statistics = tuple(RequestStatistics(**one) for one in answer["statistics"])
     return Sample(
-        found, fitness.parse(answer["fitness"]), answer["peak_memory"], statistics, texts=tuple(answer.get("texts", ()))
+        found,
+        fitness.parse(answer["fitness"]),
+        answer["peak_memory"],
+        statistics,
+        texts=tuple(answer.get("texts", ())),
+        generation=generation,
+        early=any(len(row) < workload.max_new_tokens for row in found.tokens),
     )
 
 
@@ -151,7 +164,7 @@ def measure(
     *,
     backend: str,
     workload: Workload,
-    prompts: list[list[int]],
+    generations: Iterator[Generation],
     load: float,
     bounds: sampling.Bounds,
     progress: Callable[[str], None],
@@ -162,7 +175,7 @@ def measure(
         ask: calls an operation of the worker.
         backend: its name.
         workload: what is generated.
-        prompts: token ids, one row per request.
+        generations: the prompts of each generation. The next ones are drawn while the worker waits.
         load: the seconds that loading took.
         bounds: when to stop.
         progress: told what is being done.
@@ -171,12 +184,19 @@ def measure(
         WorkerError: the worker failed, or the optimization did not engage.
         TraceError: a generation is not what was asked for, or the engine's own statistics contradict it.
     """
-    numbers = count(1)
+    made = 0
+    early: list[Sample] = []
 
     def next_sample() -> Sample:
-        number = next(numbers)
-        progress(f"{backend} {workload}: generation {number}" + (" (warm-up)" if number == 1 else ""))
-        return generate(ask, workload, prompts)
+        nonlocal made
+        made += 1
+        progress(f"{backend} {workload}: generation {made}" + (" (warm-up)" if made == 1 else ""))
+        for _ in range(MOST_EARLY):
+            sample = generate(ask, workload, next(generations))
+            if not sample.early:
+                return sample
+            early.append(sample)
+        raise trace.TraceError(ALL_EARLY)
 
     def culprits(samples: Sequence[Sample]) -> list[str | None]:
         return fitness.culprits([sample.fitness for sample in samples])
@@ -195,6 +215,7 @@ def measure(
         engagement=ask("evidence"),
         discarded=tuple(replace(sample, culprit=culprit) for sample, culprit in collected.discarded),
         clean=collected.clean,
+        early=tuple(early),
     )
 
 

@@ -24,7 +24,8 @@ class Trace:
     """One generation of a batch.
 
     Attributes:
-        tokens: output token ids, one row per request, each of ``max_new_tokens``.
+        tokens: output token ids, one row per request, each of ``max_new_tokens``. A row that ended early is shorter;
+            then the trace has no figures.
         times: when each token was on the host, in seconds since the batch was submitted; the shape of ``tokens``.
     """
 
@@ -81,25 +82,36 @@ class Trace:
         return float(getattr(self, name))
 
 
-def check_tokens(tokens: Sequence[Sequence[int]], *, requests: int, max_new_tokens: int) -> None:
-    """Raise TraceError unless there is a row for every request, of exactly the tokens asked for."""
+def check_tokens(
+    tokens: Sequence[Sequence[int]], *, requests: int, max_new_tokens: int, ended: Sequence[bool] = ()
+) -> None:
+    """Raise TraceError unless there is a row for every request, of exactly the tokens asked for.
+
+    A row may be shorter if ``ended`` says of it that it ended with an end-of-sequence token.
+    """
     if len(tokens) != requests:
         raise TraceError(f"{requests} requests were submitted, {len(tokens)} came back")
     for index, row in enumerate(tokens):
-        if len(row) != max_new_tokens:
+        early = any(ended[index : index + 1]) and 0 < len(row) < max_new_tokens
+        if len(row) != max_new_tokens and not early:
             raise TraceError(f"request {index}: {len(row)} tokens came back, {max_new_tokens} were asked for")
 
 
 def checked(
-    tokens: Sequence[Sequence[int]], times: Sequence[Sequence[float]], *, requests: int, max_new_tokens: int
+    tokens: Sequence[Sequence[int]],
+    times: Sequence[Sequence[float]],
+    *,
+    requests: int,
+    max_new_tokens: int,
+    ended: Sequence[bool] = (),
 ) -> Trace:
-    """A trace of exactly what was asked for.
+    """A trace of exactly what was asked for, but for rows that ended early.
 
     Raises:
         TraceError: a request is missing, has fewer or more tokens than asked, has a token without a time, or a time
             that is not after the submission or runs backwards. Each would make some latency too good.
     """
-    check_tokens(tokens, requests=requests, max_new_tokens=max_new_tokens)
+    check_tokens(tokens, requests=requests, max_new_tokens=max_new_tokens, ended=ended)
     if len(times) != requests:
         raise TraceError(f"{requests} requests were submitted, {len(times)} came back with times")
     for index, (row, came) in enumerate(zip(tokens, times, strict=True)):
@@ -107,7 +119,7 @@ def checked(
             raise TraceError(f"request {index}: {len(row)} tokens have {len(came)} times")
         if not came[0] > 0 or any(not later >= earlier for earlier, later in pairwise(came)):
             raise TraceError(f"request {index}: token times do not run forward from the submission")
-        if not came[-1] > came[0]:
+        if len(row) == max_new_tokens and not came[-1] > came[0]:
             raise TraceError(f"request {index}: all {max_new_tokens} tokens came at one instant, so TPOT would be 0")
     return Trace(tuple(tuple(row) for row in tokens), tuple(tuple(came) for came in times))
 

@@ -39,10 +39,10 @@ ERROR_SIGNIFICANCE = 3.0
 
 @dataclass(frozen=True)
 class Row:
-    """One request: what the backend chose, and what the reference says of it."""
+    """One request: where it was made, what the backend chose, and what the reference says of it."""
 
+    place: str
     tokens: Sequence[int]
-    reference_tokens: Sequence[int]
     score: Score
     observation: Observation | None = None
 
@@ -57,7 +57,7 @@ class Parity:
         tokens: tokens judged.
         informative: those that are no repetition.
         exact_match: fraction of tokens that are the reference's own choice, given the same prefix.
-        first_divergence: index of the first token that differs from the reference's own generation, or None.
+        first_divergence: index of the first token of a row that is not the reference's own choice, or None.
         largest_regret: in logits.
         tolerance: what a regret may be, in logits.
         error_ratio: geometric mean of the backend's logit error over the reference's, or None if not observable.
@@ -78,6 +78,11 @@ class Parity:
     error_ratio: float | None
     bounded: bool = False
     by_text: bool = False
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether the engine showed no logits: an error that changes no token was not looked for."""
+        return self.error_ratio is None and not self.by_text and not self.bounded
 
 
 def informative(tokens: Sequence[int], end_of_sequence: Iterable[int] = ()) -> int:
@@ -138,6 +143,7 @@ def error_margin(dtype: str) -> float:
 class TextRow:
     """One request of a backend whose token ids are not known: its text, and what the reference generated itself."""
 
+    place: str
     text: str
     reference_text: str
     reference_tokens: Sequence[int]
@@ -179,9 +185,9 @@ def decide_by_text(rows: Sequence[TextRow], end_of_sequence: Iterable[int] = ())
     if differing is not None:
         row, at = rows[differing], partings[differing] or 0
         reason = (
-            f"its text parts from the reference's at character {at} of row {differing} of {len(rows)} judged "
-            f"({row.text[at : at + SHOWN]!r} instead of {row.reference_text[at : at + SHOWN]!r}); without token ids a "
-            "near tie cannot be told from an error"
+            f"its text parts from the reference's at character {at} "
+            f"({row.text[at : at + SHOWN]!r} instead of {row.reference_text[at : at + SHOWN]!r}) of {row.place}; "
+            "without token ids a near tie cannot be told from an error"
         )
     elif not characters:
         reason = "the reference's own text is empty, which proves nothing"
@@ -221,26 +227,25 @@ def decide(
     tolerance = BOUNDED_REGRET if other_weights else rounding
     largest = max(regrets)
     finite = all(map(math.isfinite, (*regrets, tolerance)))
-    divergences = [
-        index
-        for row in rows
-        for index, (mine, theirs) in enumerate(zip(row.tokens, row.reference_tokens, strict=True))
-        if mine != theirs
-    ]
+    divergences = [index for row in rows for index, regret in enumerate(row.score.regret) if regret]
     ratios = error_log_ratios(rows)
     mean = fmean(ratios) if ratios else 0.0
     slack = ERROR_SIGNIFICANCE * stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.inf
     if not finite:
         reason = "the reference's own logits are not finite numbers, so nothing can be judged by them"
     elif not largest <= tolerance:
-        where = max(range(len(regrets)), key=regrets.__getitem__)
+        worst = max(rows, key=lambda row: max(row.score.regret))
         reason = (
             f"a token is {largest:.3g} logits worse than the reference's choice; "
             f"{'coarser weights or activations explain' if other_weights else 'rounding explains'} {tolerance:.3g} "
-            f"(token {where % len(rows[0].tokens)} of row {where // len(rows[0].tokens)} of {len(rows)} judged)"
+            f"(token {list(worst.score.regret).index(largest)} of {worst.place})"
         )
     elif not other_weights and not mean - slack <= math.log(margin):
-        reason = f"its logits are {math.exp(mean):.2f} times as far from the exact ones as the reference's"
+        worst = max((row for row in rows if row.observation), key=lambda row: fmean(error_log_ratios([row])))
+        reason = (
+            f"its logits are {math.exp(mean):.2f} times as far from the exact ones as the reference's "
+            f"(most so in {worst.place})"
+        )
     elif carrying < min(ENOUGH, total / 4):
         reason = f"only {carrying} of {total} tokens carry information (the rest repeat), which proves nothing"
     else:

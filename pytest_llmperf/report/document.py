@@ -34,8 +34,7 @@ class Row:
 
     Attributes:
         result: as `pytest_llmperf.result.Result.as_dict` makes it, and the results file has it.
-        parity: ``reference``, ``in parity``, ``in parity by text``, ``bounded``, ``not in parity``, or None where it
-            was not checked.
+        parity: ``reference``, a standing of `ParityResult`, or None where it was not checked.
     """
 
     result: Mapping[str, Any]
@@ -127,7 +126,7 @@ class Row:
     @property
     def correct(self) -> bool:
         """Whether its tokens were shown to be the reference's, or as near as its weights allow."""
-        return self.parity in ("reference", "in parity", "in parity by text", "bounded")
+        return self.parity not in (None, "not in parity")
 
 
 #: Every outcome that a report shows, the worst first.

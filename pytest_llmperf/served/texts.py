@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pytest_llmperf.prompts import comes_back, load_tokenizer
 from pytest_llmperf.served.client import ServerError
 
 
@@ -19,8 +20,6 @@ class Texts:
     """
 
     def __init__(self, folder: Path, server: str) -> None:
-        from tokenizers import Tokenizer
-
         self._server = server
         file = folder / "tokenizer.json"
         if not file.is_file():
@@ -28,7 +27,7 @@ class Texts:
                 f"{server} takes prompts as text, not as token ids, and the model's folder has no tokenizer.json to "
                 "make it with"
             )
-        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer = load_tokenizer(file)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 

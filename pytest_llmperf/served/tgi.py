@@ -83,6 +83,10 @@ class TgiEngine(StartedEngine):
         parameters = {"max_new_tokens": max_new_tokens, "do_sample": False, "details": True}
         return {"inputs": self._texts.of(prompt), "parameters": parameters}
 
+    def ended(self) -> list[bool]:
+        """See `Ending.ended`."""
+        return [reply.finish == "eos_token" for reply in self.replies]
+
     def seen(self) -> dict[str, Any]:
         """What it says of itself, and its times where its headers have them."""
         model = SERVED_MODEL if self.spec.server else "model"

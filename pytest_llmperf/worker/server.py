@@ -140,6 +140,7 @@ class Worker:
             "statistics": [asdict(one) for one in self.engine.statistics()]
             if hasattr(self.engine, "statistics")
             else [],
+            "ended": self.engine.ended() if hasattr(self.engine, "ended") else [],
             "texts": self.engine.texts()
             if any(UNKNOWN in row for row in tokens) and hasattr(self.engine, "texts")
             else [],

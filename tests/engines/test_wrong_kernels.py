@@ -19,7 +19,7 @@ from pytest_llmperf.backends.transformers_engine import TransformersEngine
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.models import Model
 from pytest_llmperf.parity.decision import FLOAT32_ERROR_MARGIN, Parity, Row, decide, error_margin
-from pytest_llmperf.parity.scoring import Referee
+from pytest_llmperf.parity.scoring import Made, Referee
 from pytest_llmperf.plan import cpu_dtype
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.worker.server import OBSERVED_LOGITS, Worker
@@ -123,19 +123,20 @@ class Bench:
         for name, load in (("eager", eager.extend(TransformersEngine)), ("under test", UnderTest)):
             self.workers[name] = Worker()
             self.workers[name].engine = load(spec)
-        self.prompts = Prompts(self.model.architecture.vocabulary, self.model.tokenizer_file)
+        # With other prompts so few positions may not tell a softmax scale that is 5 % off in bfloat16 from rounding.
+        self.prompts = Prompts(self.model.architecture.vocabulary, self.model.tokenizer_file, seed=1)
         self.referee = Referee(
             self.ask, "eager", self.model.end_of_sequence, lambda text: None, error_margin(self.dtype)
         )
-        self.reference_timed = self.timed("eager")
 
     def ask(self, backend: str, operation: str, **arguments: Any) -> Any:
         return getattr(self.workers[backend], operation)(**arguments)
 
-    def timed(self, backend: str) -> list[tuple[int, tuple[int, ...]]]:
+    def timed(self, backend: str) -> list[Made]:
         prompts = self.prompts.batch(WORKLOAD)
         answer = self.ask(backend, "generate", prompts=prompts, max_new_tokens=WORKLOAD.max_new_tokens)
-        return [(index, tuple(row)) for index, row in enumerate(answer["tokens"])]
+        rows = zip(prompts, answer["tokens"], strict=True)
+        return [Made(f"request {index}", prompt, tuple(row)) for index, (prompt, row) in enumerate(rows)]
 
     def judge(self, name: str) -> Parity:
         """What `Run.parity_of` says of the kernel as it is now, which goes by ``name``."""
@@ -143,10 +144,8 @@ class Bench:
         return self.referee.judge(
             name,
             WORKLOAD,
-            equal=self.prompts.batch(WORKLOAD),
-            unequal=self.prompts.unequal_batch(WORKLOAD),
             timed=self.timed(name),
-            reference_timed=self.reference_timed,
+            unequal=self.prompts.unequal_batch(WORKLOAD),
         )
 
 
@@ -213,7 +212,7 @@ def test_a_hundred_other_orders_of_summation_pass_a_hundred_times(bench: Bench) 
         )
         for one, score in zip(observed, scores, strict=True):
             found = decide(
-                [Row(one.tokens, one.tokens, score, one)],
+                [Row("a request", one.tokens, score, one)],
                 bench.model.end_of_sequence,
                 margin=error_margin(bench.dtype),
             )

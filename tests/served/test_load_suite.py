@@ -19,7 +19,7 @@ class Server(Simulated):
 
     def serve(self, prompts, max_new_tokens, observer, due, concurrency):
         start = self.now
-        assert len(set(map(tuple, prompts))) == len(prompts) or not prompts[0][1:]
+        assert len(set(map(tuple, prompts))) == len(prompts)
         for request in range(len(prompts)):
             if due is not None:
                 self.now = max(self.now, start + due[request])
@@ -39,6 +39,7 @@ def load_server(spec):
 
 
 def served(suite: Suite, *arguments: str, failing: bool = False) -> pytest.RunResult:
+    (suite.path / "tiny" / "tokenizer.json").unlink()  # it has three words, and a load has no prompt twice
     suite.backends(
         extra=SERVER.format(failing=failing),
         backends='[Backend("ref", load_ref), Backend("srv", load_server, boundary=CLIENT)]',

@@ -83,6 +83,8 @@ BAD = [
     ("max-new-tokens", "1", "at least 2 new tokens are needed, because TPOT is the time between tokens"),
     ("max-new-tokens", "0", "0 is not a positive whole number"),
     ("invocations", "0", "0 is not a positive whole number"),
+    ("seed", "-1", "'-1' is not a whole number of at most 18 digits"),
+    ("seed", "new", "'new' is not a whole number of at most 18 digits"),
     ("invocations", "2", "2 processes do not show how much processes differ; at least 3 are needed"),
     ("max-regression", "-5%", "'-5%' is not a fraction above 0, as in '0.05' or '5%'"),
     ("max-regression", "nan", "'nan' is not a fraction above 0, as in '0.05' or '5%'"),

@@ -39,6 +39,7 @@ VALUES = {
     "batch-sizes": ("1,4", (1, 4)),
     "prompt-lengths": ("16, 32", (16, 32)),
     "max-new-tokens": ("64", 64),
+    "seed": ("7", 7),
     "random-weights": ("true", True),
     "baseline-dir": ("perf", "perf"),
     "update-baselines": ("new", "new"),

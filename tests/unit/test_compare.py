@@ -21,6 +21,9 @@ from pytest_llmperf.machine.fitness import Fitness
 from pytest_llmperf.measure.process import Sample
 from pytest_llmperf.measure.trace import Trace
 from pytest_llmperf.measure.worker_process import BaseUnableError, SameCodeError, WorkerError
+from pytest_llmperf.prompts import Generation
+
+PROMPTS = repeat(Generation(0, [[1, 2]]))
 
 
 class Clock:
@@ -73,7 +76,7 @@ class Machine:
         monkeypatch.setattr(compare, "time", self.clock)
         monkeypatch.setattr("pytest_llmperf.gate.turns.generate", self._generate)
 
-    def _generate(self, ask: Any, workload: Workload, prompts: list[list[int]]) -> Sample:
+    def _generate(self, ask: Any, workload: Workload, generation: Generation) -> Sample:
         self.clock.now += self._generation
         self.asked.append(workload)
         if workload in self.unable:
@@ -95,7 +98,7 @@ class Machine:
         for number in range(count):
             workload = Workload(1 + number, 2, 2)
             others = partial(lambda number: [one for one in made if one is not made[number]], number)
-            made.append(Comparison(workload, [[1, 2]], self._arms, budget, _unheard, asked, others, shared))
+            made.append(Comparison(workload, PROMPTS, self._arms, budget, _unheard, asked, others, shared))
         return made
 
 

@@ -1,4 +1,4 @@
-"""Models: names, folders, the hub's cache, the bundled conversion, exact sizes, and the prompts cut for them."""
+"""Models: names, folders, the hub's cache, the bundled conversion, exact sizes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
 
 from pytest_llmperf import known, models
-from pytest_llmperf.cases import Workload
 from pytest_llmperf.models import CONFIGS, Model, ModelError
-from pytest_llmperf.prompts import Prompts, passages
 
 #: name -> (parameters, bytes of keys and values per token in bfloat16), as published.
 SIZES = {
@@ -505,82 +502,3 @@ def test_sizes_are_the_published_ones(name: str, parameters: int, kv_bytes: int)
     embedding = 0 if found.tied_embeddings else found.vocabulary * found.hidden
     assert 0 < parameters - embedding - found.matrix_parameters < 1e-3 * parameters
     assert found.read_parameters == parameters - embedding
-
-
-# Prompts
-
-
-@pytest.fixture(scope="module")
-def prompts(bundled_model: Model) -> Prompts:
-    return Prompts(bundled_model.architecture.vocabulary, bundled_model.tokenizer_file)
-
-
-@pytest.fixture(params=["text", "random"])
-def either(request: pytest.FixtureRequest) -> Prompts:
-    """Prompts of real text, or ids for random weights."""
-    return Prompts(49152, None) if request.param == "random" else request.getfixturevalue("prompts")
-
-
-@pytest.mark.parametrize("length", [1, 7, 128, 2000])
-@pytest.mark.parametrize("batch", [1, 4, 32])
-def test_prompts_have_exactly_the_length_asked(either: Prompts, batch: int, length: int) -> None:
-    rows = either.batch(Workload(batch, length, 8))
-    assert [len(row) for row in rows] == [length] * batch
-    assert all(0 <= token < 49152 for row in rows for token in row)
-
-
-@pytest.mark.parametrize("length", [16, 2000])
-def test_no_two_rows_of_a_batch_are_the_same(either: Prompts, length: int) -> None:
-    rows = either.batch(Workload(32, length, 8))
-    assert len({tuple(row) for row in rows}) == 32
-
-
-@pytest.mark.parametrize(("batch", "length"), [(2, 1), (2, 16), (4, 96), (4, 512), (32, 128)])
-def test_unequal_lengths_fall_to_one(either: Prompts, batch: int, length: int) -> None:
-    rows = either.unequal_batch(Workload(batch, length, 8))
-    lengths = [len(row) for row in rows]
-    assert lengths == sorted(lengths, reverse=True)
-    assert (lengths[0], lengths[-1], len(lengths)) == (length, 1, batch)
-    if length > 4 ** (batch - 1):
-        assert len(set(lengths)) == batch
-
-
-def test_unequal_rows_are_other_text_than_the_timed_ones(prompts: Prompts) -> None:
-    timed = prompts.batch(Workload(16, 96, 8))
-    for row in prompts.unequal_batch(Workload(16, 96, 8))[:10]:
-        assert row not in [other[: len(row)] for other in timed]
-
-
-def test_prompts_are_the_same_every_time(either: Prompts, bundled_model: Model) -> None:
-    again = Prompts(49152, bundled_model.tokenizer_file if either.real_text else None)
-    workload = Workload(4, 96, 8)
-    assert either.batch(workload) == again.batch(workload)
-    assert either.unequal_batch(workload) == again.unequal_batch(workload)
-
-
-def test_a_longer_prompt_begins_as_the_shorter_one(prompts: Prompts) -> None:
-    short, long = (prompts.batch(Workload(2, length, 8)) for length in (16, 600))
-    assert [row[:16] for row in long] == short
-
-
-def test_prompts_of_text_read_as_the_text(prompts: Prompts, bundled_model: Model) -> None:
-    tokenizer = Tokenizer.from_file(str(bundled_model.tokenizer_file))
-    rows = prompts.batch(Workload(4, 96, 8))
-    assert prompts.real_text
-    for row, passage in zip(rows, passages(), strict=False):
-        assert passage.startswith(tokenizer.decode(row))
-
-
-def test_random_ids_are_neither_constant_nor_zero() -> None:
-    prompts = Prompts(512, None)
-    rows = prompts.batch(Workload(4, 256, 8))
-    assert not prompts.real_text
-    assert all(0 < token < 512 for row in rows for token in row)
-    assert all(len(set(row)) > 100 for row in rows)
-
-
-def test_there_is_enough_text_that_differs_from_its_first_word_on() -> None:
-    texts = passages()
-    assert len(texts) >= 32
-    assert len({text[:20] for text in texts}) == len(texts)
-    assert min(len(text.split()) for text in texts) > 100

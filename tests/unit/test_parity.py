@@ -38,7 +38,9 @@ def row(
     seen = [[value * (1 + bias) + draw.gauss(0, backend) for value in values] for values in exact]
     chosen = tokens or draw.sample(range(10_000), TOKENS)
     ids = [[0] * 8] * TOKENS
-    return Row(chosen, chosen, Score([0.0] * (TOKENS - 1) + [regret], ids, own, exact), Observation(chosen, ids, seen))
+    return Row(
+        f"row {seed}", chosen, Score([0.0] * (TOKENS - 1) + [regret], ids, own, exact), Observation(chosen, ids, seen)
+    )
 
 
 @given(st.integers(0, 10_000), st.floats(1e-7, 0.5))
@@ -72,14 +74,40 @@ def test_more_precise_than_the_reference_is_no_fault() -> None:
 
 def test_an_engine_that_shows_no_logits_is_judged_by_its_tokens() -> None:
     one = row()
-    assert decide([Row(one.tokens, one.tokens, one.score)]).error_ratio is None
+    found = decide([Row("a row", one.tokens, one.score)])
+    assert (found.error_ratio, found.by_tokens) == (None, True)
+    assert not decide([one]).by_tokens
 
 
-def test_the_first_divergence_is_the_earliest_of_the_batch() -> None:
+def test_a_bounded_verdict_never_looks_at_logits_so_it_lacks_none() -> None:
     one = row()
-    theirs = list(one.tokens)
-    theirs[5] += 1
-    assert decide([one, Row(one.tokens, theirs, one.score, one.observation)]).first_divergence == 5
+    assert not decide([Row("a row", one.tokens, one.score)], other_weights=True).by_tokens
+
+
+def test_the_first_divergence_is_the_earliest_token_that_the_reference_would_not_choose() -> None:
+    one, regret = row(), [0.0] * TOKENS
+    regret[5], regret[9] = 1e-3, 1e-3
+    apart = Row("apart", one.tokens, Score(regret, one.score.candidates, one.score.logits, one.score.exact))
+    assert decide([one, apart]).first_divergence == 5
+    assert decide([one]).first_divergence is None
+
+
+def test_a_failure_names_the_worst_token_and_its_prompt() -> None:
+    found = decide([row(1), row(2, regret=9.0), row(3, regret=8.0)])
+    assert found.reason.startswith("a token is 9 logits worse than the reference's choice; rounding explains")
+    assert found.reason.endswith(f"(token {TOKENS - 1} of row 2)")
+
+
+def test_logits_that_are_off_name_the_prompt_where_they_are_most() -> None:
+    rows = [row(1, bias=0.02), row(2, bias=0.2), row(3, bias=0.02)]
+    assert decide(rows).reason.endswith("(most so in row 2)")
+
+
+def test_rows_of_unequal_lengths_are_named_rightly() -> None:
+    long, short = row(1), row(2, regret=9.0)
+    cut = Score(*(values[-3:] for values in vars(short.score).values()))
+    found = decide([long, Row("short", short.tokens[-3:], cut)])
+    assert found.reason.endswith("(token 2 of short)")
 
 
 def test_repetition_is_an_error_not_a_pass() -> None:
@@ -136,7 +164,8 @@ def test_the_same_weights_are_not_bounded_but_in_parity() -> None:
 
 
 def words(*texts: str, reference: str = "one two three", tokens: int = TOKENS) -> list[TextRow]:
-    return [TextRow(text, reference, random.Random(0).sample(range(10_000), tokens)) for text in texts]
+    chosen = random.Random(0).sample(range(10_000), tokens)
+    return [TextRow(f"row {number}", text, reference, chosen) for number, text in enumerate(texts)]
 
 
 def test_equal_text_is_parity_by_text() -> None:
@@ -150,7 +179,7 @@ def test_where_texts_part_is_said() -> None:
     found = decide_by_text(words("one two three", "one too three"))
     assert not found.passed
     assert found.reason == (
-        "its text parts from the reference's at character 5 of row 1 of 2 judged ('oo three' instead of 'wo three'); "
+        "its text parts from the reference's at character 5 ('oo three' instead of 'wo three') of row 1; "
         "without token ids a near tie cannot be told from an error"
     )
     assert found.exact_match == (13 + 5) / 26
@@ -167,7 +196,7 @@ def test_half_a_character_at_the_end_is_held_back_by_one_side() -> None:
 
 
 def test_texts_that_repeat_or_are_empty_prove_nothing() -> None:
-    assert "carry information" in decide_by_text([TextRow("a a", "a a", [7] * TOKENS)]).reason
+    assert "carry information" in decide_by_text([TextRow("a row", "a a", "a a", [7] * TOKENS)]).reason
     assert "empty" in decide_by_text(words("", reference="")).reason
 
 

@@ -69,6 +69,21 @@ def test_a_generation_that_would_flatter_is_refused(tokens, times, why) -> None:
         checked(tokens, times, requests=2, max_new_tokens=2)
 
 
+def test_a_row_that_ended_early_may_be_shorter_where_the_engine_says_so() -> None:
+    tokens, times = [[1, 2, 3], [1]], [[0.1, 0.2, 0.3], [0.1]]
+    made = checked(tokens, times, requests=2, max_new_tokens=3, ended=[False, True])
+    assert [len(row) for row in made.tokens] == [3, 1]
+    for ended in ([True, False], [True], [], [False, False]):
+        with pytest.raises(TraceError, match="request 1: 1 tokens came back, 3 were asked for"):
+            checked(tokens, times, requests=2, max_new_tokens=3, ended=ended)
+
+
+@pytest.mark.parametrize("row", [[], [1, 2, 3, 4]])
+def test_a_row_that_ended_early_has_a_token_and_none_too_many(row: list[int]) -> None:
+    with pytest.raises(TraceError, match=f"request 0: {len(row)} tokens came back, 3 were asked for"):
+        checked([row], [[0.1 * (1 + at) for at in range(len(row))]], requests=1, max_new_tokens=3, ended=[True])
+
+
 # The engine's own statistics
 
 
