@@ -23,7 +23,7 @@ from pytest_llmperf.spread import Spread, quantile, spread_of
 TOGETHER = 0.01
 #: Of the gaps between tokens.
 ITL_PERCENTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
-#: Seconds beyond a settled generation from which on a first one is said to compile: caches alone take less.
+#: Seconds beyond a settled generation from which on a first one may be odd.
 LONG = 5.0
 #: How many times as long as a settled one a first generation may take without a reason. On an H200 those of backends
 #: that compile nothing took up to 3.7 times as long, and up to 0.9 s longer.
@@ -177,8 +177,8 @@ class Result:
         if self.compiles or self.first.compile_time < LONG or times < MANY:
             return ""
         return (
-            f"its first generation took {times:.0f} times as long as the others, and nothing is known to be compiled; "
-            "does it keep anything that makes the others fast?"
+            f"the first generation took {times:.0f} times as long as the others, and nothing is known to be compiled: "
+            "does the engine keep anything that makes the others fast?"
         )
 
     @property

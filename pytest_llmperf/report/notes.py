@@ -16,6 +16,7 @@ def of(document: Document) -> list[str]:
             lambda row: row["speedup"] and row["reference_disturbed"],
             f"?: {document.reference} was disturbed throughout, so a speedup over it tells little: ",
         ),
+        *_each(document.rows, lambda row: row["slow_start"]),
         *_each(document.rows, lambda row: row["changed"], "changed since the baseline was recorded: "),
     ]
 

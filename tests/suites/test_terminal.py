@@ -54,7 +54,7 @@ def test_every_case_backend_and_parity_is_in_its_table(suite: Suite) -> None:
 
 
 def test_what_a_first_generation_compiles_is_told_apart_from_loading(suite: Suite) -> None:
-    suite.backends(sim="Simulated(cold=20.0)")
+    suite.backends(sim="Simulated(cold=20.0, evidence=Engagement(True, 'scripted', {'graphs': 1}))")
     result = suite.decode("--llm-results=raw.json", "--llm-report=r.json,r.csv,r.md")
     raw = json.loads((suite.path / "raw.json").read_text())["results"][0]
     assert raw["compile_time"] == pytest.approx(20.0)
@@ -62,6 +62,28 @@ def test_what_a_first_generation_compiles_is_told_apart_from_loading(suite: Suit
     result.stdout.fnmatch_lines(["backend  cold start  warm-up", "sim * 20.* s * 20.00 s"])
     assert json.loads((suite.path / "r.json").read_text())["results"][0]["compile_time"] == raw["compile_time"]
     assert "compile_time" in (suite.path / "r.csv").read_text().splitlines()[0]
+    assert "first generation" not in result.stdout.str()
+
+
+def test_a_slow_first_generation_that_nothing_explains_is_said(suite: Suite) -> None:
+    suite.backends(sim="Simulated(cold=20.0)")
+    result = suite.decode("--llm-results=raw.json", "--llm-report=r.md,r.html")
+    result.stdout.fnmatch_lines(["the first generation took * nothing is known to be compiled: *(tpot b1-p16-n8 sim)"])
+    for form in ("md", "html"):
+        assert "the first generation took " in (suite.path / f"r.{form}").read_text()
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "Simulated(cold=4.0)",  # as a library that is loaded
+        "Simulated(cold=20.0, ttft=10.0)",  # 3 times as long
+        "Simulated(cold=20.0, evidence=Engagement(True, 'scripted', {'graphs': 1}))",
+    ],
+)
+def test_what_is_usual_of_a_first_generation_is_not(suite: Suite, engine: str) -> None:
+    suite.backends(sim=engine)
+    suite.decode().stdout.no_fnmatch_line("*first generation*")
 
 
 def test_a_cold_start_is_shown_beside_that_of_the_baseline(suite: Suite) -> None:
