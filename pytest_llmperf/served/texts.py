@@ -28,8 +28,6 @@ class Texts:
                 "make it with"
             )
         self._tokenizer = load_tokenizer(file)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
 
     def of(self, prompt: list[int]) -> str:
         """The text that becomes these tokens.
@@ -38,10 +36,10 @@ class Texts:
             ServerError: there is none: the text would become other tokens.
         """
         text: str = self._tokenizer.decode(prompt, skip_special_tokens=True)
-        made = list(self._tokenizer.encode(text).ids)
-        if not text or made != prompt:
+        if not comes_back(self._tokenizer, prompt):
             raise ServerError(
-                f"{self._server} takes prompts as text, and this prompt's text becomes {len(made)} tokens that are "
-                f"not the {len(prompt)} meant; choose another --llm-prompt-lengths"
+                f"{self._server} takes prompts as text, and this prompt's text becomes "
+                f"{len(self._tokenizer.encode(text).ids)} tokens that are not the {len(prompt)} meant; choose another "
+                "--llm-prompt-lengths"
             )
         return text

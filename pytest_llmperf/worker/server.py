@@ -140,7 +140,7 @@ class Worker:
             "statistics": [asdict(one) for one in self.engine.statistics()]
             if hasattr(self.engine, "statistics")
             else [],
-            "ended": self.engine.ended() if hasattr(self.engine, "ended") else [],
+            "ended": self._ended(),
             "texts": self.engine.texts()
             if any(UNKNOWN in row for row in tokens) and hasattr(self.engine, "texts")
             else [],
@@ -150,17 +150,22 @@ class Worker:
             else peak_memory(self.device),
         }
 
+    def _ended(self) -> list[bool]:
+        """Of each request of the last generation, whether the engine says that it ended early."""
+        return list(self.engine.ended()) if hasattr(self.engine, "ended") else []  # type: ignore[union-attr]
+
     def _recorded(self, recorder: Recorder, max_new_tokens: int) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids and times of a generation that is over, a row per request.
 
         Raises:
-            TokenError: the engine called ``on_token`` wrongly, or not once for each token. A server may end early:
-                that is for the parent to judge.
+            TokenError: the engine called ``on_token`` wrongly, or not once for each token. A server may end early, and
+                so may a request that ``ended`` names: that is for the parent to judge.
         """
+        ended = self._ended()
         try:
             tokens, times = recorder.rows(self.vocabulary)
             for request, row in enumerate([] if hasattr(self.engine, "serve") else tokens):
-                if len(row) != max_new_tokens:
+                if len(row) != max_new_tokens and not any(ended[request : request + 1]):
                     raise TokenError(
                         f"on_token was called {len(row)} times for request {request} until generate returned, and "
                         f"{max_new_tokens} tokens were asked for; call it once for each token"
