@@ -34,6 +34,7 @@ VALUES = {
         (("server", Secret.url("http://h:1")), ("tgi", Secret.url("https://u:p@i/x"))),
     ),
     "server-header": ("A: Bearer b", (("A", Secret.header("Bearer b")),)),
+    "served-model": ("org/tiny", "org/tiny"),
     "reference": ("sim", "sim"),
     "dtype": ("bf16", "bfloat16"),
     "batch-sizes": ("1,4", (1, 4)),
