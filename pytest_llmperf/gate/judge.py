@@ -37,8 +37,6 @@ COMPARE = "run with --llm-compare=unresolved"
 SITTING = "record another sitting of the baseline's code, with --llm-update-baselines at its revision"
 ANOTHER = "name another revision with --llm-base, or leave it out"
 QUIETER = "run this test alone on a quieter machine, with --llm-compare=always"
-
-#: What is said of parts that have not changed.
 SAME = "are those of the baseline: it is the machine"
 
 
@@ -190,13 +188,7 @@ class Judge:
         return max(sittings, key=lambda one: (one.revision is not None, one.recorded), default=None)
 
     def _unchanged(self, screened: Verdict, why: str, remedy: str = SITTING) -> Verdict:
-        """The verdict of code that has not changed, which cannot have regressed.
-
-        Args:
-            screened: by the stored baseline.
-            why: the clause that says what has not changed.
-            remedy: what would settle the case.
-        """
+        """The verdict of code that has not changed, which cannot have regressed. ``why`` says what has not changed."""
         if screened.outcome in (Outcome.OK, Outcome.NO_BASELINE):
             return screened
         said = [screened.reason if screened.other_state else "", why]
