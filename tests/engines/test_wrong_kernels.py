@@ -24,7 +24,7 @@ from pytest_llmperf.plan import cpu_dtype
 from pytest_llmperf.prompts import Prompts
 from pytest_llmperf.worker.server import OBSERVED_LOGITS, Worker
 
-WORKLOAD = Workload(batch_size=2, prompt_length=48, max_new_tokens=16)
+WORKLOAD = Workload(batch_size=2, prompt_length=48, max_new_tokens=32)
 #: The slot of the key-value cache that a stale kernel never writes: of the last prompt token but one.
 STALE = WORKLOAD.prompt_length - 2
 MUTATIONS = [
@@ -123,7 +123,7 @@ class Bench:
         for name, load in (("eager", eager.extend(TransformersEngine)), ("under test", UnderTest)):
             self.workers[name] = Worker()
             self.workers[name].engine = load(spec)
-        # With other prompts so few positions may not tell a softmax scale that is 5 % off in bfloat16 from rounding.
+        # In bfloat16, 64 positions may not tell the smallest errors from rounding with every seed.
         self.prompts = Prompts(self.model.architecture.vocabulary, self.model.tokenizer_file, seed=1)
         self.referee = Referee(
             self.ask, "eager", self.model.end_of_sequence, lambda text: None, error_margin(self.dtype)
