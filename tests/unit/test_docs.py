@@ -91,7 +91,10 @@ def test_the_example_backend_is_short_and_runs(
     done.assert_outcomes(passed=1)
 
 
-def test_the_example_of_an_engine_outside_transformers_runs(pytester: pytest.Pytester) -> None:
+def test_the_example_of_an_engine_outside_transformers_runs(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # with it, pytest-benchmark times nothing
     text = (ROOT / "docs/how-to/add-a-backend.md").read_text()
     _, example = re.findall(r"```python\n(# conftest.py\n.*?)```", text, re.DOTALL)
     assert len(example.strip().splitlines()) < 65
