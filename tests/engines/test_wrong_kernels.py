@@ -203,8 +203,7 @@ def test_a_hundred_other_orders_of_summation_pass_a_hundred_times(bench: Bench) 
     for seed in range(wanted // rows):
         kernel.split = random.Random(seed).randrange
         prompts = [
-            bench.prompts.batch(Workload(1, lengths.randint(8, 24), 1), rows * seed + row)[0]
-            for row in range(rows)
+            bench.prompts.batch(Workload(1, lengths.randint(8, 24), 1), rows * seed + row)[0] for row in range(rows)
         ]
         observed = bench.workers["under test"].engine.observe(prompts, 12, OBSERVED_LOGITS)
         scores = bench.workers["eager"].engine.score(
