@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from dynamo import dynamo_limits, handed_to_inductor
 from safetensors.torch import load_file, save_file
 from tiny import EQUAL, NEW, UNEQUAL, generate, load
 
@@ -38,19 +39,9 @@ def of(kind: str) -> EngineSpec:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What dynamo hands to inductor, which does not compile it."""
-    found: list[Any] = []
-
-    def uncompiled(graph: Any, inputs: Any, **options: Any) -> Any:
-        found.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", uncompiled)
-    config: Any = torch._dynamo.config
-    names = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
     torch._dynamo.reset()
-    with config.patch({name: getattr(config, name) for name in names}), torch._inductor.config.patch(freezing=False):
+    with dynamo_limits(), handed_to_inductor(monkeypatch) as found:
         yield found
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("kind", LAYERS)

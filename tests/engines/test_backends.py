@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from dynamo import dynamo_limits, handed_to_inductor
 from tiny import EQUAL, NEW, REGISTRY, TINY, UNEQUAL, generate, load, spec
 from tokenizers import Tokenizer
 from transformers import AutoConfig, DynamicCache, GenerationConfig
@@ -30,11 +31,8 @@ BACKENDS = ("eager", "sdpa", "compile", "compile-static", "compile-static+max-au
 @pytest.fixture(scope="module")
 def limits() -> Iterator[Any]:
     """Dynamo's settings, which loading a compiling backend changes; put back, and what was compiled forgotten."""
-    config: Any = torch._dynamo.config
-    names = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
-    with config.patch({name: getattr(config, name) for name in names}):  # monkeypatch would delete them in the end
+    with dynamo_limits() as config:
         yield config
-    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")
@@ -207,15 +205,7 @@ def unlike(nine_layers: Any, limits: Any) -> Iterator[Any]:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What dynamo hands to inductor, which does not compile it."""
-    found: list[Any] = []
-
-    def uncompiled(graph: Any, inputs: Any, **options: Any) -> Any:
-        found.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", uncompiled)
-    config: Any = torch._inductor.config
-    with config.patch(freezing=False):  # max-autotune sets it, and weights are then part of a graph
+    with handed_to_inductor(monkeypatch) as found:
         yield found
 
 
