@@ -9,8 +9,8 @@ from typing import IO
 
 #: Lines of its output that an error shows, and bytes of the output that are looked at.
 LAST_LINES, LAST_BYTES = 8, 65536
-#: The sequences by which programs colour their output and move the cursor (ECMA-48).
-ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+#: What colours a terminal's text, moves its cursor, names its window or chooses its characters (ECMA-48, ECMA-35).
+ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[@-Z\\^_])")
 #: How Python's faulthandler begins, and how it introduces the stack of the thread that crashed.
 CRASH, CURRENT = "Fatal Python error: ", "Current thread "
 

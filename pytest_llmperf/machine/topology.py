@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from pytest_llmperf.output import ESCAPE
+
 XGMI_LINK, IN_PACKAGE, NVLINK = 50.0, 4, 25.0
 #: What ``nvidia-smi topo -m`` calls a path, and what that is; ``NV<n>`` comes on top.
 PATHS = {
@@ -296,7 +298,7 @@ def parse_nvidia_smi(text: str) -> Topology:
         TopologyError: it is something else.
     """
     source = "nvidia-smi topo -m"
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines()]  # it underlines its header
+    lines = [ESCAPE.sub("", line) for line in text.splitlines()]  # it underlines its header
     header = next((line for line in lines if re.match(r"\s+GPU0\b", line)), None)
     if header is None:
         raise TopologyError(f"{source} has no row of GPUs")

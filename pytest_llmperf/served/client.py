@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import aiohttp
 
+from pytest_llmperf.output import ESCAPE
 from pytest_llmperf.secret import Secret, scrubbed
 from pytest_llmperf.served.events import EventError, Events
 
@@ -30,8 +31,6 @@ KEPT = 2.0
 LONGEST_ANSWER, SHOWN = 8 * 2**20, 200
 #: Where servers put their message in a JSON answer.
 MESSAGES = ("error", "message", "detail", "object")
-#: What colours a terminal's text, moves its cursor, names its window or chooses its characters (ECMA-48, ECMA-35).
-ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[@-Z^-_])")
 
 
 class ServerError(RuntimeError):
@@ -291,6 +290,6 @@ def unicode(text: str) -> str:
 
 def printable(text: str) -> str:
     """The first line of a text that others wrote, cut, without what would colour it or move a terminal's cursor."""
-    line = next((line for line in ESCAPES.sub("", unicode(text)).splitlines() if line.strip()), "")
+    line = next((line for line in ESCAPE.sub("", unicode(text)).splitlines() if line.strip()), "")
     line = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", line).strip()
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
