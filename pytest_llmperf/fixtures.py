@@ -207,7 +207,7 @@ class ParityCheck:
         self.workload = workload
 
     def check(self) -> ParityResult:
-        """Judge the timed tokens and a batch of unequal lengths; the test fails unless they are in parity.
+        """Judge the timed tokens and batches of unequal lengths; the test fails unless they are in parity.
 
         Skips where the weights are random.
         """

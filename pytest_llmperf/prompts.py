@@ -120,14 +120,14 @@ class Prompts:
         """The prompt of one request of a generation."""
         return self._drawn(workload.prompt_length, workload, generation, request)
 
-    def unequal_batch(self, workload: Workload) -> list[list[int]]:
+    def unequal_batch(self, workload: Workload, number: int = 0) -> list[list[int]]:
         """As many prompts of a generation that is not timed, their lengths falling geometrically to 1.
 
         A batch of one has nothing to be unequal to: it is another prompt of the full length.
         """
         last = max(1, workload.batch_size - 1)
         lengths = [round(workload.prompt_length ** (1 - index / last)) for index in range(workload.batch_size)]
-        return [self._drawn(length, workload, "unequal", request) for request, length in enumerate(lengths)]
+        return [self._drawn(length, workload, f"unequal {number}", request) for request, length in enumerate(lengths)]
 
     def many(self, count: int, length: int, series: int = 0) -> list[list[int]]:
         """Prompts for a load. Those of another series are other ones."""

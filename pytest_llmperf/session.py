@@ -253,7 +253,7 @@ class Session:
         return generate(ask, workload, next(self.runtime.generations(backend, workload)))
 
     def check_parity(self, backend: str, workload: Workload) -> ParityResult:
-        """Judge tokens of the timed generations, and of an untimed one with unequal lengths, by the reference.
+        """Judge tokens of the timed generations, and of untimed ones with unequal lengths, by the reference.
 
         Raises:
             UnusableError: the weights are random, which proves nothing.
@@ -265,13 +265,13 @@ class Session:
         self._unproven.add((backend, workload))
         if not self.prompts.real_text:
             raise ParityError(f"{self.model.name} has no tokenizer.json, so there is no real text to show parity on")
-        timed, unequal = self._drawn(backend, workload), self.prompts.unequal_batch(workload)
+        timed, untimed = self._drawn(backend, workload), partial(self.prompts.unequal_batch, workload)
         if any(UNKNOWN in one.tokens for one in timed):
             decode = self.prompts.continuation
-            parity = self.referee.judge_by_text(backend, workload, timed=timed, unequal=unequal, decode=decode)
+            parity = self.referee.judge_by_text(backend, workload, timed=timed, untimed=untimed, decode=decode)
         else:
             other = self.plan.registry[backend].approximates(self.dtype)
-            parity = self.referee.judge(backend, workload, timed=timed, unequal=unequal, other_weights=other)
+            parity = self.referee.judge(backend, workload, timed=timed, untimed=untimed, other_weights=other)
         found = ParityResult(backend, str(workload), parity)
         self.parities.append(found)
         if parity.passed:

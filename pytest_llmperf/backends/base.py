@@ -22,6 +22,12 @@ TIME_IN_COLLECTIVES = "share of time in collectives"
 SERVED_MODEL = "served model"
 
 
+#: Leading logits of a position among which rounding may turn a choice over: one further down is never chosen by it.
+LEADING = 8
+#: Leading logits that an engine is asked to show of a position. More of them show an error in fewer positions.
+OBSERVED_LOGITS = 64
+
+
 class OnTokens(Protocol):
     """What the worker passes as `OnToken`: tokens of a request that came together can be named in one call."""
 

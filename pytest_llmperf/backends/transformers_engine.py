@@ -28,15 +28,21 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from pytest_llmperf.backends.base import Engagement, EngineSpec, NotEngagedError, Observation, OnToken, Score
+from pytest_llmperf.backends.base import (
+    LEADING,
+    Engagement,
+    EngineSpec,
+    NotEngagedError,
+    Observation,
+    OnToken,
+    Score,
+)
 from pytest_llmperf.models import ModelError
 from pytest_llmperf.weights import unlike
 
 #: Forward passes that `evidence` profiles: the prefill, the first decode step (whose cache has other strides), and
 #: one as they go on.
 PROFILED = 3
-#: Logits kept per position where the caller does not say which: a token further down is never chosen by rounding.
-LEADING = 8
 #: Bytes of logits that a reference keeps. Most backends generate the same tokens, whose exact logits, in a type that a
 #: device multiplies slowly, take longer than all else in a judgement.
 KEPT_LOGITS = 2**28

@@ -101,7 +101,8 @@ class TransformersPagedEngine(TransformersEngine):
         order: list[tuple[int, int]] = []
 
         def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
-            best = output.detach().reshape(-1, output.shape[-1]).topk(leading, dim=-1)
+            logits = output.detach().reshape(-1, output.shape[-1])
+            best = logits.topk(min(leading, logits.shape[-1]), dim=-1)
             rows.extend(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
         hook = self.model.get_output_embeddings().register_forward_hook(keep)

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from pytest_llmperf import known
 from pytest_llmperf.backends import tensor_parallel
 from pytest_llmperf.backends.base import (
+    OBSERVED_LOGITS,
     TIME_IN_COLLECTIVES,
     Engagement,
     EngineSpec,
@@ -91,6 +92,7 @@ class VllmEngine:
             model=spec.model if self._folder is None else written(Path(self._folder.name), config),
             async_scheduling=False,
             disable_log_stats=False,
+            max_logprobs=OBSERVED_LOGITS,
             **shared,
         )
         self.engine = LLMEngine.from_engine_args(engine_arguments)

@@ -7,6 +7,8 @@ each scaled by the reference's own rounding (its logits in this dtype against on
 * *Regret.* No token may be worse, in the reference's eyes, than rounding on both sides can explain.
 * *Error.* Where the engine shows its logits, their error against the exact ones must be of the reference's own size.
   A softmax scale that is 5 % off flips hardly a token in bfloat16, and doubles the error.
+
+Which text a run has must not decide. So a decision says whether it is settled, and more is generated until it is.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from pytest_llmperf.backends.base import Observation, Score
+from pytest_llmperf.backends.base import LEADING, Observation, Score
 
 #: A token is a repetition if the period before it, of up to this many tokens, is what it repeats.
 LONGEST_PERIOD = 8
@@ -35,6 +37,10 @@ FLOAT32_ERROR_MARGIN = 16.0
 BOUNDED_REGRET = 1.0
 #: Standard errors that the logarithm of the error ratio must be above the margin: one false alarm in about 700.
 ERROR_SIGNIFICANCE = 3.0
+#: Standard errors that it must be below the margin before no further positions are looked at.
+SETTLED = 4.0
+#: Standard deviation of the logarithm of the error ratio over the positions of a right kernel in bfloat16, at most.
+POSITION_SPREAD = 0.25
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class Parity:
             it is.
         by_text: its token ids are not known, so that its text was compared with the reference's own; ``tokens`` and
             ``informative`` are then the reference's, ``exact_match`` counts characters, and regrets are 0.
+        positions: whose logits were compared.
+        settled: whether further rows would hardly change the decision.
     """
 
     passed: bool
@@ -78,6 +86,8 @@ class Parity:
     error_ratio: float | None
     bounded: bool = False
     by_text: bool = False
+    positions: int = 0
+    settled: bool = True
 
     @property
     def by_tokens(self) -> bool:
@@ -109,7 +119,8 @@ def rounding_spread(score: Score) -> list[float]:
     """Per position, the largest error of the reference on a difference of two leading logits (in logits)."""
     spreads = []
     for logits, exact in zip(score.logits, score.exact, strict=True):
-        errors = [a - b for a, b in zip(logits, exact, strict=True)]
+        leading = sorted(zip(exact, logits, strict=True), reverse=True)[:LEADING]
+        errors = [own - value for value, own in leading]
         spreads.append(max(errors) - min(errors))
     return spreads
 
@@ -137,6 +148,11 @@ def error_log_ratios(rows: Iterable[Row]) -> list[float]:
 def error_margin(dtype: str) -> float:
     """How many times larger a right kernel's error may be than the reference's, in a type."""
     return FLOAT32_ERROR_MARGIN if dtype == "float32" else ERROR_MARGIN
+
+
+def enough_positions(margin: float) -> int:
+    """How many positions show that a right kernel's error is below a margin, as `SETTLED` asks."""
+    return math.ceil((SETTLED * POSITION_SPREAD / math.log(margin)) ** 2)
 
 
 @dataclass(frozen=True)
@@ -204,6 +220,7 @@ def decide_by_text(rows: Sequence[TextRow], end_of_sequence: Iterable[int] = ())
         tolerance=0.0,
         error_ratio=None,
         by_text=True,
+        settled=differing is not None or carrying >= min(ENOUGH, total / 4),
     )
 
 
@@ -230,7 +247,8 @@ def decide(
     divergences = [index for row in rows for index, regret in enumerate(row.score.regret) if regret]
     ratios = error_log_ratios(rows)
     mean = fmean(ratios) if ratios else 0.0
-    slack = ERROR_SIGNIFICANCE * stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.inf
+    error = stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.inf
+    limit, settled = math.log(margin), True
     if not finite:
         reason = "the reference's own logits are not finite numbers, so nothing can be judged by them"
     elif not largest <= tolerance:
@@ -240,7 +258,7 @@ def decide(
             f"{'coarser weights or activations explain' if other_weights else 'rounding explains'} {tolerance:.3g} "
             f"(token {list(worst.score.regret).index(largest)} of {worst.place})"
         )
-    elif not other_weights and not mean - slack <= math.log(margin):
+    elif not other_weights and not mean - ERROR_SIGNIFICANCE * error <= limit:
         worst = max((row for row in rows if row.observation), key=lambda row: fmean(error_log_ratios([row])))
         reason = (
             f"its logits are {math.exp(mean):.2f} times as far from the exact ones as the reference's "
@@ -248,8 +266,10 @@ def decide(
         )
     elif carrying < min(ENOUGH, total / 4):
         reason = f"only {carrying} of {total} tokens carry information (the rest repeat), which proves nothing"
+        settled = False
     else:
         reason = ""
+        settled = other_weights or not ratios or mean + SETTLED * error <= limit
     return Parity(
         passed=not reason,
         reason=reason,
@@ -261,4 +281,6 @@ def decide(
         tolerance=tolerance,
         error_ratio=math.exp(mean) if ratios else None,
         bounded=other_weights,
+        positions=len(ratios),
+        settled=settled,
     )

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from pytest_llmperf.backends.base import Observation, Score
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.measure.trace import TraceError, check_tokens
-from pytest_llmperf.parity.decision import ERROR_MARGIN, Parity, Row, TextRow, decide, decide_by_text
+from pytest_llmperf.parity.decision import (
+    ERROR_MARGIN,
+    Parity,
+    Row,
+    TextRow,
+    decide,
+    decide_by_text,
+    enough_positions,
+)
 
+#: Rounds of untimed batches, each twice as many as the rounds before, and batches in all.
+MOST_ROUNDS, MOST_BATCHES = 3, 16
 #: Asks a backend's engine: name, operation, arguments.
 Ask = Callable[..., Any]
 
@@ -58,37 +69,49 @@ class Referee:
         workload: Workload,
         *,
         timed: Sequence[Made],
-        unequal: list[list[int]],
+        untimed: Callable[[int], list[list[int]]],
         other_weights: bool = False,
     ) -> Parity:
-        """Judge rows of timed generations, and an untimed batch of unequal lengths whose logits are looked at too.
+        """Judge rows of timed generations, and untimed batches whose logits are looked at too.
 
         Args:
             backend: the backend's name.
             workload: what was timed.
             timed: rows of the timed generations.
-            unequal: the prompts of the untimed batch.
+            untimed: the prompts of an untimed batch, by its number.
             other_weights: the backend's weights or activations are coarser than the reference's by design.
         """
-        observed = self._observe(backend, workload, unequal)
+        first = self._observe(backend, workload, untimed(0))
+        shown = bool(first[0].candidates)
+        fewest = 1
+        if shown and not other_weights:
+            fewest = -(-enough_positions(self._margin) // sum(len(one.tokens) for one in first))
         for one in timed:
             if len(one.tokens) < workload.max_new_tokens and one.tokens[-1] not in self._end_of_sequence:
                 raise TraceError(
                     f"{backend} {workload}: it ended after {len(one.tokens)} of {workload.max_new_tokens} tokens, and "
                     f"the last one is no end-of-sequence token ({one.place})"
                 )
-        self._progress(f"{backend} {workload}: {self._reference} scores its tokens")
-        scores = self._score([one.prompt for one in timed], [list(one.tokens) for one in timed])
-        rows = [Row(one.place, one.tokens, score) for one, score in zip(timed, scores, strict=True)]
-        shown = bool(observed[0].candidates)
-        scores = self._ask_scores(
-            unequal, [list(one.tokens) for one in observed], [one.candidates for one in observed] if shown else None
-        )
-        rows += [
-            Row(place, one.tokens, score, one if shown else None)
-            for place, one, score in zip(_places(unequal), observed, scores, strict=True)
-        ]
-        return decide(rows, self._end_of_sequence, self._margin, other_weights)
+        rows: list[Row] = []
+
+        def found(batches: range) -> Parity:
+            made = [*self._untimed(backend, workload, untimed, batches)]
+            self._progress(f"{backend} {workload}: {self._reference} scores its tokens")
+            if not rows:
+                scores = self._score([one.prompt for one in timed], [list(one.tokens) for one in timed])
+                rows.extend(Row(one.place, one.tokens, score) for one, score in zip(timed, scores, strict=True))
+            scores = self._ask_scores(
+                [prompt for _, prompt, _ in made],
+                [list(one.tokens) for _, _, one in made],
+                [one.candidates for _, _, one in made] if shown else None,
+            )
+            rows.extend(
+                Row(place, one.tokens, score, one if shown else None)
+                for (place, _, one), score in zip(made, scores, strict=True)
+            )
+            return decide(rows, self._end_of_sequence, self._margin, other_weights)
+
+        return _settled(found, fewest)
 
     def judge_by_text(
         self,
@@ -96,7 +119,7 @@ class Referee:
         workload: Workload,
         *,
         timed: Sequence[Made],
-        unequal: list[list[int]],
+        untimed: Callable[[int], list[list[int]]],
         decode: Callable[[Sequence[int], Sequence[int]], str],
     ) -> Parity:
         """Judge a backend whose token ids are not known: its texts must be those of the reference's own tokens.
@@ -105,25 +128,41 @@ class Referee:
             backend: the backend's name.
             workload: what was timed.
             timed: rows of the timed generations.
-            unequal: the prompts of the untimed batch.
+            untimed: the prompts of an untimed batch, by its number.
             decode: the text that tokens add to a prompt.
         """
-        observed = self._observe(backend, workload, unequal)
-        made = [(one.place, one.prompt, one.text) for one in timed]
-        made += [
-            (place, prompt, one.text) for place, prompt, one in zip(_places(unequal), unequal, observed, strict=True)
-        ]
-        asked, size = [prompt for _, prompt, _ in made], workload.batch_size
-        own = [
-            one.tokens
-            for start in range(0, len(asked), size)
-            for one in self._observe(self._reference, workload, asked[start : start + size])
-        ]
-        rows = [
-            TextRow(place, text, decode(prompt, tokens), tokens)
-            for (place, prompt, text), tokens in zip(made, own, strict=True)
-        ]
-        return decide_by_text(rows, self._end_of_sequence)
+        rows: list[TextRow] = []
+
+        def found(batches: range) -> Parity:
+            made = [(one.place, one.prompt, one.text) for one in timed if not rows]
+            made += [(*one, observed.text) for *one, observed in self._untimed(backend, workload, untimed, batches)]
+            asked, size = [prompt for _, prompt, _ in made], workload.batch_size
+            own = [
+                one.tokens
+                for start in range(0, len(asked), size)
+                for one in self._observe(self._reference, workload, asked[start : start + size])
+            ]
+            rows.extend(
+                TextRow(place, text, decode(prompt, tokens), tokens)
+                for (place, prompt, text), tokens in zip(made, own, strict=True)
+            )
+            return decide_by_text(rows, self._end_of_sequence)
+
+        return _settled(found, 1)
+
+    def _untimed(
+        self, backend: str, workload: Workload, untimed: Callable[[int], list[list[int]]], batches: range
+    ) -> Iterator[tuple[str, list[int], Observation]]:
+        """Of each request of some untimed batches: what errors call it, its prompt, and what was observed."""
+        for number in batches:
+            prompts = untimed(number)
+            for request, one in enumerate(self._observe(backend, workload, prompts)):
+                yield (
+                    f"request {request} of {len(prompts)} of untimed batch {number}, a prompt of "
+                    f"{len(prompts[request])} tokens" + (" among unequal ones" if len(prompts) > 1 else ""),
+                    prompts[request],
+                    one,
+                )
 
     def _observe(self, backend: str, workload: Workload, prompts: list[list[int]]) -> list[Observation]:
         key = (backend, workload.max_new_tokens, tuple(map(tuple, prompts)))
@@ -156,10 +195,18 @@ class Referee:
         return [Score(**one) for one in answer]
 
 
-def _places(unequal: list[list[int]]) -> list[str]:
-    """What errors call the rows of the untimed batch."""
-    return [
-        f"request {request} of {len(unequal)} of the untimed batch, a prompt of {len(prompt)} tokens"
-        + (" among unequal ones" if len(unequal) > 1 else "")
-        for request, prompt in enumerate(unequal)
-    ]
+def _settled(found: Callable[[range], Parity], fewest: int) -> Parity:
+    """The decision, once it is settled, or after `MOST_ROUNDS`. Each round doubles the untimed batches.
+
+    An engine may have to be loaded again for each round, where there is no memory for the reference beside it.
+
+    Args:
+        found: generates and scores these further batches, and decides by all so far.
+        fewest: batches of the first round.
+    """
+    stops = [min(fewest << number, MOST_BATCHES) for number in range(MOST_ROUNDS)]
+    for start, stop in pairwise([0, *dict.fromkeys(stops)]):
+        parity = found(range(start, stop))
+        if parity.settled:
+            break
+    return parity

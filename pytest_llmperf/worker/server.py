@@ -17,14 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.backends.base import UNKNOWN, Engine, EngineSpec, Observation
+from pytest_llmperf.backends.base import OBSERVED_LOGITS, UNKNOWN, Engine, EngineSpec, Observation
 from pytest_llmperf.machine.health import peak_memory
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder, TokenError
 from pytest_llmperf.worker.watch import Watch
-
-#: Leading logits that are compared at every position.
-OBSERVED_LOGITS = 8
 
 
 def _importable(name: str, file: Path) -> bool:

@@ -108,7 +108,7 @@ def test_a_wrong_token_of_unequal_lengths_names_the_length(judged: Suite) -> Non
     result, raw = run(judged, "--llm-batch-sizes=4")
     result.assert_outcomes(passed=1, failed=1)
     assert raw["parity"][0]["reason"].endswith(
-        "(token 2 of request 0 of 4 of the untimed batch, a prompt of 16 tokens among unequal ones)"
+        "(token 2 of request 0 of 4 of untimed batch 0, a prompt of 16 tokens among unequal ones)"
     )
 
 
@@ -128,5 +128,5 @@ def test_one_by_logits_does_not(judged: Suite) -> None:
     judged.backends(sim="Shown(0.1)", extra=ASTRAY)
     result, raw = run(judged)
     result.assert_outcomes(passed=1, failed=1)
-    said = "(most so in request 0 of 1 of the untimed batch, a prompt of 16 tokens)"
+    said = "(most so in request 0 of 1 of untimed batch 0, a prompt of 16 tokens)"
     assert raw["parity"][0]["reason"].endswith(said)

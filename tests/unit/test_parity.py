@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from pytest_llmperf.parity.decision import (
     error_margin,
     informative,
     parting,
+    rounding_spread,
 )
 
 TOKENS = 64
@@ -66,6 +68,16 @@ def test_a_regret_is_judged_by_the_references_own_rounding(regret: float) -> Non
     found = decide([row(regret=regret)])
     assert found.passed == (regret <= found.tolerance)
     assert found.largest_regret == regret
+
+
+def test_logits_further_down_explain_no_regret() -> None:
+    """They round more than the leading ones here, and an engine may name its candidates in any order."""
+    one = row(rounding=0.01)
+    own, exact = ([[*values, *others] for values in table] for table, others in (
+        (one.score.logits, [-70.0, -72.0]), (one.score.exact, [-60.0, -80.0])
+    ))  # fmt: skip
+    more = Score(one.score.regret, one.score.candidates, [values[::-1] for values in own], [v[::-1] for v in exact])
+    assert rounding_spread(more) == pytest.approx(rounding_spread(one.score))
 
 
 def test_more_precise_than_the_reference_is_no_fault() -> None:
