@@ -70,7 +70,7 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def one_position_on(module: Any, query: torch.Tensor) -> torch.Tensor:
     half = torch.arange(0, module.head_dim, 2).float() / module.head_dim
     angle = module.config.rope_parameters["rope_theta"] ** -torch.cat([half, half])
-    rotated = query.float() * angle.cos() + rotate_half(query.float()) * angle.sin()
+    rotated: torch.Tensor = query.float() * angle.cos() + rotate_half(query.float()) * angle.sin()
     return rotated.to(query.dtype)
 
 

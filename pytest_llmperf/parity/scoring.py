@@ -135,7 +135,8 @@ class Referee:
 
         def found(batches: range) -> Parity:
             made = [(one.place, one.prompt, one.text) for one in timed if not rows]
-            made += [(*one, observed.text) for *one, observed in self._untimed(backend, workload, untimed, batches)]
+            observed = self._untimed(backend, workload, untimed, batches)
+            made += [(place, prompt, one.text) for place, prompt, one in observed]
             asked, size = [prompt for _, prompt, _ in made], workload.batch_size
             own = [
                 one.tokens
