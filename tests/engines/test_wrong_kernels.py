@@ -17,8 +17,8 @@ from pytest_llmperf.plan import cpu_dtype
 #: Two requests of 16 tokens: one untimed batch has few positions.
 WORKLOAD = Workload(batch_size=2, prompt_length=48, max_new_tokens=16)
 SEEDS = range(3)
-#: What `benchmarks.parity` does not find with every seed in bfloat16.
-SMALLEST = "softmax scale off by 3 %"
+#: In bfloat16 their errors are near what rounding explains. `benchmarks.parity` does not find the smallest with all text.
+NEAR, SMALLEST = ("softmax scale off by 5 %", "one key-value slot stale"), "softmax scale off by 3 %"
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -41,9 +41,8 @@ def show(bench: Bench, name: str, found: Parity) -> None:
 
 @pytest.mark.parametrize("mutation", [one for one in WRONG if one != SMALLEST])
 def test_a_wrong_kernel_is_out_of_parity_with_any_text(bench: Bench, mutation: str) -> None:
-    """In bfloat16 the error of some is near what rounding explains. In float32 it is thousands of times as large."""
     kernel.mutation = mutation
-    for seed in SEEDS if bench.dtype == "bfloat16" else SEEDS[:1]:
+    for seed in SEEDS if bench.dtype == "bfloat16" and mutation in NEAR else SEEDS[:1]:
         found = bench.judge(mutation, WORKLOAD, seed, timed=False)
         show(bench, f"{mutation}, seed {seed}", found)
         assert not found.passed
