@@ -74,8 +74,12 @@ class Runtime:
             PromptError: none can be made for the model.
         """
         prompts, key = self.prompts, (backend, workload)
-        if key not in self._generations:
-            self._generations[key] = (Generation(number, prompts.batch(workload, number)) for number in count())
+        if key not in self._generations:  # no generator: one that is interrupted has ended
+
+            def numbered(number: int) -> Generation:
+                return Generation(number, prompts.batch(workload, number))
+
+            self._generations[key] = map(numbered, count())
         return self._generations[key]
 
     @cached_property

@@ -57,6 +57,11 @@ class Ranks:
         """Whether all of them are alive."""
         return all(host.alive for host in self._hosts)
 
+    @property
+    def idle(self) -> bool:
+        """Whether all of them are, as `Host.idle`."""
+        return all(host.idle for host in self._hosts)
+
     def call(self, operation: str, timeout: float, **arguments: Any) -> Any:
         """See `Host.call`."""
         self.ask(operation, **arguments)
@@ -140,7 +145,7 @@ class Ranks:
     def close(self, patience: float = 5.0) -> None:
         """See `Host.close`. All are asked before one is waited for, since they may have to leave together."""
         with contextlib.suppress(WorkerError):
-            if all(host.idle for host in self._hosts):
+            if self.idle:
                 self.ask("close")
                 self.answer("close", patience)
         for host in self._hosts:

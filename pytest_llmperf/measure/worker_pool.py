@@ -31,7 +31,7 @@ OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
 FATAL = {*OUT_OF_MEMORY, "AcceleratorError", "NotEngagedError"}
 
 
-def hopeless(error: Exception) -> bool:
+def hopeless(error: BaseException) -> bool:
     """Whether the same request would fail again and cost another engine: a hang, no memory, no engagement."""
     return isinstance(error, WorkerHungError) or (isinstance(error, WorkerFailedError) and error.kind in FATAL)
 
@@ -43,7 +43,7 @@ def no_room_for_both(error: Exception) -> BaseLostError | None:
     return None
 
 
-def spoiled(error: Exception) -> bool:
+def spoiled(error: BaseException) -> bool:
     """Whether the engine that raised this can be asked nothing more."""
     return isinstance(error, WorkerLostError) or hopeless(error)
 
@@ -204,6 +204,9 @@ class Engines:
         """The backend's engine, loaded now if it is not. A backend that failed to load is not tried again."""
         if backend.name in self._unloadable:
             raise self._unloadable[backend.name]
+        held = self._loaded.get(backend.name)
+        if held is not None and not held.host.idle:  # a thread that an earlier test left behind waits for its answer
+            self.close(backend.name)
         if backend.name not in self._loaded:
             self._make_room(backend.name)
             try:
@@ -225,17 +228,19 @@ class Engines:
                 self._loaded[idle].host.call("rest", self._timeout)
 
     def ask(self, backend: Combination, operation: str, **arguments: Any) -> Any:
-        """Call an operation of the backend's engine. After a loss the next call starts a new one."""
+        """Call an operation of the backend's engine. After a loss or an interruption the next call starts a new one."""
         loaded = self.get(backend)
         with self._dropping(backend.name):
             return loaded.host.call(operation, self._timeout, **arguments)
 
     @contextlib.contextmanager
     def _dropping(self, name: str) -> Iterator[None]:
+        """Close an engine that can be asked nothing more: it failed so, or something interrupted the call."""
+        loaded = self._loaded[name]
         try:
             yield
-        except WorkerError as error:
-            if spoiled(error):
+        except BaseException as error:
+            if spoiled(error) or not loaded.host.idle:
                 self.close(name)
             raise
 

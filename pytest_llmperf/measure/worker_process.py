@@ -145,8 +145,9 @@ class Host:
         package = Path(pytest_llmperf.__file__).parent.parent
         folder = reaper.scratch()
         inherited = {**ENVIRONMENT, **os.environ, **arm.environment, **(environment or {}), reaper.MARK: folder}
+        process = None
         try:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [
                     arm.python,
                     str(package / "pytest_llmperf" / "worker" / "bootstrap.py"),
@@ -163,9 +164,13 @@ class Host:
                 start_new_session=True,  # Ctrl-C reaches pytest alone
             )
             self._reaper = started_reaper(lifeline_read, self._process.pid, folder)
-        except OSError as error:
-            self._close_pipes()
+        except BaseException as error:
+            self._close_files()
             reaper.end(folder)
+            if process is not None:
+                process.wait()
+            if not isinstance(error, OSError):
+                raise
             raise WorkerLostError(f"cannot start a worker with {arm.python}: {error}") from error
         finally:
             for descriptor in passed:
@@ -183,7 +188,10 @@ class Host:
 
     @property
     def idle(self) -> bool:
-        """Whether it lives and has answered everything."""
+        """Whether it lives and has answered everything.
+
+        A call that was interrupted leaves an answer that is still to come. The next request would get it.
+        """
         return self._process.returncode is None and not self._busy
 
     @property
@@ -208,10 +216,11 @@ class Host:
     def ask(self, operation: str, **arguments: Any) -> None:
         """The first half of `call`: another worker may be asked meanwhile."""
         assert self._early is None, "it has not been asked for its last answer"
-        self._busy = True
         self._secret |= pieces_in(arguments)
+        request = protocol.encoded({"call": operation, **arguments})
+        self._busy = True
         try:
-            protocol.send(self._requests, {"call": operation, **arguments})
+            protocol.write(self._requests, request)
         except OSError:
             raise self._lost(f"worker died before {operation}") from None
 
@@ -298,6 +307,8 @@ class Host:
 
     def output(self) -> str:
         """What an error shows of the lines that the worker printed."""
+        if self._log.closed:
+            return ""
         lines = last_lines(scrubbed(end_of(self._log), self._secret))
         return "\n".join("  " + line for line in lines)
 
@@ -318,12 +329,13 @@ class Host:
     def kill(self) -> None:
         """Kill the worker and everything that it started, wherever that is by now."""
         self._process.kill()
-        self._close_pipes()  # on which the reaper kills the others
+        self._close_files()  # on which the reaper kills the others
         self._process.wait()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._reaper.wait(REAPING)
 
-    def _close_pipes(self) -> None:
+    def _close_files(self) -> None:
+        self._log.close()
         for name in ("_requests", "_replies", "_lifeline"):
             descriptor = getattr(self, name)
             if descriptor >= 0:

@@ -137,6 +137,7 @@ class ServerProcess:
                 stderr=self._log,
             )
         except OSError as error:
+            self._log.close()
             reaper.end(self._folder)
             raise ServerError(f"cannot start {command[0]}: {error.strerror}") from None
 

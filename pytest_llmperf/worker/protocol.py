@@ -20,7 +20,16 @@ def send(descriptor: int, message: dict[str, Any]) -> None:
     Raises:
         OSError: the other side is gone.
     """
-    data = json.dumps(message, separators=(",", ":"), default=_plain).encode() + b"\n"
+    write(descriptor, encoded(message))
+
+
+def encoded(message: dict[str, Any]) -> bytes:
+    """A message as it is sent. Raises TypeError or ValueError if it is no JSON."""
+    return json.dumps(message, separators=(",", ":"), default=_plain).encode() + b"\n"
+
+
+def write(descriptor: int, data: bytes) -> None:
+    """Write all of an encoded message. Raises OSError as `send`."""
     while data:
         data = data[os.write(descriptor, data) :]
 

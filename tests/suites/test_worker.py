@@ -188,6 +188,28 @@ def test_a_loss_of_the_reference_does_not_cost_the_others(suite: Suite) -> None:
     suite.run("suites/test_decode.py").assert_outcomes(passed=1, failed=1)
 
 
+def test_nothing_is_left_to_the_garbage_collector(suite: Suite) -> None:
+    """Under ``-W error`` a file that nobody closed would fail whichever test is running then."""
+    suite_with(suite, KILLED)
+    suite.test(
+        "import gc, os, signal, pytest\n"
+        "def test_dies(llm_engine, request):\n"
+        "    from pytest_llmperf.plugin import KEY\n"
+        "    llm_engine.generate([[1]], 2)\n"
+        "    (loaded,) = request.config.stash[KEY].run.engines._loaded.values()\n"
+        "    os.kill(loaded.host.pids[0], signal.SIGKILL)\n"
+        "    del loaded\n"
+        "    with pytest.raises(pytest.fail.Exception):\n"
+        "        llm_engine.generate([[1]], 2)\n"
+        "def test_gate(llm_perf):\n"
+        "    with pytest.raises(pytest.fail.Exception):\n"
+        "        llm_perf.gate('tpot')\n"
+        "def test_other():\n"
+        "    gc.collect()\n"
+    )
+    suite.run("test_it.py", "--llm-backends=sim", "-W", "error").assert_outcomes(passed=3)
+
+
 def test_prints_are_harmless(suite: Suite) -> None:
     noise = "print('{\"result\": 0}'); print('x' * 200_000); os.system('echo child'); os.write(1, bytes(range(256)))"
     suite_with(suite, noise)

@@ -28,7 +28,7 @@ class Process:
         self.number = len(self.made)
         self.made.append(self)
         self.pids = [self.number]
-        self.alive = True
+        self.alive = self.idle = True
 
     def ask(self, operation: str, **arguments: Any) -> None:
         self.said.append((self.number, operation))
