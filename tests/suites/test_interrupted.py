@@ -121,7 +121,6 @@ def test_what_a_gate_measures_after_an_interruption_is_its_own(suite: Suite) -> 
     result.assert_outcomes(passed=1, failed=2)
     (found,) = json.loads((suite.path / "raw.json").read_text())["results"]
     assert found["case"] == "bfloat16/sim/b1-p16-n8/tpot"
-    assert suite.loads["sim"] == 2
 
 
 @pytest.mark.parametrize("side", ["base", "head"])
