@@ -48,16 +48,16 @@ class Config:
         """A whole number; the default also where the value is null.
 
         Raises:
-            KeyError: it is missing. TypeError, ValueError: it is not a number, or not positive.
+            KeyError: it is missing. ValueError: it is not a whole number, or not positive.
         """
         found = self.get(name)
         if found is None and default is not None:
             return default
         if found is None:
             raise KeyError(name)
-        if int(found) < 1:
-            raise ValueError(f"{name} is {found}")
-        return int(found)
+        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+            raise ValueError(f"{name} is {found!r}")
+        return found
 
     def count(self, what: int | Callable[[Config], int]) -> int:
         """A constant, or what a function says of the configuration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from itertools import chain, repeat
 from statistics import median
@@ -51,11 +52,16 @@ PLAINLY = (WorkerError, trace.TraceError, DisturbedError, ImpossibleError, Parit
 
 
 def failing_plainly(work: Callable[[], T]) -> T:
-    """Run something on a worker; what goes wrong there fails this test with its message, not with our traceback."""
+    """Run something on a worker; what goes wrong there fails this test with its message, not with our traceback.
+
+    An engine that cannot be loaded is told once: each later test that needs it gets the same error again.
+    """
     try:
         return work()
     except PLAINLY as error:
-        message = str(error)
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        first = vars(error).setdefault("first", test)
+        message = str(error) if first == test else f"not run, for the reason that {first} shows"
     pytest.fail(message, pytrace=False)
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.architecture import Architecture, text_config
+from pytest_llmperf.architecture import Architecture, Config, text_config
 
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow}
 
@@ -49,6 +49,12 @@ def _pairs(path: str, table: str) -> dict[str, str]:
 def causal_models() -> Mapping[str, str]:
     """The class that ``AutoModelForCausalLM`` loads each model type with; empty where that cannot be read."""
     return _pairs("models/auto/modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+
+
+@cache
+def configured() -> Mapping[str, str]:
+    """The configuration's class of each model type that transformers knows; empty where that cannot be read."""
+    return _pairs("models/auto/auto_mappings.py", "CONFIG_MAPPING_NAMES")
 
 
 @cache
@@ -95,3 +101,16 @@ def supports_sdpa(model_type: str) -> bool | None:
     """Whether transformers' model of a type has attention by PyTorch's sdpa; None where that cannot be read."""
     code = source(model_type, "modeling")
     return "\n    _supports_sdpa = True" in code if code else None
+
+
+def score_cap(config: Mapping[str, Any]) -> float | None:
+    """What a model caps its attention scores to by a function that the attention is handed; None without one.
+
+    Of transformers' own attentions, eager and flash attention apply it, and the others ignore it without a word.
+    """
+    text = text_config(config)
+    kind = str(text.get("model_type"))
+    if "softcap=self.attn_logit_softcapping" not in source(kind, "modeling"):
+        return None
+    found: float | None = Config(text, defaults(kind)).get("attn_logit_softcapping")
+    return found

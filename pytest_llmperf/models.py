@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 from pytest_llmperf import known, weights
 from pytest_llmperf.architecture import Architecture, text_config
+from pytest_llmperf.output import in_short
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False}
 
@@ -71,11 +74,37 @@ ENCODERS = frozenset({
     "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 
+#: What a folder without a config.json may hold, and what to do with that; the first one that is there counts.
+OTHER_FORMS = {
+    "adapter_config.json": "it is an adapter; merge it into its model, and save that",
+    "*.gguf": "transformers can convert its GGUF: from_pretrained(folder, gguf_file=name), then save_pretrained",
+    "params.json": "its weights are in their author's form; convert them to transformers' form",
+    "*/config.json": "a folder in it is a model; give that one",
+}
+#: Classes of errors that say nothing of the model that was being loaded.
+NOT_THE_MODEL = {"AcceleratorError", "MemoryError", "OutOfMemoryError", "NotEngagedError", "ModelError"}
+
 MANIFEST = "llmperf-manifest.json"
 
 
 class ModelError(ValueError):
     """The model cannot be used; one line says why and what to do."""
+
+
+@contextmanager
+def loading(engine: str, what: str) -> Iterator[None]:
+    """Have a library load a model; what it raises of the model becomes one line.
+
+    Raises:
+        ModelError: it could not.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (kind := type(error).__name__) in NOT_THE_MODEL:
+            raise
+        said = f"{engine} cannot load {what} ({kind}: {in_short(str(error))})"
+        raise ModelError(f"{said}; load it with {engine} alone to see the whole error") from error
 
 
 @dataclass(frozen=True)
@@ -104,15 +133,31 @@ class Model:
         """Its model type; that of the text part where there are others."""
         return str(text_config(self.config).get("model_type"))
 
-    @property
-    def unloadable(self) -> str | None:
-        """Why transformers loads no causal language model of that type, or None where nothing is known against it."""
+    def unloadable(self, configured: bool = False) -> str | None:
+        """Why transformers loads no causal language model of that type, or None where nothing is known against it.
+
+        Args:
+            configured: whether it is enough that transformers reads the configuration, as for an engine beside it.
+        """
         kind, types = str(self.config.get("model_type")), known.causal_models()
-        if not types or kind in types:
+        if not types or kind in types or (configured and kind in known.configured()):
             return None
         if self.config.get("auto_map"):
             return f"{self.name} brings code of its own (auto_map), and code from a model's repository is never run"
-        return f"the installed transformers has no causal language model of the type {kind!r}"
+        near = "".join(f" (is {one!r} meant?)" for one in difflib.get_close_matches(kind, types, n=1))
+        return f"the installed transformers has no causal language model of the type {kind!r}{near}"
+
+    def weightless(self, anything: bool = False) -> str | None:
+        """Why an engine finds no weights in the model's folder, or None.
+
+        Args:
+            anything: whether the engine takes files of any name, and not only those that transformers looks for.
+        """
+        if self.folder is None or self.gguf is not None or weights.present(self.folder, anything):
+            return None
+        return (
+            f"{self.folder} has no weights ({weights.PLACES[0]}, say); download it again, or use --llm-random-weights"
+        )
 
     @property
     def random_weights(self) -> bool:
@@ -128,7 +173,10 @@ class Model:
     @property
     def end_of_sequence(self) -> tuple[int, ...]:
         ids = self.config.get("eos_token_id", text_config(self.config).get("eos_token_id"))
-        return tuple(ids) if isinstance(ids, list) else () if ids is None else (int(ids),)
+        found = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(isinstance(one, int) for one in found):
+            raise TypeError(f"eos_token_id is {ids!r}")
+        return tuple(found)
 
     @property
     def tokenizer_file(self) -> Path | None:
@@ -147,7 +195,14 @@ def resolve(name: str, random_weights: bool, cache: Path) -> Model:
     Raises:
         ModelError: there is no such model, its weights are not on this machine, or it cannot be measured.
     """
-    folder = Path(name).expanduser()
+    try:
+        return _resolved(name, random_weights, cache)
+    except OSError as error:
+        raise ModelError(f"model {name!r} cannot be read: {error.strerror}: {error.filename}") from None
+
+
+def _resolved(name: str, random_weights: bool, cache: Path) -> Model:
+    folder = Path(os.path.expanduser(name))  # Path's own raises where there is no home
     if folder.name == "config.json" and folder.is_file():
         folder = folder.parent
     if (folder / "config.json").is_file():
@@ -161,11 +216,32 @@ def resolve(name: str, random_weights: bool, cache: Path) -> Model:
     if plain in EMBEDDED:
         return _embedded(plain, cache)
     hub_id = HUB_IDS.get(plain, stated)
-    if folder.is_dir() or hub_id.count("/") != 1 or hub_id.startswith(("/", ".", "~")):
-        what = f"folder {name!r} has no config.json" if folder.is_dir() else f"unknown model {name!r}"
-        raise ModelError(f"{what}; known: {', '.join(CONFIGS)}, an id 'org/name' in the local Hugging Face cache, "
-                         "or a folder with config.json")  # fmt: skip
+    if name and os.path.lexists(folder):
+        raise ModelError(_no_model(name, folder))
+    if hub_id.count("/") != 1 or hub_id.startswith(("/", ".", "~")):
+        raise ModelError(f"unknown model {name!r}; known: {', '.join(CONFIGS)}, an id 'org/name' in the local Hugging "
+                         "Face cache, or a folder with config.json")  # fmt: skip
     return _from_cache(name, hub_cache(os.environ), random_weights)
+
+
+def _no_model(name: str, path: Path) -> str:
+    """Why what is there is no folder of a model, and what to do."""
+    if not path.exists():
+        return f"model {name!r} is a link to {os.readlink(path)}, which is not there; mend the link"
+    if not path.is_dir():
+        if (path.parent / "config.json").is_file():
+            return f"model {name!r} is a file; give its folder, {path.parent}"
+        return f"model {name!r} is a file, and a model is a folder with config.json" + (
+            f"; {OTHER_FORMS['*.gguf']}" if path.suffix == ".gguf" else ""
+        )
+    held = next((said for pattern, said in OTHER_FORMS.items() if any(path.glob(pattern))), None)
+    if os.path.lexists(path / "config.json"):
+        held = "config.json in it is a link to a file that is not there, or is no file"
+    if held is None and path.resolve().parent.name == "snapshots":
+        held = f"download it again, with 'hf download {_folder_name(path)}'"
+    return (
+        f"folder {name!r} has no config.json; {held or 'a model is a folder with config.json, weights and tokenizer'}"
+    )
 
 
 def _from_cache(name: str, root: Path, random_weights: bool) -> Model:
@@ -192,8 +268,9 @@ def _embedded(name: str, cache: Path) -> Model:
 
 def _from_folder(name: str, folder: Path, random_weights: bool, revision: str = "") -> Model:
     """The model of a folder, if it can be measured."""
-    if why := next(filter(None, map(_pointer, (folder / "config.json", folder / "tokenizer.json"))), None):
-        raise ModelError(why)
+    for file in (folder / "config.json", folder / "tokenizer.json"):
+        if os.path.lexists(file) and (why := weights.unusable(file)):
+            raise ModelError(why)
     config = _config(folder / "config.json")
     if random_weights and (config.get("quantization_config") or text_config(config).get("quantization_config")):
         raise ModelError(
@@ -208,6 +285,9 @@ def _from_folder(name: str, folder: Path, random_weights: bool, revision: str = 
 
 def _check_weights(folder: Path, architecture: Architecture) -> None:
     """Raise ModelError where the weights that are there are not whole, or are too few for the model."""
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} has an adapter_config.json, so another model's weights may be loaded; merge the "
+                         "adapter into its model, or remove that file if it is merged")  # fmt: skip
     if why := weights.broken(folder):
         raise ModelError(why)
     if architecture.parameters is None or architecture.quantized:
@@ -216,25 +296,25 @@ def _check_weights(folder: Path, architecture: Architecture) -> None:
         raise ModelError(f"the checkpoint in {folder} {why}; download it again")
 
 
-def _pointer(file: Path) -> str | None:
-    return weights.pointer(file) if file.is_file() else None
-
-
 def _config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
         kind = config.get("model_type")
         if not isinstance(kind, str):
-            raise ValueError("it states no model_type")
+            code = ", and code from a model's repository (auto_map) is never run" if config.get("auto_map") else ""
+            raise ValueError(f"it states no model_type{code}")
         known.architecture(config)
+        _ = Model("", config, None).end_of_sequence
     except KeyError as error:
         raise ModelError(f"{file}: not the configuration of a causal language model ({error} is missing)") from None
-    except (OSError, ArithmeticError, ValueError, TypeError, AttributeError) as error:
+    except (ArithmeticError, RecursionError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{file}: not the configuration of a causal language model ({error})") from None
     if kind in ENCODERS and not config.get("is_decoder"):
         raise ModelError(f"{file}: {kind} is an encoder, whose tokens see those after them; measure a model that "
                          "generates text, or one whose configuration has is_decoder")  # fmt: skip
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 # The Hugging Face cache, whose layout is documented: models--<org>--<name>/snapshots/<commit>, and refs/<revision>, a

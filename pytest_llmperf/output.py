@@ -14,6 +14,18 @@ ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[
 #: How Python's faulthandler begins, and how it introduces the stack of the thread that crashed.
 CRASH, CURRENT = "Fatal Python error: ", "Current thread "
 
+#: What a library advises where a model's repository brings code, which is never run here.
+ADVICE = re.compile("trust[-_]remote[-_]code")
+#: Characters that an error quotes of a library's message at most.
+QUOTED = 300
+
+
+def in_short(text: str) -> str:
+    """The beginning of a library's message in one line, without the sentences that advise to run others' code. Pure."""
+    sentences = re.split(r"(?<=[.!?:;])\s+|\n", ESCAPE.sub("", text))
+    line = " ".join(" ".join(one for one in sentences if not ADVICE.search(one)).split())
+    return line if len(line) <= QUOTED else f"{line[:QUOTED].rpartition(' ')[0]} ..."
+
 
 def end_of(log: IO[bytes]) -> str:
     """The end of what a process wrote to a file."""
@@ -28,7 +40,7 @@ def last_lines(text: str) -> list[str]:
     The last ones; but of a crash that faulthandler reported, some lines before it and the innermost frames of the
     thread that crashed. The outermost frames, other threads and the names of extension modules follow those.
     """
-    lines = [line for line in ESCAPE.sub("", text).splitlines() if line.strip()]
+    lines = [line for line in ESCAPE.sub("", text).splitlines() if line.strip() and not ADVICE.search(line)]
     crashes = [number for number, line in enumerate(lines) if CRASH in line]
     if not crashes:
         return lines[-LAST_LINES:]

@@ -16,7 +16,7 @@ from typing import Any
 
 from pytest_llmperf import known, models
 from pytest_llmperf.availability import UnusableError, check_interpreters, check_servers, interpreter_of, why_not
-from pytest_llmperf.backends.registry import Combination, Registry
+from pytest_llmperf.backends.registry import DEFAULT_ATTENTION, Combination, Registry
 from pytest_llmperf.backends.tensor_parallel import why_not_sharded
 from pytest_llmperf.cases import GATED, Case, Workload
 from pytest_llmperf.gate import baseline as store
@@ -47,6 +47,12 @@ class Defaults:
 
 #: The slowdown allowed where base is measured beside head: what both suffer cancels, so less of it must be allowed.
 BASE_TOLERANCE = 0.03
+#: Engines that are transformers, and which of their attentions ignore a cap of the scores without a word.
+UNCAPPED = {
+    "transformers": {"sdpa", "sdpa-flash", "xformers"},
+    "transformers-paged": {"eager", "sdpa"},
+}
+IN_TRANSFORMERS = UNCAPPED.keys()
 #: Requests that a server answers at a time where nobody says.
 CONCURRENCY = (1, 8)
 #: Instruction sets that multiply bfloat16. Without one a CPU takes ten times as long as for float32.
@@ -130,8 +136,9 @@ class Plan:
         self.stored: Baseline | None = None
         self._gated: dict[str, tuple[Workload, ...]] = {}
         self._at: dict[str, bool] = {}
-        if self.model.unloadable and all(map(self.missing, self.backends)):
-            raise UnusableError(f"model {self.model.name}: {self.model.unloadable}; no backend of this run can load it")
+        why = self.model.unloadable() or self.model.weightless()
+        if why and all(map(self.missing, self.backends)):
+            raise UnusableError(f"model {self.model.name}: {why}; no backend of this run can load it")
 
     @property
     def passed_over(self) -> tuple[str, ...]:
@@ -435,6 +442,7 @@ class Plan:
         return (
             why_not(combination, self.device, self.interpreter(combination), self.servers)
             or self._unsupported_dtype(combination)
+            or self._not_loadable(combination)
             or self._not_in_transformers(combination)
             or why_not_sharded(self.model.architecture, combination.tp, combination.own_ranks)
             or self._too_few(combination)
@@ -448,16 +456,29 @@ class Plan:
         usable = [f"--llm-dtype={dtype}" for dtype in part.dtypes if dtype in self.device.dtypes]
         return f"{part.name} does not support {self.dtype}" + (f"; choose {' or '.join(usable)}" if usable else "")
 
-    def _not_in_transformers(self, backend: Combination) -> str | None:
-        """Why transformers cannot run the backend on this model, or None where nothing is known against it."""
-        if backend.engine.name not in ("transformers", "transformers-paged") or not self.interpreter(backend).own:
+    def _not_loadable(self, backend: Combination) -> str | None:
+        """Why an engine of ours cannot load this model, or None where nothing is known against it."""
+        ours = backend.engine.name in IN_TRANSFORMERS
+        if not (ours or backend.own_ranks) or self.attached(backend):
             return None
-        attention = [part.name for part in backend.all if part.slot == "attention"]
-        if (reason := self.model.unloadable) or not set(attention) <= {"sdpa", "sdpa-flash"}:
-            return reason
-        if known.supports_sdpa(self.model.kind) is False:
-            remedy = "+".join(["eager", *(part.name for part in backend.parts if part.slot != "attention")])
+        # Another interpreter has another transformers, and TGI has models of its own.
+        reads = self.interpreter(backend).own and backend.engine.name != "tgi"
+        return (self.model.unloadable(configured=not ours) if reads else None) or self.model.weightless(not ours)
+
+    def _not_in_transformers(self, backend: Combination) -> str | None:
+        """Why transformers has not the attention that the backend needs, or None where nothing is known against it."""
+        engine = backend.engine.name
+        if engine not in IN_TRANSFORMERS or not self.interpreter(backend).own:
+            return None
+        attention = next((part.name for part in backend.all if part.slot == "attention"), DEFAULT_ATTENTION)
+        remedy = "+".join(["eager", *(part.name for part in backend.parts if part.slot != "attention")])
+        if attention in ("sdpa", "sdpa-flash") and known.supports_sdpa(self.model.kind) is False:
             return f"transformers has no sdpa attention for the model type {self.model.kind!r}; {remedy} may run"
+        if attention in UNCAPPED[engine] and (cap := known.score_cap(self.model.config)) is not None:
+            found = f"{self.model.kind} caps its attention scores (attn_logit_softcapping is {cap:g}), which "
+            return f"{found}{attention} leaves out, so its tokens would be wrong" + (
+                f"; {remedy} may run" if engine == "transformers" else ""
+            )
         return None
 
     def devices(self, backend: Combination) -> Choice | None:

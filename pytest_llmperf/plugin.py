@@ -317,12 +317,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         for item in session.items
         if "llm_perf" in getattr(item, "fixturenames", ()) and item.nodeid not in state.skips and not _skips(item)
     )
-    if not session.config.getoption("collectonly", False):
+    if session.config.getoption("collectonly", False):
+        return
+    ours = (item for item in session.items if FIXTURES.intersection(getattr(item, "fixturenames", ())))
+    if run.plan.model.gguf is None and any(item.nodeid not in state.skips for item in ours):
         try:
-            run.beside.check_out()
+            _ = run.prompts  # a tokenizer that cannot be used is told before anything is loaded
         except ValueError as error:
-            state.unusable = f"--llm-base={run.settings.base}: {error}"
+            state.unusable = str(error)
             raise pytest.UsageError(f"llmperf: {state.unusable}") from None
+    try:
+        run.beside.check_out()
+    except ValueError as error:
+        state.unusable = f"--llm-base={run.settings.base}: {error}"
+        raise pytest.UsageError(f"llmperf: {state.unusable}") from None
 
 
 def _heed_signals(config: pytest.Config) -> None:

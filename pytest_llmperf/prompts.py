@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from itertools import pairwise
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_llmperf.cases import Workload
+from pytest_llmperf.output import in_short
 
 
 @cache
@@ -47,11 +49,26 @@ class Generation(NamedTuple):
     prompts: list[list[int]]
 
 
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raise PromptError where the library of tokenizers fails: it has no class of errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        said = in_short(str(error))
+        raise PromptError(f"{file} is not usable ({said}); download it again, or update tokenizers") from error
+
+
 def load_tokenizer(file: Path) -> Any:
-    """The tokenizer in a tokenizer.json, without the padding and the truncation that the file may ask for."""
+    """The tokenizer in a tokenizer.json, without the padding and the truncation that the file may ask for.
+
+    Raises:
+        PromptError: it is damaged, or of a newer kind than the library.
+    """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    with _reading(file):
+        tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -76,7 +93,7 @@ class Prompts:
         seed: of the run.
 
     Raises:
-        PromptError: the tokenizer has more tokens than the model, and the text has such a token.
+        PromptError: the tokenizer cannot be used, or has more tokens than the model and the text has such a token.
     """
 
     def __init__(self, vocabulary: int, tokenizer_file: Path | None, seed: int = 0) -> None:
@@ -89,8 +106,9 @@ class Prompts:
         self._tokenizer: Any = None
         if tokenizer_file is not None:
             self._tokenizer = load_tokenizer(tokenizer_file)
-            self._prefix = list(self._tokenizer.encode("").ids)
-            self._text, self._words = _text_of(self._tokenizer)
+            with _reading(tokenizer_file):
+                self._prefix = list(self._tokenizer.encode("").ids)
+                self._text, self._words = _text_of(self._tokenizer)
             largest = max([*self._prefix, *self._text], default=0)
             if largest >= vocabulary:
                 raise PromptError(

@@ -62,7 +62,8 @@ class Runtime:
     @cached_property
     def prompts(self) -> Prompts:
         """The token ids of every workload. Raises PromptError: none can be made for the model."""
-        _ = self.engines  # the tokenizer is in the converted folder
+        if self._plan.model.gguf is not None:
+            _ = self.engines  # the tokenizer is in the converted folder
         return Prompts(self._plan.model.architecture.vocabulary, self._plan.model.tokenizer_file, self.seed)
 
     def generations(self, backend: str, workload: Workload) -> Iterator[Generation]:

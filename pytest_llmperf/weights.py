@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,12 +28,18 @@ def broken(folder: Path) -> str | None:
     found = _place(folder)
     if found is None:
         return None
-    return _indexed(folder, found) if found.endswith(".json") else _file(folder / found)
+    return _indexed(folder, found) if found.endswith(".json") else unusable(folder / found)
 
 
 def _place(folder: Path) -> str | None:
     # A link to a file that is gone is there, too.
-    return next((name for name in PLACES if (folder / name).is_file() or (folder / name).is_symlink()), None)
+    return next((name for name in PLACES if os.path.lexists(folder / name)), None)
+
+
+def present(folder: Path, anything: bool = False) -> bool:
+    """Whether a folder has weights where transformers looks for them; or, with ``anything``, under any name."""
+    loose = (any(folder.glob(f"*.{suffix}")) for suffix in ("safetensors", "bin", "pt", "pth", "gguf"))
+    return _place(folder) is not None or (anything and any(loose))
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -73,17 +80,19 @@ def _unlike_their_layers(names: Iterable[str]) -> set[str]:
 
 def _indexed(folder: Path, index: str) -> str | None:
     """What is wrong with weights in several files, as their index names them."""
-    if why := _file(folder / index):
+    if why := unusable(folder / index):
         return why
     try:
         files = dict(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not files:
+            raise ValueError("it names no file")
+    except (RecursionError, ValueError, KeyError, TypeError) as error:
         return f"{folder / index} is no index of weights ({type(error).__name__}: {error}); download the model again"
     shards = sorted({str(name) for name in files.values()})
     if absent := [name for name in shards if not (folder / name).is_file()]:
         return f"{folder} lacks {some(absent, 'file')} that {index} names; download the model again"
     for shard in shards:
-        if why := _file(folder / shard):
+        if why := unusable(folder / shard):
             return why
         if shard.endswith(".safetensors"):
             held = header(folder / shard)
@@ -92,16 +101,17 @@ def _indexed(folder: Path, index: str) -> str | None:
     return None
 
 
-def _file(file: Path) -> str | None:
-    """What is wrong with a file of weights, or None."""
+def unusable(file: Path) -> str | None:
+    """What is wrong with a file of a model that is there, if only as a link; or None."""
     if not file.is_file():
-        return f"{file} is a link to a file that is not there; download the model again"
+        what = "a link to a file that is not there" if file.is_symlink() else "no file"
+        return f"{file} is {what}; download the model again"
     if why := pointer(file):
         return why
     if file.suffix == ".safetensors":
         try:
             header(file)
-        except (OSError, ValueError) as error:
+        except (RecursionError, ValueError) as error:
             return f"{file} is damaged ({error}); download the model again"
     return None
 

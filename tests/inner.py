@@ -289,6 +289,13 @@ class Suite:
         return {name: len(self.pids(name)) for name in ("ref", "sim")}
 
 
+def safetensors(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """A safetensors file without the tensors' values."""
+    places = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    head = json.dumps(places).encode()
+    return len(head).to_bytes(8, "little") + head
+
+
 def usage_error(result: pytest.RunResult) -> str:
     """The one line that a run ended with before it began."""
     assert result.ret == pytest.ExitCode.USAGE_ERROR, result.stdout.str() + result.stderr.str()

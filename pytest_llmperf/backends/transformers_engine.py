@@ -37,7 +37,7 @@ from pytest_llmperf.backends.base import (
     OnToken,
     Score,
 )
-from pytest_llmperf.models import ModelError
+from pytest_llmperf.models import ModelError, loading
 from pytest_llmperf.weights import unlike
 
 #: Forward passes that `evidence` profiles: the prefill, the first decode step (whose cache has other strides), and
@@ -122,7 +122,8 @@ def loaded(folder: str, **options: Any) -> Any:
         ModelError: some are not there, are of another shape, or have no place. transformers draws such at random.
     """
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+    with loading("transformers", folder):
+        model, info = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     other = [one if isinstance(one, str) else one[0] for one in info["mismatched_keys"]]
     if (why := unlike(info["missing_keys"], info["unexpected_keys"], other)) is not None:
         raise ModelError(f"{folder} is no checkpoint of {type(model).__name__}: it {why}; download it again")
@@ -176,8 +177,8 @@ class TransformersEngine:
         assert self.spec.config is not None
         torch.manual_seed(self.spec.seed)
         kind = dict(self.spec.config)
-        config = AutoConfig.for_model(kind.pop("model_type"), **kind)
-        with torch.device(device):
+        with loading("transformers", self.spec.model), torch.device(device):
+            config = AutoConfig.for_model(kind.pop("model_type"), **kind)
             return AutoModelForCausalLM.from_config(config, **options)
 
     @property

@@ -32,6 +32,7 @@ from pytest_llmperf.backends.base import (
     RequestStatistics,
 )
 from pytest_llmperf.machine.health import highest_memory, peak_memory
+from pytest_llmperf.models import loading
 
 #: Forward passes that `evidence` profiles.
 PROFILED = 3
@@ -88,14 +89,15 @@ class VllmEngine:
         shared = arguments(spec, config, self.compiled)
         from vllm import EngineArgs, LLMEngine
 
-        engine_arguments = EngineArgs(
-            model=spec.model if self._folder is None else written(Path(self._folder.name), config),
-            async_scheduling=False,
-            disable_log_stats=False,
-            max_logprobs=OBSERVED_LOGITS,
-            **shared,
-        )
-        self.engine = LLMEngine.from_engine_args(engine_arguments)
+        with loading("vLLM", spec.model):
+            engine_arguments = EngineArgs(
+                model=spec.model if self._folder is None else written(Path(self._folder.name), config),
+                async_scheduling=False,
+                disable_log_stats=False,
+                max_logprobs=OBSERVED_LOGITS,
+                **shared,
+            )
+            self.engine = LLMEngine.from_engine_args(engine_arguments)
         self.layers = known.architecture(config).attention_layers
         self._generations = count()
         self._last: list[list[int]] = []
@@ -331,10 +333,11 @@ def _statistics(output: Any, max_new_tokens: int) -> RequestStatistics:
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """The model's configuration."""
+    """The model's configuration. Raises ModelError: transformers does not read it."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder).to_dict()  # type: ignore[no-any-return]
+    with loading("transformers", str(folder)):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()  # type: ignore[no-any-return]
 
 
 def written(folder: Path, config: dict[str, Any]) -> str:

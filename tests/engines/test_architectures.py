@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,3 +179,31 @@ def test_a_checkpoint_that_is_not_the_models_is_refused_in_one_line(
     with pytest.raises(ModelError, match=said) as caught:
         load(backend, changed(kind, change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": "nobody's"},
+        {"rope_parameters": {"rope_type": "nobody's", "rope_theta": 1.0}},
+        {"num_attention_heads": 5},
+        {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64}},
+        {"model_type": "nobody's", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}},
+    ],
+    ids=["activation", "rope", "heads", "quantization", "own code"],
+)
+def test_a_configuration_that_transformers_refuses_is_told_in_one_line(
+    checkpoints: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(checkpoints / "llama", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    (folder / "code.py").write_text("raise SystemExit('code of the model ran')")
+    with pytest.raises(ModelError, match=r"^transformers cannot load \S+ \(\w+: ") as caught:
+        load("eager", EngineSpec(str(folder), None, "float32", "cpu", batch_size=1, sequence_length=32))
+    assert "\n" not in str(caught.value)
+    assert "trust_remote_code" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    if not changes.keys() & {"auto_map", "quantization_config"}:
+        with pytest.raises(ModelError):
+            load("eager", EngineSpec("m", config | changes, "float32", "cpu", batch_size=1, sequence_length=32))

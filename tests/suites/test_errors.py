@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 
 import pytest
-from inner import BACKENDS, Suite, usage_error
+from inner import BACKENDS, WORDLEVEL, Suite, safetensors, usage_error
+from simulated import CONFIG
 
 from pytest_llmperf.gate.baseline import SCHEMA
 from pytest_llmperf.machine import detect
@@ -45,6 +46,79 @@ def test_an_option_that_cannot_be_met(
     monkeypatch.setattr(detect, "found", tuple)
     monkeypatch.setenv("HF_HUB_CACHE", str(suite.path / "hub"))
     pytest.LineMatcher([refusal(suite, option)]).fnmatch_lines("ERROR: llmperf: " + said)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "*tokenizer.json is not usable (*EOF*); download it again, or update tokenizers"),
+        ("{}", "*tokenizer.json is not usable (*Model missing*"),
+        (json.dumps(WORDLEVEL | {"model": {"type": "New"}}), "*tokenizer.json is not usable (data did not match *"),
+        (json.dumps(WORDLEVEL).replace('"[UNK]": 0, ', ""), "*tokenizer.json is not usable (WordLevel error: *"),
+        (json.dumps(WORDLEVEL).replace('"and": 3', '"and": 9999'), "*it is another model's tokenizer; *"),
+    ],
+    ids=["cut", "empty", "newer", "incomplete", "another model's"],
+)
+def test_a_tokenizer_that_cannot_be_used(suite: Suite, content: str, said: str) -> None:
+    (suite.path / "tiny" / "tokenizer.json").write_text(content)
+    pytest.LineMatcher([refusal(suite)]).fnmatch_lines("ERROR: llmperf: " + said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "lama"}, "model tiny: *no causal language model of the type 'lama' (is 'llama' meant?); no *"),
+        ({"model_type": "mine", "auto_map": {"AutoModel": "x.Y"}}, "model tiny: * code of its own (auto_map), *"),
+        ({}, "model tiny: */tiny has no weights (model.safetensors, say); download it again, *; no backend *"),
+    ],
+    ids=["unknown type", "own code", "no weights"],
+)
+def test_a_model_that_no_engine_loads(suite: Suite, changes: dict[str, object], said: str) -> None:
+    suite.model(**changes)
+    for backends in ("eager,sdpa", "vllm,eager+compile"):
+        line = refusal(suite, f"--llm-backends={backends}", "--llm-reference=eager")
+        pytest.LineMatcher([line]).fnmatch_lines("ERROR: llmperf: " + said)
+        assert "trust_remote_code" not in line
+
+
+def test_a_checkpoint_without_a_layer_is_told_before_any_engine_has_it(suite: Suite) -> None:
+    suite.model(num_hidden_layers=3)
+    hidden, inner, kv = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["hidden_size"] // 2
+    layer = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    around = {"embed_tokens": (CONFIG["vocab_size"], hidden), "norm": (hidden,), "head": (CONFIG["vocab_size"], hidden)}
+    held = around | {
+        f"model.layers.{number}.{name}.weight": shape for number in (0, 2) for name, shape in layer.items()
+    }
+    (suite.path / "tiny" / "model.safetensors").write_bytes(safetensors(held))
+    for backends in ("vllm", "eager,sdpa"):
+        line = refusal(suite, f"--llm-backends={backends}", "--llm-reference=eager")
+        assert "parameters: it lacks 9 tensors (model.layers.1.input_layernorm.weight, model.layers.1.mlp." in line
+
+
+def test_an_engine_that_cannot_be_loaded_is_told_once(suite: Suite) -> None:
+    extra = "from pytest_llmperf.models import loading\n\n\ndef lost():\n    with loading('Sim', 'tiny'):\n"
+    extra += "        raise ValueError('no such thing as:\\n' + 'a kind, ' * 9999 + '\\nuse trust_remote_code')\n"
+    suite.backends(sim="lost()", extra=extra)
+    result = suite.run("suites", "--llm-backends=sim", "-rf")
+    first, *others = [line for line in result.outlines if line.startswith("FAILED ")]
+    start = "ModelError: Sim cannot load tiny (ValueError: no such thing as: a kind, a kind,"
+    assert start in first
+    assert first.endswith("...); load it with Sim alone to see the whole error")
+    name = first.split()[1]
+    assert [line.partition(" - ")[2] for line in others] == [f"Failed: not run, for the reason that {name} shows"] * 3
+    assert len(first) < 500
+    assert "Traceback" not in result.stdout.str()
+    assert suite.loads["sim"] == 1
 
 
 @pytest.mark.parametrize(

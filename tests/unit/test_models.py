@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from inner import safetensors
 
 from pytest_llmperf import known, models
 from pytest_llmperf.models import CONFIGS, Model, ModelError
@@ -219,13 +220,102 @@ def test_a_folder_without_a_configuration_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("model.gguf", "transformers can convert its GGUF: from_pretrained(folder, gguf_file=name)"),
+        ("adapter_config.json", "it is an adapter; merge it into its model"),
+        ("params.json", "its weights are in their author's form"),
+        ("inner/config.json", "a folder in it is a model; give that one"),
+        ("tokenizer.json", "a model is a folder with config.json, weights and tokenizer"),
+        ("config.json/file", "config.json in it is a link to a file that is not there, or is no file"),
+    ],
+)
+def test_a_folder_without_a_configuration_says_what_it_is(tmp_path: Path, file: str, said: str) -> None:
+    folder = tmp_path / "m"
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).touch()
+    assert refusal(str(folder)) == refusal(str(folder), True)
+    assert refusal(str(folder)).startswith(f"folder '{folder}' has no config.json; {said}")
+
+
+@pytest.mark.parametrize("name", ["a.gguf", "model.safetensors", "notes.txt"])
+def test_a_file_is_no_model(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert f"model '{tmp_path / name}' is a file, and a model is a folder with config.json" in refusal(
+        str(tmp_path / name)
+    )
+    assert ("gguf_file=name" in refusal(str(tmp_path / name))) == name.endswith(".gguf")
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    assert refusal(str(tmp_path / name)) == f"model '{tmp_path / name}' is a file; give its folder, {tmp_path}"
+
+
+def test_a_link_to_nothing_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to("elsewhere")
+    (tmp_path / "round").symlink_to("round")
+    for name, to in (("gone", "elsewhere"), ("round", "round")):
+        assert f"is a link to {to}, which is not there" in refusal(str(tmp_path / name))
+    folder = folder_with(tmp_path / "m")
+    (folder / "tokenizer.json").symlink_to("gone")
+    assert "tokenizer.json is a link to a file that is not there" in refusal(str(folder))
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("gone")
+    assert "has no config.json; config.json in it is a link to a file that is not there" in refusal(str(folder))
+
+
+def test_a_snapshot_without_its_configuration_says_how_to_get_it(no_hub: Path) -> None:
+    snapshot = no_hub / "models--some-org--some-model" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    assert "download it again, with 'hf download some-org/some-model'" in refusal(str(snapshot))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_what_must_not_be_read_is_refused(tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = folder_with(tmp_path / "m"), Path.open
+    (folder / file).touch()
+
+    def denied(path: Path, *arguments: object, **options: object) -> object:
+        if path.name == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert refusal(str(folder)) == f"model '{folder}' cannot be read: Permission denied: {folder / file}"
+
+
+def test_a_folder_that_must_not_be_entered_or_named_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "cannot be read: File name too long" in refusal(300 * "y")
+    assert "unknown model" in refusal("~nobody-has-this-name/model")  # whose home nobody knows
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    assert "cannot be read: Permission denied" in refusal(str(tmp_path))
+
+
+def test_an_adapter_is_no_model_though_a_configuration_is_beside_it(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "m")
+    (folder / "adapter_config.json").write_text("{}")
+    assert "merge the adapter into its model" in refusal(str(folder))
+    assert models.resolve(str(folder), True, tmp_path).random_weights
+
+
+@pytest.mark.parametrize(
     "config",
     [
         "{",
         "[]",
         "null",
         "",
+        "[" * 100_000,
         {},
+        {**TINY, "hidden_size": "8"},
+        {**TINY, "num_hidden_layers": 1.5},
+        {**TINY, "num_attention_heads": True},
+        {**TINY, "intermediate_size": [16]},
+        {**TINY, "eos_token_id": "</s>"},
+        {**TINY, "eos_token_id": [{}]},
+        {"auto_map": {"AutoConfig": "mine.Config"}},
         {**TINY, "hidden_size": None},
         {**TINY, "hidden_size": "wide"},
         {**TINY, "num_attention_heads": 0},
@@ -303,13 +393,24 @@ def test_random_weights_of_a_quantized_model_are_refused(tmp_path: Path, inside:
 
 @pytest.mark.parametrize(("kind", "loads"), [("llama", True), ("gpt2", True), ("t5", False), ("lama", False)])
 def test_what_transformers_cannot_load_is_known(kind: str, loads: bool) -> None:
-    why = Model("m", {**TINY, "model_type": kind}, None).unloadable
+    why = Model("m", {**TINY, "model_type": kind}, None).unloadable()
     assert (why is None) == loads
     assert why is None or (kind in why and len(why) < 200)
 
 
+def test_what_vllm_may_load_beside_transformers_is_not_refused() -> None:
+    clip, mine = (Model("m", {**TINY, "model_type": kind}, None) for kind in ("clip", "mine"))
+    assert clip.unloadable() is not None
+    assert clip.unloadable(configured=True) is None
+    assert mine.unloadable(configured=True) == mine.unloadable()
+
+
+def test_a_model_type_that_is_misspelt_proposes_the_nearest() -> None:
+    assert "of the type 'Llama' (is 'llama' meant?)" in str(Model("m", {"model_type": "Llama"}, None).unloadable())
+
+
 def test_code_from_a_models_repository_is_never_advised() -> None:
-    why = Model("m", {**TINY, "model_type": "mine", "auto_map": {"AutoModel": "x.Y"}}, None).unloadable
+    why = Model("m", {**TINY, "model_type": "mine", "auto_map": {"AutoModel": "x.Y"}}, None).unloadable()
     assert why is not None
     assert "auto_map" in why
     assert "trust_remote_code" not in why
@@ -324,13 +425,6 @@ def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path, name: str) -> None:
     assert str(folder / name) in message
 
 
-def tensors(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """A safetensors file without the tensors' values."""
-    places = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
-    head = json.dumps(places).encode()
-    return len(head).to_bytes(8, "little") + head
-
-
 @pytest.mark.parametrize(
     ("changes", "refused"),
     [({}, True), ({"quantization_config": {"bits": 4}}, False), ({"model_type": "a type that nobody has seen"}, False)],
@@ -342,7 +436,7 @@ def test_a_checkpoint_with_too_few_parameters_is_refused_where_they_are_counted(
     folder = folder_with(tmp_path / "m", {**TINY, **changes})
     parameters = models.resolve(str(folder), False, tmp_path).architecture.parameters or 1200
     for missing in (0, 1):
-        (folder / "model.safetensors").write_bytes(tensors({"all of them": (parameters - missing,)}))
+        (folder / "model.safetensors").write_bytes(safetensors({"all of them": (parameters - missing,)}))
         if missing and refused:
             said = f"the checkpoint in {folder} has {parameters - 1:,} of the model's {parameters:,} parameters"
             assert said in refusal(str(folder))

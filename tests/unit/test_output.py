@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.output import CRASH, LAST_BYTES, LAST_LINES, end_of, last_lines
+from pytest_llmperf.output import CRASH, LAST_BYTES, LAST_LINES, QUOTED, end_of, in_short, last_lines
 
 #: As faulthandler writes it, of a process with two threads and many extension modules.
 CRASHED = """\
@@ -64,3 +64,20 @@ def test_the_end_of_an_output_is_read_whatever_its_size(size: int) -> None:
         log.write(b"x" * size + b"\xffend")
         assert end_of(log).endswith("\N{REPLACEMENT CHARACTER}end")
         assert len(end_of(log)) == min(size + 4, LAST_BYTES)
+
+
+def test_a_library_s_message_is_one_line_that_advises_to_run_nobody_s_code() -> None:
+    said = (
+        "The repository brings custom code. You can inspect it at https://x.\n"
+        "Please pass the argument `trust_remote_code=True` to run it!\n\nOr use --trust-remote-code in the CLI."
+    )
+    assert in_short(said) == "The repository brings custom code. You can inspect it at https://x."
+    assert in_short("one of: " + ", ".join(f"type{number}" for number in range(9999))).endswith(" ...")
+    assert last_lines(said) == ["The repository brings custom code. You can inspect it at https://x."]
+
+
+@given(st.text())
+def test_any_message_is_one_short_line(text: str) -> None:
+    short = in_short(text)
+    assert len(short) <= QUOTED + len(" ...")
+    assert len(short.splitlines()) <= 1

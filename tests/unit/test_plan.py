@@ -21,6 +21,7 @@ from pytest_llmperf.gate.rule import Outcome, Verdict, nothing
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine import detect, fingerprint
 from pytest_llmperf.plan import Plan
+from pytest_llmperf.secret import Secret
 
 REGISTRY = Registry(BUILT_IN)
 
@@ -31,6 +32,7 @@ def make(suite: Suite, tmp_path: Path) -> Any:
     from pytest_llmperf import plugin
 
     def plan(*arguments: str, **changes: Any) -> Plan:
+        (suite.path / "tiny" / "pytorch_model.bin").touch()  # the weights, which nobody reads here
         suite.ini(llm_dtype="", llm_backends="", llm_reference="", llm_batch_sizes="", llm_max_new_tokens="")
         config = suite.pytester.parseconfigure("-p", "benchmark", "-p", "llmperf", *arguments)
         return Plan(replace(config.stash[plugin.KEY].settings, **changes), REGISTRY, tmp_path, tmp_path)
@@ -305,6 +307,50 @@ def test_a_model_type_that_transformers_does_not_know_is_refused_where_nothing_e
     server = ("--llm-backends=server", "--llm-server=http://127.0.0.1:1")
     plan = make("--llm-device=cpu", *server)  # whose own affair it is
     assert plan.missing("server") is None
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "vaultgemma"])
+def test_an_attention_that_leaves_out_a_cap_of_the_scores_is_skipped_with_the_reason(
+    make: Any, suite: Suite, kind: str
+) -> None:
+    suite.model(model_type=kind)
+    plan = make("--llm-device=cpu", "--llm-backends=eager,sdpa,compile-static,eager+compile,transformers-paged")
+    assert plan.missing("eager") is plan.missing("eager+compile") is None
+    said = f"{kind} caps its attention scores (attn_logit_softcapping is 50), which sdpa leaves out, so its tokens"
+    assert plan.missing("sdpa") == f"{said} would be wrong; eager may run"
+    assert plan.missing("compile-static") == f"{said} would be wrong; eager+compile-static may run"
+    for name in ("transformers-paged", "eager+transformers-paged"):  # paged attention knows no cap at all
+        assert plan.missing(name).endswith(" leaves out, so its tokens would be wrong")
+    assert "xformers leaves out" in plan._not_in_transformers(REGISTRY["xformers"])
+    assert plan._not_in_transformers(REGISTRY["flash-attention-2"]) is None  # is handed the cap
+    suite.model(model_type=kind, attn_logit_softcapping=None)
+    assert make("--llm-device=cpu", "--llm-backends=eager,sdpa").missing("sdpa") is None
+
+
+def test_a_model_without_weights_is_refused_where_nothing_else_runs(make: Any, suite: Suite) -> None:
+    plan = make("--llm-device=cpu", "--llm-backends=eager,sdpa")
+    (suite.path / "tiny" / "pytorch_model.bin").rename(suite.path / "tiny" / "consolidated.pt")
+    said = f"{suite.path / 'tiny'} has no weights (model.safetensors, say)"
+    assert plan.missing("eager").startswith(said)
+    assert plan._not_loadable(REGISTRY["vllm"]) is None  # which takes files of other names
+    (suite.path / "tiny" / "consolidated.pt").unlink()
+    assert plan._not_loadable(REGISTRY["vllm"]).startswith(said)
+    attached = replace(plan.settings, server=(("tgi", Secret.url("http://127.0.0.1:1")),))
+    server = Plan(replace(attached, backends=("tgi",)), REGISTRY, suite.path, suite.path)
+    assert server._not_loadable(REGISTRY["tgi"]) is None  # the weights are with the server
+    with pytest.raises(UnusableError, match=r"model tiny: \S+ has no weights .*; no backend of this run can load it"):
+        Plan(plan.settings, REGISTRY, suite.path, suite.path)
+
+
+def test_what_vllm_cannot_read_the_configuration_of_is_known_without_it(make: Any, suite: Suite) -> None:
+    suite.model(model_type="clip")
+    plan = make("--llm-device=cpu", "--llm-backends=eager,vllm", dtype="float32", strict=True)
+    assert "has no causal language model" in plan._not_loadable(REGISTRY["eager"])
+    assert plan._not_loadable(REGISTRY["vllm"]) is None  # may have one of its own
+    suite.model(model_type="mine", auto_map={"AutoConfig": "mine.Config"})
+    plan = make("--llm-device=cpu", "--llm-backends=server", "--llm-server=http://127.0.0.1:1")
+    assert "is never run" in plan._not_loadable(REGISTRY["vllm"])
+    assert plan._not_loadable(REGISTRY["tgi"]) is None
 
 
 def test_sizes_that_are_not_known_forbid_nothing(make: Any, suite: Suite) -> None:
