@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what imports made: at the end of each run that is configured here it looks at all."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """A folder with the benchmark suites, a model without weights and two simulated backends."""
@@ -69,6 +78,23 @@ def bundled_model() -> Model:
     model = models.resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))
     models.ready(model, convert)
     return model
+
+
+@pytest.fixture(scope="session")
+def shallow(bundled_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The first layers of the bundled model: more than the eight that dynamo compiles if it is not told otherwise."""
+    from safetensors.torch import load_file, save_file
+
+    layers = 10
+    folder = tmp_path_factory.mktemp("model") / "shallow"
+    shutil.copytree(bundled_model.folder, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    later = tuple(f"model.layers.{layer}." for layer in range(layers, config["num_hidden_layers"]))
+    held = {name: one for file in bundled_model.folder.glob("*.safetensors") for name, one in load_file(file).items()}
+    kept = {name: one for name, one in held.items() if not name.startswith(later)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return models.resolve(str(folder), False, folder)
 
 
 @pytest.fixture(scope="module")

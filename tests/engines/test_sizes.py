@@ -48,8 +48,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 CASES = [*((kind, {}) for kind in FORMS if kind in MODELS), *VARIANTS]
 
 
-def of(kind: str, changes: dict[str, Any]) -> tuple[Architecture, Any]:
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join([case[0], *map(str, case[1])]))
+def counted(request: pytest.FixtureRequest) -> tuple[Architecture, Any]:
     """What is counted, and transformers' model without its weights."""
+    kind, changes = request.param
     fields = {**configuration(kind if kind in MODELS else "mistral", VOCABULARY), **changes, "model_type": kind}
     found = known.architecture(fields)
     with torch.device("meta"):
@@ -57,15 +59,13 @@ def of(kind: str, changes: dict[str, Any]) -> tuple[Architecture, Any]:
     return found, model
 
 
-@pytest.mark.parametrize(("kind", "changes"), CASES)
-def test_parameters_are_transformers_own(kind: str, changes: dict[str, Any]) -> None:
-    found, model = of(kind, changes)
+def test_parameters_are_transformers_own(counted: tuple[Architecture, Any]) -> None:
+    found, model = counted
     assert found.parameters == sum(one.numel() for one in model.parameters())
 
 
-@pytest.mark.parametrize(("kind", "changes"), CASES)
-def test_windows_are_those_of_transformers_cache(kind: str, changes: dict[str, Any]) -> None:
-    found, model = of(kind, changes)
+def test_windows_are_those_of_transformers_cache(counted: tuple[Architecture, Any]) -> None:
+    found, model = counted
     layers = DynamicCache(config=model.config).layers
     assert found.windows == tuple(getattr(layer, "sliding_window", None) for layer in layers)
 

@@ -142,15 +142,11 @@ def test_what_it_cannot_load_is_a_clear_failure(bundled_model: Model, tmp_path: 
         host.close()
 
 
-def test_three_ranks_say_what_one_process_says(bundled_model: Model, unequal: list[list[int]]) -> None:
+def test_three_ranks_say_what_one_process_says(vllm: Host, bundled_model: Model, unequal: list[list[int]]) -> None:
     """SmolLM2 has 9 heads and 3 KV heads. Killed, it leaves none of its ranks behind."""
     backend = REGISTRY["vllm-eager+tp3"]
-    one, host = start("vllm-eager"), Host(Arm(), backend.environment)
-    try:
-        load(one, "vllm-eager", str(bundled_model.folder))
-        expected = generate(one, unequal)["tokens"]
-    finally:
-        one.close()
+    expected = generate(vllm, unequal)["tokens"]
+    host = Host(Arm(), backend.environment)
     try:
         load(host, "vllm-eager+tp3", str(bundled_model.folder), tp=backend.tp)
         assert generate(host, unequal)["tokens"] == expected
