@@ -241,7 +241,9 @@ def test_a_model_that_cannot_be_shared_is_skipped_with_the_reason(
     suite: Suite, changes: dict[str, int], degree: int, said: str
 ) -> None:
     suite.model(**changes)
-    result = suite.decode(f"--llm-tp={degree}", backends="sdpa")
+    result = suite.decode(f"--llm-tp={degree}", "--llm-random-weights", backends="sdpa")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines([f"skipped: sdpa+tp{degree}: {said}"])
-    assert said in usage_error(suite.decode(f"--llm-tp={degree}", "--llm-strict", backends="sdpa"))
+    assert said in usage_error(
+        suite.decode(f"--llm-tp={degree}", "--llm-random-weights", "--llm-strict", backends="sdpa")
+    )

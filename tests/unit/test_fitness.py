@@ -20,6 +20,9 @@ from pytest_llmperf.machine.fitness import Barrier, Fitness, culprit, culprits
 from pytest_llmperf.machine.gpu import Reading, Stranger
 from pytest_llmperf.worker import server, watch
 
+#: The parent of a process that is not of this run: no process has that id, and this one's parent may have any other.
+NOBODY = -1
+
 # The kernel's files
 
 PRESSURE = """\
@@ -168,7 +171,7 @@ def nvml(**answers: Any) -> Any:
 def of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process leads its session, as a worker does."""
     own = health.Process("worker", os.getppid(), os.getpid(), 0)
-    others = {os.getpid(): own, 12: health.Process("python", 1, 12, 0)}
+    others = {os.getpid(): own, 12: health.Process("python", NOBODY, 12, 0)}
     monkeypatch.setattr(health, "process", others.get)
 
 
@@ -305,14 +308,14 @@ def test_engines_of_the_same_run_are_no_strangers() -> None:
         21: health.Process("compile pool", 20, 20, 0),
         30: health.Process("idle reference", me, 30, 0),
         31: health.Process("its rank", 30, 30, 0),
-        40: health.Process("somebody", 1, 40, 0),
+        40: health.Process("somebody", NOBODY, 40, 0),
     }
     assert gpu.strangers(dict.fromkeys(processes, 7), processes.get) == (Stranger(40, "somebody", 7),)
 
 
 def test_process_ids_of_another_namespace_say_nothing() -> None:
     """The driver may count processes as the host does: then a worker does not find itself, and knows nobody."""
-    processes = {40: health.Process("somebody", 1, 40, 0)}
+    processes = {40: health.Process("somebody", NOBODY, 40, 0)}
     assert gpu.strangers({40: 1, 41: 1}, processes.get) is None
     assert gpu.strangers(None, processes.get) is None
 
