@@ -53,14 +53,21 @@ MARKER_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "devices": (_list(lambda name: isinstance(name, str)), "a list of names"),
     "max_regression": (lambda value: isinstance(value, float) and 0 < value < 1, "a fraction such as 0.05"),
 }
+#: What is said of a test whose fixtures have no parameters.
+UNNAMED = (
+    "llm_ fixtures have no values here: pytest parametrizes no unittest.TestCase, doctest or getfixturevalue; name "
+    "them as arguments of a plain test function"
+)
+#: What is said of a test that has parameters of its own for our fixtures, with their names.
+OWN = "the plugin gives {} its values; choose others with @pytest.mark.llm(backends=[...], batch_sizes=[...], ...)"
 #: ``timeout`` and CI stop a job by SIGTERM. A terminal that closes, or a lost connection to it, sends SIGHUP.
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
+#: The fixtures that have a value for each test.
+PARAMETERS = {"llm_backend", "llm_workload", "llm_traffic"}
 FIXTURES = {
+    *PARAMETERS,
     "llm_device",
     "llm_model",
-    "llm_backend",
-    "llm_workload",
-    "llm_traffic",
     "llm_engine",
     "llm_perf",
     "llm_parity",
@@ -79,12 +86,14 @@ class State:
         self.written: dict[Case, Entry] | str = {}
         #: Tests that were to gate a case.
         self.gating = 0
-        #: Backend and workload, by node id, of the tests that gate a case and have not measured it.
-        self.unmeasured: dict[str, tuple[str, str]] = {}
+        #: Node ids of the tests that are to gate a case and have not measured it, in order.
+        self.unmeasured: dict[str, None] = {}
         #: What each test measured, by node id.
         self.judged: dict[str, Result] = {}
         #: Why tests are skipped, by node id.
         self.skips: dict[str, str] = {}
+        #: Why tests fail before they begin, by node id.
+        self.misused: dict[str, str] = {}
         #: What is to be said of the reports, and of those that could not be written.
         self.reported: list[str] = []
         self.unreported: list[str] = []
@@ -97,7 +106,8 @@ class State:
     @property
     def left(self) -> list[str]:
         """The tests that were to gate a case and have not, each with the reason where that is known."""
-        return [f"{name}: {self.skips[name]}" if name in self.skips else name for name in self.unmeasured]
+        known = self.skips | self.misused
+        return [f"{name}: {known[name]}" if name in known else name for name in self.unmeasured]
 
     @property
     def skipped(self) -> int:
@@ -239,10 +249,32 @@ def _marker_arguments(node: pytest.Item) -> dict[str, Any]:
     return found
 
 
+def _own(item: pytest.Item) -> list[str]:
+    """The fixtures of ours that a test's own marks parametrize."""
+    given = [
+        mark.args[0] if mark.args else mark.kwargs.get("argnames", "") for mark in item.iter_markers("parametrize")
+    ]
+    names = [one.split(",") if isinstance(one, str) else one for one in given]
+    return sorted(PARAMETERS.intersection(name.strip() for row in names for name in row))
+
+
+def _misuse(item: pytest.Item) -> str | None:
+    """Why a test cannot get its fixtures; None if it can."""
+    if own := _own(item):
+        return OWN.format(" and ".join(own))
+    asked = PARAMETERS.intersection(item.fixturenames)  # type: ignore[attr-defined]
+    return UNNAMED if asked and asked.isdisjoint(_parameters(item)) else None
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    """A test's parameters; none of what is no function of pytest's."""
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
 @pytest.hookimpl
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = FIXTURES.intersection(metafunc.fixturenames)
-    if not names:
+    if not names or _own(metafunc.definition):
         return
     session = metafunc.config.stash[KEY]
     if session.unusable is not None:
@@ -286,15 +318,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if run is None:
         return
     # Engines need room for the tests that are left, not for those that were deselected.
-    parameters = [item.callspec.params for item in ours if hasattr(item, "callspec")]
+    session.misused = {item.nodeid: why for item in ours if (why := _misuse(item)) is not None}
+    parameters = [_parameters(item) for item in ours if item.nodeid not in session.misused]
     run.plan.cover([_largest(one, run) for one in parameters if "llm_workload" in one])
     for item in ours:
         gates = "llm_perf" in item.fixturenames  # type: ignore[attr-defined]
         if gates:
             item.add_marker(pytest.mark.benchmark(timer=session.clock))
-            chosen = item.callspec.params  # type: ignore[attr-defined]
-            session.unmeasured[item.nodeid] = chosen["llm_backend"], str(chosen["llm_workload"])
-        reason = _reason_to_skip(item, session, run)
+            session.unmeasured[item.nodeid] = None
+        reason = None if item.nodeid in session.misused else _reason_to_skip(item, session, run)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
             session.skips[item.nodeid] = reason
@@ -313,9 +345,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.getoption("benchmark_disable", False):
         return  # nothing is timed
     run.plan.complete(
-        (item.callspec.params["llm_backend"], item.callspec.params["llm_workload"])  # type: ignore[attr-defined]
+        (_parameters(item)["llm_backend"], _parameters(item)["llm_workload"])
         for item in session.items
-        if "llm_perf" in getattr(item, "fixturenames", ()) and item.nodeid not in state.skips and not _skips(item)
+        if "llm_perf" in getattr(item, "fixturenames", ())
+        and item.nodeid not in {*state.skips, *state.misused}
+        and not _skips(item)
     )
     if session.config.getoption("collectonly", False):
         return
@@ -377,6 +411,12 @@ def _largest(parameters: dict[str, Any], run: Session) -> Workload:
     return replace(workload, batch_size=parameters["llm_traffic"].concurrency or run.settings.requests)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if (why := item.config.stash[KEY].misused.get(item.nodeid)) is not None:
+        pytest.fail(why, pytrace=False)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     session = item.config.stash[KEY]
@@ -406,7 +446,7 @@ def _reason_to_skip(item: pytest.Item, session: State, run: Session) -> str | No
         return f"needs {' or '.join(devices)}, and this is {run.device.name}"
     if session.settings.self_test and "llm_perf" not in item.fixturenames:  # type: ignore[attr-defined]
         return "--llm-self-test tries the gate alone"
-    chosen = item.callspec.params if hasattr(item, "callspec") else {}
+    chosen = _parameters(item)
     backend = chosen.get("llm_backend")
     missing = backend and run.plan.missing(backend)
     if missing and session.settings.strict:
@@ -428,6 +468,13 @@ def _run(request: pytest.FixtureRequest) -> Session:
     return request.config.stash[KEY].run
 
 
+def _value(request: pytest.FixtureRequest) -> Any:
+    """A fixture's value for the test. The test fails if it has none, as by ``request.getfixturevalue``."""
+    if not hasattr(request, "param"):
+        pytest.fail(UNNAMED, pytrace=False)
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def llm_device(request: pytest.FixtureRequest) -> Device:
     """The device that is measured: name, peaks (FLOP/s, bytes/s), memory (bytes), dtypes."""
@@ -443,15 +490,16 @@ def llm_model(request: pytest.FixtureRequest) -> Model:
 @pytest.fixture(scope="session")
 def llm_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The backend's name. A test that asks for it runs once per backend of ``--llm-backends``."""
-    yield request.param
+    name = _value(request)
+    yield name
     if (run := request.config.stash[KEY].started) is not None:
-        run.runtime.release(request.param)
+        run.runtime.release(name)
 
 
 @pytest.fixture
 def llm_workload(request: pytest.FixtureRequest) -> Workload:
     """Batch size, prompt length and new tokens. A test that asks for it runs once per combination."""
-    return request.param  # type: ignore[no-any-return]
+    return _value(request)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -512,7 +560,7 @@ def llm_parity(request: pytest.FixtureRequest, llm_backend: str, llm_workload: W
 @pytest.fixture
 def llm_traffic(request: pytest.FixtureRequest) -> Traffic:
     """How requests arrive under load. A test that asks for it runs once per concurrency and per rate."""
-    return request.param  # type: ignore[no-any-return]
+    return _value(request)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
