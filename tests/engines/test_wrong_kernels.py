@@ -17,7 +17,7 @@ from pytest_llmperf.plan import cpu_dtype
 #: Two requests of 16 tokens: one untimed batch has few positions.
 WORKLOAD = Workload(batch_size=2, prompt_length=48, max_new_tokens=16)
 SEEDS = range(3)
-#: In bfloat16 their errors are near what rounding explains. `benchmarks.parity` does not find the smallest with all text.
+#: In bfloat16 their errors are near what rounding explains. The smallest is not found with all text.
 NEAR, SMALLEST = ("softmax scale off by 5 %", "one key-value slot stale"), "softmax scale off by 3 %"
 
 
