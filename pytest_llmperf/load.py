@@ -58,12 +58,14 @@ class Served:
         due: when it was to be sent. sent: when it was.
         times: when each of its tokens came; empty where it failed.
         error: why it failed; empty if it did not.
+        early: whether it ended with an end-of-sequence token before it had all tokens, and was replaced by another.
     """
 
     due: float
     sent: float
     times: Sequence[float] = ()
     error: str = ""
+    early: bool = False
 
     @property
     def gaps(self) -> list[float]:
@@ -84,7 +86,7 @@ class LoadResult:
     """What a server did under one kind of traffic.
 
     Attributes:
-        requests, failed: how many were sent, and how many of them failed.
+        requests, failed: how many were sent, and how many of them failed; early ends are not among them.
         seconds: from the first one due to the last token.
         percentiles: of each metric, by `PERCENTILES`, in seconds; ITL's over every gap of every request.
         throughput: output tokens per second. rate: requests per second that were answered.
@@ -94,6 +96,7 @@ class LoadResult:
         errors: why requests failed, each reason once.
         tokens, arrivals: how many tokens came, and how often some came: fewer times if several came together.
         first: tokens that came with a request's first one, that one included, on average.
+        early: further requests, which ended early. They were part of the traffic and give no figures.
     """
 
     requests: int
@@ -109,6 +112,7 @@ class LoadResult:
     tokens: int = 0
     arrivals: int = 0
     first: float = 1.0
+    early: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,12 @@ def summarize(served: Sequence[Served], objectives: Mapping[str, float], open_lo
     """The figures of a load.
 
     Args:
-        served: every request; at least one.
+        served: every request; at least one that did not end early.
         objectives: the longest that ``ttft``, ``itl`` (mean over a request's gaps) and ``latency`` may be, in seconds.
         open_loop: whether requests were due at times of their own, so that a late one is the client's lag.
     """
+    early = [one for one in served if one.early]
+    served = [one for one in served if not one.early]
     answered = [one for one in served if not one.error]
     start = min(one.due for one in served)
     end = max((one.times[-1] for one in answered), default=max(one.sent for one in served))
@@ -152,7 +158,7 @@ def summarize(served: Sequence[Served], objectives: Mapping[str, float], open_lo
             name: tuple(quantile(values, at) if values else math.nan for at in PERCENTILES)
             for name, values in found.items()
         },
-        throughput=sum(len(one.times) for one in answered) / seconds,
+        throughput=sum(len(one.times) for one in (*answered, *early)) / seconds,
         rate=len(answered) / seconds,
         goodput=good / seconds if objectives else None,
         met=good / len(served) if objectives else None,
@@ -161,6 +167,7 @@ def summarize(served: Sequence[Served], objectives: Mapping[str, float], open_lo
         tokens=sum(len(one.times) for one in answered),
         arrivals=sum(len(one.gaps) + 1 for one in answered),
         first=fmean(stamps.first(one.times) for one in answered) if answered else 1.0,
+        early=len(early),
     )
 
 

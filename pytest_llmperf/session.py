@@ -319,16 +319,18 @@ class Session:
         """
         settings, registered = self.settings, self.plan.registry[backend]
         requests = settings.requests
-        due = None if traffic.rate is None else arrivals(traffic.rate, requests)
-        if due is not None and due[-1] > WITHIN * settings.timeout:
+        # As many more replace those that end early.
+        due = None if traffic.rate is None else arrivals(traffic.rate, 2 * requests)
+        if due is not None and due[requests - 1] > WITHIN * settings.timeout:
             raise WorkerError(
-                f"{backend} {workload} {traffic}: the last of {requests} requests is due after {due[-1]:.0f} s, and "
-                f"the whole load has --llm-timeout={settings.timeout:g} s; raise it, or send fewer requests"
+                f"{backend} {workload} {traffic}: the last of {requests} requests is due after "
+                f"{due[requests - 1]:.0f} s, and the whole load has --llm-timeout={settings.timeout:g} s; raise it, or "
+                "send fewer requests"
             )
         # Each load has prompts of its own, and so has its warm-up.
         prompts, first = (
             self.prompts.many(size, workload.prompt_length, next(self._series))
-            for size in (requests, min(requests, traffic.concurrency or 1))
+            for size in (2 * requests, min(requests, traffic.concurrency or 1))
         )
         self.progress(f"{backend} {workload} {traffic}: warming up")
         self.engines.ask(registered, "generate", prompts=first, max_new_tokens=workload.max_new_tokens)
@@ -340,7 +342,14 @@ class Session:
             max_new_tokens=workload.max_new_tokens,
             due=due,
             concurrency=traffic.concurrency,
+            requests=requests,
         )
+        early = sum(one["early"] for one in answer)
+        if len(answer) - early < requests:
+            raise WorkerError(
+                f"{backend} {workload} {traffic}: {early} of {len(answer)} requests ended with an end-of-sequence "
+                f"token before they had {workload.max_new_tokens} tokens; lower --llm-max-new-tokens"
+            )
         objectives = dict(settings.slo)
         found = summarize([Served(**one) for one in answer], objectives, open_loop=traffic.rate is not None)
         served = measured_model(self.engines.ask(registered, "evidence"))

@@ -108,12 +108,14 @@ class Observation:
         candidates: the ids of the k largest logits at each position; shape (n, k).
         logits: those logits, or log-probabilities, which differ by a constant per position; shape (n, k).
         text: the tokens as text, where they are `UNKNOWN`.
+        ended: whether it ended with an end-of-sequence token before it had all tokens, as `Ending` says.
     """
 
     tokens: Sequence[int]
     candidates: Sequence[Sequence[int]]
     logits: Sequence[Sequence[float]]
     text: str = ""
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,15 +192,22 @@ class Ending(Protocol):
     """An engine that cannot go on past end-of-sequence, as most can.
 
     A generation in which a request ends early has no figures. Another one is made from other prompts, and parity judges
-    what came.
+    what came. That the sequence ended there is judged as a choice too.
     """
 
     def ended(self) -> list[bool]:
-        """Of each request of the last generation, whether it ended with an end-of-sequence token."""
+        """Of each request of the last generation, whether it ended with an end-of-sequence token, shown or not."""
 
 
 class LoadObserver(Protocol):
-    """Told of every request under load, as it happens."""
+    """Told of every request under load, as it happens.
+
+    Attributes:
+        more: whether another request is to be sent: fewer have been sent than are wanted, early ends left out.
+    """
+
+    @property
+    def more(self) -> bool: ...
 
     def __call__(self, request: int, *tokens: int) -> None:
         """Tokens have arrived, together."""
@@ -208,6 +217,9 @@ class LoadObserver(Protocol):
 
     def failed(self, request: int, reason: str) -> None:
         """It has failed, for a reason of one line."""
+
+    def ended(self, request: int) -> None:
+        """It has ended early, as `Ending` says: it gives no figures, and another one is sent."""
 
 
 class Servable(Protocol):
@@ -221,7 +233,11 @@ class Servable(Protocol):
         due: list[float] | None,
         concurrency: int | None,
     ) -> None:
-        """Send each request when it is due (s from the start), or so many at a time; a failed one stops no other."""
+        """Send each request when it is due (s from the start), or so many at a time; a failed one stops no other.
+
+        An engine that is `Ending` is given more prompts than are wanted. It sends no further one unless
+        ``observer.more``.
+        """
 
 
 class Reference(Protocol):

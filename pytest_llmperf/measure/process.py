@@ -15,8 +15,8 @@ from pytest_llmperf.measure import sampling, trace
 from pytest_llmperf.measure.trace import Trace
 from pytest_llmperf.prompts import Generation
 
-#: Generations that may end early, one after another.
-MOST_EARLY = 8
+#: Generations that may end early, one after another. Where one request in ten does, a batch of 8 does half the time.
+MOST_EARLY = 32
 #: What is said of more of them.
 ALL_EARLY = (
     f"{MOST_EARLY} generations one after another ended with an end-of-sequence token; lower --llm-max-new-tokens"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise, takewhile
 from typing import Any
 
 from pytest_llmperf.backends.base import Observation, Score
@@ -86,29 +86,24 @@ class Referee:
         fewest = 1
         if shown and not other_weights:
             fewest = -(-enough_positions(self._margin) // sum(len(one.tokens) for one in first))
-        for one in timed:
-            if len(one.tokens) < workload.max_new_tokens and one.tokens[-1] not in self._end_of_sequence:
-                raise TraceError(
-                    f"{backend} {workload}: it ended after {len(one.tokens)} of {workload.max_new_tokens} tokens, and "
-                    f"the last one is no end-of-sequence token ({one.place})"
-                )
         rows: list[Row] = []
 
         def found(batches: range) -> Parity:
             made = [*self._untimed(backend, workload, untimed, batches)]
             self._progress(f"{backend} {workload}: {self._reference} scores its tokens")
-            if not rows:
-                scores = self._score([one.prompt for one in timed], [list(one.tokens) for one in timed])
-                rows.extend(Row(one.place, one.tokens, score) for one, score in zip(timed, scores, strict=True))
-            scores = self._ask_scores(
-                [prompt for _, prompt, _ in made],
-                [list(one.tokens) for _, _, one in made],
-                [one.candidates for _, _, one in made] if shown else None,
-            )
-            rows.extend(
-                Row(place, one.tokens, score, one if shown else None)
-                for (place, _, one), score in zip(made, scores, strict=True)
-            )
+            by_tokens = [] if rows else list(timed)
+            if not shown:
+                by_tokens += [Made(place, prompt, tuple(one.tokens)) for place, prompt, one in made]
+            rows.extend(self._by_tokens(by_tokens, workload))
+            if shown:
+                scores = self._ask_scores(
+                    [prompt for _, prompt, _ in made],
+                    [list(one.tokens) for _, _, one in made],
+                    [one.candidates for _, _, one in made],
+                )
+                rows.extend(
+                    Row(place, one.tokens, score, one) for (place, _, one), score in zip(made, scores, strict=True)
+                )
             return decide(rows, self._end_of_sequence, self._margin, other_weights)
 
         return _settled(found, fewest)
@@ -134,19 +129,20 @@ class Referee:
         rows: list[TextRow] = []
 
         def found(batches: range) -> Parity:
-            made = [(one.place, one.prompt, one.text) for one in timed if not rows]
+            new = workload.max_new_tokens
+            made = [(one.place, one.prompt, one.text, len(one.tokens) < new) for one in timed if not rows]
             observed = self._untimed(backend, workload, untimed, batches)
-            made += [(place, prompt, one.text) for place, prompt, one in observed]
-            asked, size = [prompt for _, prompt, _ in made], workload.batch_size
+            made += [(place, prompt, one.text, len(one.tokens) < new) for place, prompt, one in observed]
+            asked, size = [prompt for _, prompt, *_ in made], workload.batch_size
             own = [
                 one.tokens
                 for start in range(0, len(asked), size)
                 for one in self._observe(self._reference, workload, asked[start : start + size])
             ]
-            rows.extend(
-                TextRow(place, text, decode(prompt, tokens), tokens)
-                for (place, prompt, text), tokens in zip(made, own, strict=True)
-            )
+            for (place, prompt, text, ended), tokens in zip(made, own, strict=True):
+                if ended:
+                    tokens = list(takewhile(lambda token: token not in self._end_of_sequence, tokens))
+                rows.append(TextRow(place, text, decode(prompt, tokens), tokens))
             return decide_by_text(rows, self._end_of_sequence)
 
         return _settled(found, 1)
@@ -172,13 +168,32 @@ class Referee:
             answer = self._ask(backend, "observe", prompts=prompts, max_new_tokens=workload.max_new_tokens)
             found = [Observation(**one) for one in answer]
             rows = [one.tokens for one in found]
-            ended = [bool({*row[-1:]} & {*self._end_of_sequence}) for row in rows]
+            ended = [one.ended or bool({*one.tokens[-1:]} & {*self._end_of_sequence}) for one in found]
             try:
                 check_tokens(rows, requests=len(prompts), max_new_tokens=workload.max_new_tokens, ended=ended)
             except TraceError as error:
                 raise TraceError(f"{backend} {workload}, generating for parity: {error}") from None
             self._observed[key] = found
         return self._observed[key]
+
+    def _by_tokens(self, made: Sequence[Made], workload: Workload) -> Iterator[Row]:
+        """Rows judged by their tokens alone. Some engines do not show the end-of-sequence token by which a row ended.
+
+        Then the model's one that the reference likes most is judged.
+        """
+        shown: list[tuple[Made, list[int]]] = []
+        for one in made:
+            hidden = len(one.tokens) < workload.max_new_tokens and one.tokens[-1] not in self._end_of_sequence
+            if hidden and not self._end_of_sequence:
+                raise TraceError(f"{one.place} ended early, and the model has no end-of-sequence token")
+            shown += [
+                (one, [*one.tokens, *end]) for end in ([[end] for end in self._end_of_sequence] if hidden else [[]])
+            ]
+        scores = self._score([one.prompt for one, _ in shown], [tokens for _, tokens in shown])
+        judged = zip(shown, scores, strict=True)
+        for one, rows in groupby(judged, key=lambda row: row[0][0]):
+            (_, tokens), score = min(rows, key=lambda row: row[1].regret[-1])
+            yield Row(one.place, tokens, score)
 
     def _score(self, prompts: list[list[int]], continuations: list[list[int]]) -> list[Score]:
         """Scores by the largest logits, each (prompt, continuation) asked once: most backends say the same."""

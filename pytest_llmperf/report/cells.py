@@ -264,7 +264,10 @@ def of_load(found: Iterable[LoadRecord]) -> list[list[Cell]]:
                 Cell(one.backend),
                 Cell(one.workload),
                 Cell(one.traffic),
-                Cell(f"{result.failed} of {result.requests}", result.failed),
+                Cell(
+                    f"{result.failed} of {result.requests}" + f" (+{result.early} ended early)" * bool(result.early),
+                    result.failed,
+                ),
                 *(Cell(text.percentiles(values) + came.mark(name), values[-1]) for name, values in percentiles),
                 Cell(f"{result.rate:.2f}", result.rate),
                 Cell(f"{result.throughput:.1f}", result.throughput),

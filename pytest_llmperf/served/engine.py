@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+import math
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -57,9 +58,14 @@ async def together(requests: Sequence[Coroutine[Any, Any, T]], seconds: float) -
             raise ServerError(f"{len(waiting)} of {len(tasks)} requests were not complete within {seconds:g} s")
         return [task.result() for task in tasks]
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(tasks)
+
+
+async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, as far as they are not done, and wait until they are."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def unusable(reply: Reply, wanted: int) -> str:
@@ -86,6 +92,8 @@ class ServedEngine:
     histograms: Mapping[str, str] = {}
     counters: tuple[str, ...] = ()
     reply: type[Reply]
+    #: What a reply says of its end where the model chose end-of-sequence.
+    end = "stop"
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
@@ -153,41 +161,49 @@ class ServedEngine:
         bodies = [json.dumps(self.body(prompt, max_new_tokens)).encode() for prompt in prompts]
         replies = [self.reply(index, len(prompt), max_new_tokens, observer) for index, prompt in enumerate(prompts)]
 
-        unfinished = set(range(len(prompts)))
+        limit, unfinished = BATCH * self.spec.timeout, set(range(len(prompts)))
 
         async def one(index: int) -> None:
             observer.submitted(index)
             try:
                 await submit(self.client, self.path, bodies[index], replies[index])
                 reply = replies[index]
-                if reason := unusable(reply, max_new_tokens):
+                if reply.tokens < max_new_tokens and reply.finish == self.end:
+                    observer.ended(index)
+                elif reason := unusable(reply, max_new_tokens):
                     observer.failed(index, reason)
             except ServerError as error:
                 observer.failed(index, str(error))
             unfinished.discard(index)
 
-        waiting = iter(range(len(prompts)))
-
-        async def next_ones() -> None:
-            for index in waiting:
-                await one(index)
-
-        async def at(index: int, seconds: float) -> None:
-            await asyncio.sleep(seconds)
-            await one(index)
+        under_way: set[asyncio.Task[None]] = set()
 
         async def load() -> None:
-            if due is None:
-                sending = [next_ones() for _ in range(concurrency or 1)]
-            else:
-                sending = [at(index, seconds) for index, seconds in enumerate(due)]
-            await together(sending, BATCH * self.spec.timeout)
+            start = self._loop.time()
+            for index in range(len(prompts)):
+                if due is not None:
+                    await asyncio.sleep(start + due[index] - self._loop.time())
+                most = concurrency or 1 if due is None else math.inf
+                while under_way and (len(under_way) >= most or not observer.more):
+                    done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                    under_way.difference_update(done)
+                    await asyncio.gather(*done)
+                if not observer.more:
+                    break
+                under_way.add(asyncio.ensure_future(one(index)))
+            await asyncio.gather(*under_way)
 
         try:
-            self._wait(load())
-        except ServerError:  # time is over: what was answered is kept
+            self._wait(asyncio.wait_for(load(), limit))
+        except (TimeoutError, asyncio.TimeoutError):  # what was answered is kept
             for index in unfinished:
-                observer.failed(index, f"not complete when the load had taken {BATCH * self.spec.timeout:g} s")
+                observer.failed(index, f"not complete when the load had taken {limit:g} s")
+        finally:
+            self._wait(cancelled(under_way))
+
+    def ended(self) -> list[bool]:
+        """See `Ending.ended`."""
+        return [reply.finish == self.end for reply in self.replies]
 
     def statistics(self) -> list[RequestStatistics]:
         """See `Timekeeper.statistics`: what was found in a cache, by each request's usage and the server's metrics.

@@ -52,6 +52,7 @@ class TgiEngine(StartedEngine):
         "time per token": "tgi_request_mean_time_per_token_duration",
     }
     reply = TgiReply
+    end = "eos_token"
     quantize = ""
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -82,10 +83,6 @@ class TgiEngine(StartedEngine):
         """Greedy; ``details`` has the server's counts in the last event."""
         parameters = {"max_new_tokens": max_new_tokens, "do_sample": False, "details": True}
         return {"inputs": self._texts.of(prompt), "parameters": parameters}
-
-    def ended(self) -> list[bool]:
-        """See `Ending.ended`."""
-        return [reply.finish == "eos_token" for reply in self.replies]
 
     def seen(self) -> dict[str, Any]:
         """What it says of itself, and its times where its headers have them."""

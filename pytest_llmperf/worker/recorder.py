@@ -114,18 +114,34 @@ class Recorder:
 
 
 class LoadRecorder(Recorder):
-    """Also stamps when each request is sent, and keeps why a request failed. All calls must come from one thread."""
+    """Also stamps when each request is sent, and keeps why a request failed. All calls must come from one thread.
 
-    __slots__ = ("errors", "sent")
+    Args:
+        requests: how many there are prompts for.
+        wanted: how many are to be sent, those that end early left out; None for all.
+    """
 
-    def __init__(self, requests: int) -> None:
+    __slots__ = ("_wanted", "early", "errors", "sent")
+
+    def __init__(self, requests: int, wanted: int | None = None) -> None:
         super().__init__(requests)
-        self.sent: list[float] = [0.0] * requests
+        self._wanted = requests if wanted is None else wanted
+        self.sent: list[float | None] = [None] * requests
         self.errors: list[str] = [""] * requests
+        self.early: set[int] = set()
+
+    @property
+    def more(self) -> bool:
+        """Whether another request is to be sent."""
+        return sum(at is not None for at in self.sent) - len(self.early) < self._wanted
 
     def submitted(self, request: int) -> None:
         """Stamp the moment before a request is sent, in seconds since this object was made."""
         self.sent[request] = self._clock() - self._started
+
+    def ended(self, request: int) -> None:
+        """Note that a request ended with an end-of-sequence token before it had all tokens."""
+        self.early.add(request)
 
     def failed(self, request: int, reason: str) -> None:
         """Note why a request failed."""

@@ -174,30 +174,41 @@ class Worker:
         return tokens, times
 
     def serve(
-        self, prompts: list[list[int]], max_new_tokens: int, due: list[float] | None, concurrency: int | None
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        due: list[float] | None,
+        concurrency: int | None,
+        requests: int,
     ) -> list[dict[str, Any]]:
-        """A load: each request's times, or why it failed, in seconds from the start.
+        """A load: the times of each request that was sent, or why it failed, in seconds from the start.
 
         Args:
-            prompts: token ids, a row per request.
+            prompts: token ids, a row per request. Those after the first ``requests`` replace requests that end early.
             max_new_tokens: of each.
             due: when each is to be sent, in order; None where the next one is sent when one is done.
             concurrency: how many are sent at a time where there is no ``due``.
+            requests: how many are to have all their tokens, or to fail.
         """
         if not hasattr(self.engine, "serve"):
             raise TypeError("this backend answers one batch at a time: load is for servers")
         assert self.engine is not None
-        recorder = LoadRecorder(len(prompts))
+        size = len(prompts) if hasattr(self.engine, "ended") else requests
+        prompts, due = prompts[:size], due and due[:size]
+        recorder = LoadRecorder(len(prompts), requests)
         self.engine.serve(prompts, max_new_tokens, recorder, due, concurrency)
-        times = recorder.times
+        times, sent = recorder.times, recorder.sent
         return [
             {
-                "due": recorder.sent[index] if due is None else due[index],
-                "sent": recorder.sent[index],
+                # One that replaces another may be needed only after it was due.
+                "due": sent[index] or 0.0 if due is None or index >= requests else due[index],
+                "sent": sent[index] or 0.0,
                 "times": [] if recorder.errors[index] else times[index],
                 "error": recorder.errors[index],
+                "early": index in recorder.early,
             }
             for index in range(len(prompts))
+            if sent[index] is not None or index < requests + len(recorder.early)
         ]
 
     def observe(self, prompts: list[list[int]], max_new_tokens: int) -> list[dict[str, Any]]:
@@ -209,7 +220,9 @@ class Worker:
         self.engine.generate(prompts, max_new_tokens, recorder)
         tokens, _ = self._recorded(recorder, max_new_tokens)
         texts = self.engine.texts() if hasattr(self.engine, "texts") else [""] * len(prompts)
-        return [asdict(Observation(row, [], [], text)) for row, text in zip(tokens, texts, strict=True)]
+        ended = self._ended() or [False] * len(prompts)
+        rows = zip(tokens, texts, ended, strict=True)
+        return [asdict(Observation(row, [], [], text, early)) for row, text, early in rows]
 
     def score(
         self,

@@ -32,16 +32,37 @@ class Server(Simulated):
                 self.now += 0.01 if position else 0.0
                 observer(request, 5)
 
+class Ends(Server):
+    # As many requests as asked for end after two tokens.
+    early = {early}
+
+    def ended(self):
+        return []
+
+    def serve(self, prompts, max_new_tokens, observer, due, concurrency):
+        start = self.now
+        for request in range(len(prompts)):
+            if not observer.more:
+                break
+            self.now = max(self.now, start + due[request]) if due else self.now
+            observer.submitted(request)
+            self.now += 0.1
+            for position in range(2 if request < self.early else max_new_tokens):
+                self.now += 0.01 if position else 0.0
+                observer(request, 5)
+            if request < self.early:
+                observer.ended(request)
+
 def load_server(spec):
     print("BATCH", spec.batch_size)
-    return Server()
+    return Ends() if Ends.early else Server()
 """
 
 
-def served(suite: Suite, *arguments: str, failing: bool = False) -> pytest.RunResult:
+def served(suite: Suite, *arguments: str, failing: bool = False, early: int | None = None) -> pytest.RunResult:
     (suite.path / "tiny" / "tokenizer.json").unlink()  # it has three words, and a load has no prompt twice
     suite.backends(
-        extra=SERVER.format(failing=failing),
+        extra=SERVER.format(failing=failing, early=early),
         backends='[Backend("ref", load_ref), Backend("srv", load_server, boundary=CLIENT)]',
     )
     return suite.run("suites/test_serving.py", "--llm-backends=ref,srv", "--llm-results=out.json", *arguments)
@@ -78,6 +99,24 @@ def test_requests_that_fail_fail_the_test_and_the_others_count(suite: Suite) -> 
     result.stdout.fnmatch_lines(["*srv b1-p16-n8 c1: 2 of 8 requests failed: cut the stream*"])
     assert loads(suite)["c1"]["failed"] == 2
     assert loads(suite)["c1"]["percentiles"]["ttft"] == pytest.approx([0.1] * 3)  # type: ignore[index]
+
+
+def test_requests_that_end_early_are_replaced_and_give_no_figure(suite: Suite) -> None:
+    arguments = ("--llm-concurrency=1", "--llm-request-rates=2", "--llm-requests=8", "--llm-report=out.md")
+    result = served(suite, *arguments, early=3)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["srv * c1 * 0 of 8 (+3 ended early) * 170 / 170 / 170 ms *"])
+    assert "(+3 ended early)" in (suite.path / "out.md").read_text()
+    for one in loads(suite).values():
+        assert (one["requests"], one["failed"], one["early"], one["tokens"]) == (8, 0, 3, 64)
+
+
+def test_where_too_many_end_early_one_line_says_so(suite: Suite) -> None:
+    result = served(suite, "--llm-concurrency=1", "--llm-requests=8", early=9)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*srv b1-p16-n8 c1: 9 of 16 requests ended with an end-of-sequence token before they had 8 tokens; lower *"]
+    )
 
 
 def test_without_a_server_it_is_one_skip_with_the_reason(suite: Suite) -> None:

@@ -447,7 +447,11 @@ def test_the_first_line_of_a_server_s_message(body: bytes, said: str) -> None:
 
 
 def under_load(
-    script: Script, requests: int, due: list[float] | None = None, concurrency: int | None = None
+    script: Script,
+    requests: int,
+    due: list[float] | None = None,
+    concurrency: int | None = None,
+    wanted: int | None = None,
 ) -> tuple[LoadRecorder, int]:
     """What became of the requests, and how many the server had at a time, at most."""
     most = now = 0
@@ -462,7 +466,7 @@ def under_load(
             now -= 1
 
     with serving(scripts(counted)) as server, engine(server.url) as found:
-        recorder = LoadRecorder(requests)
+        recorder = LoadRecorder(requests, wanted)
         found.serve([PROMPT] * requests, WANTED, recorder, due, concurrency)
     return recorder, most
 
@@ -499,8 +503,32 @@ def test_a_request_that_fails_under_load_stops_no_other() -> None:
 
 
 def test_fewer_tokens_than_asked_for_are_a_failed_request() -> None:
-    recorder, _ = under_load(streams(token(11), token(12, finish="stop"), usage(3, 2), DONE), 1, concurrency=1)
+    recorder, _ = under_load(streams(token(11), token(12, finish="abort"), usage(3, 2), DONE), 1, concurrency=1)
     assert recorder.errors == ["2 of 4 tokens came"]
+
+
+@pytest.mark.parametrize(
+    ("due", "concurrency"), [(None, 1), (None, 3), ([0.05 * index for index in range(12)], None)], ids=str
+)
+def test_a_request_that_ends_early_under_load_is_replaced(due: list[float] | None, concurrency: int | None) -> None:
+    """Every third one does, and as many as are wanted have all their tokens."""
+    answered = 0
+
+    async def each_third_ends(request: Any, writer: Any) -> bool | None:
+        nonlocal answered
+        answered += 1
+        short = (token(11), token(2, finish="stop"), usage(3, 2), DONE)
+        return await streams(*(short if answered % 3 == 0 else GOOD))(request, writer)
+
+    recorder, most = under_load(each_third_ends, 12, due=due, concurrency=concurrency, wanted=6)
+    whole = [index for index, row in enumerate(recorder.times) if len(row) == WANTED]
+    assert (len(whole), answered) == (6, 8)
+    assert not any(recorder.errors)
+    assert all(len(recorder.times[index]) == 2 for index in recorder.early)
+    assert most <= (concurrency or 12)
+    assert [sent is None for sent in recorder.sent].count(False) == 8
+    for at, sent in zip(due or (), recorder.sent, strict=False):
+        assert sent is None or sent >= at, "the traffic goes on at its rate"
 
 
 def test_a_load_that_takes_too_long_keeps_what_was_answered() -> None:
