@@ -19,7 +19,7 @@ from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine.table import DEVICES
 from pytest_llmperf.served.client import ServerError
 from pytest_llmperf.served.tgi import TgiEngine, command, gptq
-from pytest_llmperf.worker.recorder import Recorder
+from pytest_llmperf.worker.recorder import LoadRecorder, Recorder
 
 REGISTRY = Registry(BUILT_IN)
 WORDS = ["[UNK]", "the", "of", "and", "</s>"]
@@ -81,6 +81,10 @@ def test_an_end_of_sequence_is_one(folder: Path) -> None:
         assert recorder.tokens == [[2, 4]]
         assert found.replies[0].text == " of"
         assert found.evidence().seen["finish"] == "eos_token"
+        assert found.ended() == [True]
+        under_load = LoadRecorder(3, wanted=1)
+        found.serve([PROMPT] * 3, 3, under_load, None, 1)
+        assert (under_load.early, under_load.errors) == ({0, 1, 2}, [""] * 3)
 
 
 def test_times_in_headers_are_shown(folder: Path) -> None:

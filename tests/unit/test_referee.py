@@ -104,6 +104,24 @@ def test_text_that_always_repeats_proves_nothing() -> None:
     assert engines.batches == 4
 
 
+@pytest.mark.parametrize(("reference", "passes"), [([1, 2, 3, 9, 4, 5], True), ([1, 2, 3, 4, 5, 6], False)])
+def test_a_text_that_ended_is_held_against_the_references_up_to_its_end(reference: list[int], passes: bool) -> None:
+    """Token 9 ends a sequence, which this server does not show."""
+
+    def decode(prompt: Any, tokens: Any) -> str:
+        return " ".join(map(str, tokens))
+
+    def ask(backend: str, operation: str, **asked: Any) -> list[dict[str, Any]]:
+        assert operation == "observe"
+        tokens = [-1] * 3 if backend == "mine" else reference
+        return [asdict(Observation(tokens, [], [], "1 2 3", ended=backend == "mine"))]
+
+    found = Referee(ask, "ref", [9], lambda text: None).judge_by_text(
+        "mine", Workload(1, 4, 6), timed=[], untimed=lambda number: [[number]], decode=decode
+    )
+    assert found.passed == passes, found.reason
+
+
 def test_by_text_too_other_text_follows() -> None:
     engines = Engines(repeats=lambda batch: batch in (0, 99), shows=False)
     referee = Referee(engines, "ref", [], lambda text: None)
