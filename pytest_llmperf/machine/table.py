@@ -71,6 +71,8 @@ def _gpu(
     )
 
 
+# Where int8 and fp8 are from: NVIDIA's data sheets of A100, H100 SXM, H200, L40S and B200, whose figures with sparsity
+# are twice as high; NVIDIA's white paper on Hopper for H100 PCIe; AMD's data sheets of the MI200 and MI300 series.
 # Patterns leave out the variants of other rows, so that a device is never measured against its sibling's roof. A
 # variant without a row is held to one whose roof is higher than its own (A100 80GB PCIe, H200 NVL): an impossible
 # figure may then pass. Where all are lower (H100 NVL, 3.9 TB/s) it is no device here: a right figure would be refused.
@@ -81,7 +83,7 @@ _TABLE = (
     _gpu("mi250", "rocm", 181.0, 1.6, 64, r"\bMI250\b", int8=181.0, dies=2),
     _gpu("mi250x", "rocm", 191.5, 1.6, 64, r"\bMI250X\b", int8=191.5, dies=2),
     _gpu("mi300x", "rocm", 1307.4, 5.3, 192, r"\bMI300X\b", int8=2614.9, fp8=2614.9),
-    _gpu("mi325x", "rocm", 1307.0, 6.0, 256, r"\bMI325X\b", int8=2614.9, fp8=2614.9),
+    _gpu("mi325x", "rocm", 1307.4, 6.0, 256, r"\bMI325X\b", int8=2614.9, fp8=2614.9),
     _gpu("a100-40", "cuda", 312.0, 1.555, 40, r"\bA100\b.*\b40GB\b", int8=624.0),
     _gpu("a100", "cuda", 312.0, 2.039, 80, r"\bA100\b(?!.*\b40GB\b)", int8=624.0),
     _gpu("h100-pcie", "cuda", 756.0, 2.0, 80, r"\bH100\b.*\b(PCIe|HBM2e)\b", int8=1513.0, fp8=1513.0),

@@ -29,8 +29,11 @@ LAYERS = {
 }  # fmt: skip
 #: transformers has no sdpa attention for these.
 EAGER_ONLY = ("bloom", "gpt_oss", "mamba")
-#: PyTorch's fused kernels for a CPU want keys and values of one size, and as many of their heads as of queries'.
-UNFUSED = ("deepseek_v3", "falcon")
+#: What PyTorch says where its fused kernels for a CPU do not serve a model.
+UNFUSED = {
+    "deepseek_v3": "Flash attention requires q,k,v to have the same last dimension.",
+    "falcon": "both fused kernels require query, key and value to have the same num_heads.",
+}
 
 
 def of(kind: str) -> EngineSpec:
@@ -66,8 +69,10 @@ def test_sdpa_chooses_the_references_tokens_or_says_that_it_did_not_run(kind: st
     found = engine.evidence()
     assert found.engaged == (kind not in UNFUSED), found
     if not found.engaged:
-        with pytest.raises(NotEngagedError, match="_scaled_dot_product_attention_math"):
+        with pytest.raises(NotEngagedError, match="_scaled_dot_product_attention_math") as caught:
             found.require()
+        assert UNFUSED[kind] in str(caught.value)
+        assert "Triggered internally" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
