@@ -155,9 +155,9 @@ class Model:
         """
         if self.folder is None or self.gguf is not None or weights.present(self.folder, anything):
             return None
-        return (
-            f"{self.folder} has no weights ({weights.PLACES[0]}, say); download it again, or use --llm-random-weights"
-        )
+        packed = any(self.folder.glob("*.gguf")) and OTHER_FORMS["*.gguf"]
+        remedy = packed or "download it again, or use --llm-random-weights"
+        return f"{self.folder} has no weights ({weights.PLACES[0]}, say); {remedy}"
 
     @property
     def random_weights(self) -> bool:

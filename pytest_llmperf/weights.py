@@ -38,7 +38,7 @@ def _place(folder: Path) -> str | None:
 
 def present(folder: Path, anything: bool = False) -> bool:
     """Whether a folder has weights where transformers looks for them; or, with ``anything``, under any name."""
-    loose = (any(folder.glob(f"*.{suffix}")) for suffix in ("safetensors", "bin", "pt", "pth", "gguf"))
+    loose = (any(folder.glob(f"*.{suffix}")) for suffix in ("safetensors", "bin", "pt"))
     return _place(folder) is not None or (anything and any(loose))
 
 

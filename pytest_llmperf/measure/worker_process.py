@@ -30,7 +30,15 @@ ENVIRONMENT = {
     "SPT_NOENV": "1",  # setproctitle, of vLLM's processes, leaves the environment, in which the mark is
 }
 #: Errors that a backend raises on purpose. Their message needs no traceback.
-PLAIN = {"NotEngagedError", "MemoryError", "OutOfMemoryError", "ServerError", "TokenError", "ModelError"}
+PLAIN = {
+    "MemoryError",
+    "ModelError",
+    "NotEngagedError",
+    "OutOfMemoryError",
+    "PromptError",
+    "ServerError",
+    "TokenError",
+}
 
 
 class WorkerError(RuntimeError):

@@ -333,7 +333,10 @@ def test_a_model_without_weights_is_refused_where_nothing_else_runs(make: Any, s
     said = f"{suite.path / 'tiny'} has no weights (model.safetensors, say)"
     assert plan.missing("eager").startswith(said)
     assert plan._not_loadable(REGISTRY["vllm"]) is None  # which takes files of other names
-    (suite.path / "tiny" / "consolidated.pt").unlink()
+    (suite.path / "tiny" / "consolidated.pt").rename(suite.path / "tiny" / "model.gguf")
+    assert "; transformers can convert its GGUF" in plan.missing("eager")
+    (suite.path / "tiny" / "model.gguf").unlink()
+    assert "; download it again, or use --llm-random-weights" in plan.missing("eager")
     assert plan._not_loadable(REGISTRY["vllm"]).startswith(said)
     attached = replace(plan.settings, server=(("tgi", Secret.url("http://127.0.0.1:1")),))
     server = Plan(replace(attached, backends=("tgi",)), REGISTRY, suite.path, suite.path)
