@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -337,13 +338,27 @@ class Backend:
             module, _, attribute = self.load.partition(":")
             return {"module": module, "name": attribute, "file": ""}
         name = getattr(self.load, "__qualname__", "")
-        try:
-            file = inspect.getsourcefile(self.load)
-        except TypeError:  # a builtin, a partial
-            file = None
+        file = _source(self.load)
         if not name or "<" in name or file is None:
             raise ValueError(
                 f"backend {self.name!r}: load must be a function or class at the top level of a module, "
                 f"since a worker process imports it by name; got {self.load!r}"
             )
         return {"module": self.load.__module__, "name": name, "file": file}
+
+
+def _source(load: Callable[[Any], Any]) -> str | None:
+    """The file in which a function or class is defined, or None.
+
+    A decorator's file is not it. Of a class Python knows only the module's name, which the last of several conftest.py
+    files has; its methods know their file.
+    """
+    methods = filter(inspect.isfunction, vars(load).values()) if inspect.isclass(load) else ()
+    own = (inspect.unwrap(one) for one in methods if one.__module__ == load.__module__)
+    files = (one.__code__.co_filename for one in own if inspect.isfunction(one))
+    if (file := next(filter(os.path.isfile, files), None)) is not None:
+        return file
+    try:
+        return inspect.getsourcefile(inspect.unwrap(load))
+    except TypeError:  # a builtin, a partial
+        return None

@@ -90,6 +90,11 @@ class Combination:
         """Where the worker finds the engine and, in order, what changes it."""
         return [part.reference() for part in self.all]
 
+    @property
+    def built_in(self) -> bool:
+        """Whether it needs nothing of the suite's: every part of it belongs to this package."""
+        return all(part["module"].partition(".")[0] == "pytest_llmperf" for part in self.reference())
+
     @cached_property
     def environment(self) -> dict[str, str]:
         """Variables of the worker."""

@@ -7,7 +7,7 @@ import os
 import select
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,18 @@ class Ranks:
 
     Args:
         degree: how many.
-        arm, environment: of each, as of a `Host`.
+        arm, environment, search_path: of each, as of a `Host`.
     """
 
-    def __init__(self, degree: int, arm: Arm, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, degree: int, arm: Arm, environment: Mapping[str, str], search_path: Sequence[str | None] = ()
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="llmperf-ranks-")
         self._hosts: list[Host] = []
         try:
             for rank in range(degree):
                 own = rank_environment(rank, degree, Path(self._folder.name) / "rendezvous")
-                self._hosts.append(Host(arm, {**environment, **own}))
+                self._hosts.append(Host(arm, {**environment, **own}, search_path))
         except BaseException:
             self.kill()
             raise

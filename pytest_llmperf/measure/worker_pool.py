@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
+from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.measure.ranks import Ranks
 from pytest_llmperf.measure.worker_process import (
     Arm,
@@ -179,7 +180,9 @@ class Engines:
         """A new process that was asked to load the backend and has not answered yet; it is closed if anything fails."""
         environment = {**self._environment, **backend.environment, **self._devices(backend)}
         environment[BACKEND_VARIABLE] = backend.name
-        host = Host(arm, environment) if backend.ranks == 1 else Ranks(backend.ranks, arm, environment)
+        search_path = [] if backend.built_in else Interpreter(arm.python).search_path()
+        how = arm, environment, search_path
+        host = Host(*how) if backend.ranks == 1 else Ranks(backend.ranks, *how)
         try:
             own = backend.reference()
             parts = [arm.checkout.reference(part) for part in own] if arm.checkout else own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -135,9 +136,17 @@ def started_reaper(lifeline: int, group: int, folder: str) -> subprocess.Popen[b
 
 
 class Host:
-    """One worker process. Not thread-safe; one call at a time."""
+    """One worker process. Not thread-safe; one call at a time.
 
-    def __init__(self, arm: Arm, environment: Mapping[str, str] | None = None) -> None:
+    Args:
+        arm: which code it runs.
+        environment: variables added to (and overriding) the arm's.
+        search_path: what it has on ``sys.path``, as `Interpreter.search_path` says it; empty for its interpreter's own.
+    """
+
+    def __init__(
+        self, arm: Arm, environment: Mapping[str, str] | None = None, search_path: Sequence[str | None] = ()
+    ) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
         self._buffer = b""
         self._busy = False
@@ -162,6 +171,7 @@ class Host:
                     str(arm.checkout.root if arm.checkout else ""),
                     str(arm.checkout.folder if arm.checkout else ""),
                     str(package),
+                    json.dumps(search_path),
                     *map(str, passed),
                 ],
                 env={name: value for name, value in inherited.items() if name not in SECRET_VARIABLES},

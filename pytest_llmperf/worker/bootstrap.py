@@ -97,6 +97,12 @@ def moved(path: str, root: Path, folder: Path) -> str:
     return str(found) if found.exists() else path
 
 
+def searched(search_path: Sequence[str | None], own_path: Sequence[str]) -> list[str]:
+    """A search path whose None stands for the interpreter's own entries; these alone if it is empty."""
+    found = [own_path if entry is None else [entry] for entry in search_path or [None]]
+    return [entry for entries in found for entry in entries]
+
+
 def relocate(root: Path, folder: Path) -> None:
     """Import from ``folder`` what would be imported from ``root``."""
     sys.path[:] = [moved(entry, root, folder) for entry in sys.path]
@@ -110,13 +116,16 @@ def relocate(root: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Arguments: the tree under test and the base's checkout, both empty for head; the folder of this package."""
-    root, folder, package = sys.argv[1:4]
-    del sys.argv[1:4]
+    """Arguments: the tree under test and the base's checkout, both empty for head; the folder of this package; a
+    search path, as `searched` takes it.
+    """
+    root, folder, package, search_path = sys.argv[1:5]
+    del sys.argv[1:5]
     here = str(Path(__file__).parent)  # Python puts a script's folder first
+    own_path = [entry for entry in sys.path if entry not in ("", here)]
     # The package is appended, not prepended: an interpreter that has its own copy uses that, and the folder that holds
     # this one (site-packages, often) shadows nothing of the other environment.
-    sys.path[:] = [*(entry for entry in sys.path if entry not in ("", here)), package]
+    sys.path[:] = [*searched(json.loads(search_path), own_path), package]
     if folder:
         relocate(Path(root), Path(folder))
     importlib.import_module("pytest_llmperf.worker.server").main()

@@ -14,7 +14,9 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pytest_llmperf.backends.base import OBSERVED_LOGITS, UNKNOWN, Engine, EngineSpec, Observation
@@ -35,20 +37,36 @@ def _importable(name: str, file: Path) -> bool:
     return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file.resolve()
 
 
+def _from_file(name: str, path: Path) -> ModuleType:
+    """Import a module from its file, or a package from its folder; first the packages that its name says it is in."""
+    above, _, last = name.rpartition(".")
+    if above and str(path.parent) not in getattr(sys.modules.get(above), "__path__", ()):
+        _from_file(above, path.parent)
+    file = path / "__init__.py" if (path / "__init__.py").is_file() else path
+    if file.is_dir():
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(file)]
+    elif (found := importlib.util.spec_from_file_location(name, file)) is not None:
+        spec = found
+    else:
+        raise ImportError(f"cannot import {file}")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    if above:
+        setattr(sys.modules[above], last, module)
+    if spec.loader is not None:
+        spec.loader.exec_module(module)
+    return module
+
+
 def find(reference: dict[str, str]) -> Any:
     """The object that a parent named by module, qualified name and file."""
     file = Path(reference["file"])
     if _importable(reference["module"], file):
         module = importlib.import_module(reference["module"])
-    else:
-        # A conftest.py or a module beside it: import it from its file, with its folder importable, as pytest does.
-        sys.path.insert(0, str(file.parent))
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"cannot import {file}")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[file.stem] = module
-        spec.loader.exec_module(module)
+    else:  # one of several conftest.py files, or one that no entry of sys.path leads to, as with importlib mode
+        beside = file.parent if file.name == "__init__.py" else file
+        inside = reference["module"].rpartition(".")[2] == beside.stem
+        module = _from_file(reference["module"] if inside else file.stem, beside)
     found: Any = module
     for part in reference["name"].split("."):
         found = getattr(found, part)

@@ -24,7 +24,7 @@ class Process:
     made: list[Process]
     lost = False
 
-    def __init__(self, arm: Arm, environment: dict[str, str]) -> None:
+    def __init__(self, arm: Arm, *how: Any) -> None:
         self.number = len(self.made)
         self.made.append(self)
         self.pids = [self.number]
