@@ -203,6 +203,8 @@ def test_an_early_stop_is_handed_over_as_it_came() -> None:
         assert found.evidence().seen["finish"] == "stop"
         with pytest.raises(trace.TraceError, match="2 tokens came back, 4 were asked for"):
             trace.check_tokens(recorder.tokens, requests=1, max_new_tokens=WANTED)
+        assert found.ended() == [True]
+        trace.check_tokens(recorder.tokens, requests=1, max_new_tokens=WANTED, ended=found.ended())
 
 
 def test_cached_prompt_tokens_deny_the_sample() -> None:

@@ -122,8 +122,9 @@ def test_a_verdict_by_tokens_alone_says_so(judged: Suite) -> None:
 
 def test_one_by_logits_does_not(judged: Suite) -> None:
     judged.backends(sim="Shown(0.0)", extra=ASTRAY)
-    result, _ = run(judged)
+    result, raw = run(judged)
     result.assert_outcomes(passed=2)
+    assert (raw["parity"][0]["positions"], raw["parity"][0]["settled"]) == (56, True), "of 7 batches of 8 tokens"
     result.stdout.no_fnmatch_line("*by tokens*")
     judged.backends(sim="Shown(0.1)", extra=ASTRAY)
     result, raw = run(judged)
