@@ -198,7 +198,7 @@ def _written(run: Session, written: dict[Case, Entry], accepting: Sequence[Case]
     """How many entries an update wrote, and how many cases it did not accept."""
     refused = {change.case for change in slower}
     left = sum(case not in written and case not in refused for case in accepting)
-    held = f"; {left} cases, disturbed or not in parity, were not accepted" if left else ""
+    held = f"; {left} cases, disturbed, not judged or not in parity, were not accepted" if left else ""
     return f"{len(written)} entries written to {run.plan.shown_path}{held}"
 
 

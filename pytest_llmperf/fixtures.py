@@ -118,7 +118,8 @@ class Perf:
     def gate(self, metric: str) -> Result | None:
         """Measure ``ttft``, ``tpot`` or ``latency`` and compare it with the baseline; once a test.
 
-        The test fails on a confirmed regression, an impossible figure, an engine that failed or did not engage; with
+        The test fails on a confirmed regression, an impossible figure, an engine that failed or did not engage, wrong
+        tokens that were timed after the test of parity; with
         ``--llm-strict`` also where the comparison is inconclusive or missing. Figures go to pytest-benchmark.
 
         Returns:
@@ -144,6 +145,9 @@ class Perf:
         result = failing_plainly(lambda: run.gate(name, self.workload, metric, self._stated))
         self.result = result
         self._hand_over(result)
+        later = failing_plainly(lambda: run.check_later(name, self.workload))
+        if later is not None:
+            _require(later, run)
         outcome = result.verdict.outcome
         if run.accepts(result.case):
             return result
@@ -221,10 +225,12 @@ class ParityCheck:
             found = failing_plainly(lambda: self._run.check_parity(self._backend.name, self.workload))
         except UnusableError as error:
             pytest.skip(str(error))
-        if not found.parity.passed:
-            pytest.fail(
-                f"{self._backend.name} {self.workload}: not in parity with {self._run.settings.reference}: "
-                f"{found.parity.reason}; --llm-seed={self._run.runtime.seed} repeats the prompts",
-                pytrace=False,
-            )
+        _require(found, self._run)
         return found
+
+
+def _require(found: ParityResult, run: Session) -> None:
+    """The test fails unless the tokens are in parity."""
+    if not found.parity.passed:
+        said = f"{found.against(run.settings.reference)}; --llm-seed={run.runtime.seed} repeats the prompts"
+        pytest.fail(said, pytrace=False)

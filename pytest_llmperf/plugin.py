@@ -344,13 +344,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     _heed_signals(session.config)
     if session.config.getoption("benchmark_disable", False):
         return  # nothing is timed
-    run.plan.complete(
-        (_parameters(item)["llm_backend"], _parameters(item)["llm_workload"])
-        for item in session.items
-        if "llm_perf" in getattr(item, "fixturenames", ())
-        and item.nodeid not in {*state.skips, *state.misused}
-        and not _skips(item)
-    )
+    left_out = state.skips.keys() | state.misused.keys()
+    chosen: dict[str, list[tuple[str, Workload]]] = {"llm_perf": [], "llm_parity": []}
+    for item in session.items:
+        if item.nodeid not in left_out and not _skips(item):
+            for name in chosen.keys() & {*getattr(item, "fixturenames", ())}:
+                values = _parameters(item)
+                chosen[name].append((values["llm_backend"], values["llm_workload"]))
+    run.plan.complete(chosen["llm_perf"])
+    if not run.model.random_weights:  # of which nothing is judged
+        run.unjudged.update(chosen["llm_parity"])
     if session.config.getoption("collectonly", False):
         return
     ours = (item for item in session.items if FIXTURES.intersection(getattr(item, "fixturenames", ())))

@@ -6,7 +6,7 @@ verdict. ``llm_parity.check()`` calls `Session.check_parity`, ``llm_load.check()
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -71,10 +71,15 @@ class Session:
         self.plan, self.settings, self.progress = plan, plan.settings, progress
         self.device, self.model, self.dtype = plan.device, plan.model, plan.dtype
         self.results: dict[Case, Result] = {}
-        self.parities: list[ParityResult] = []
         self.loads: list[LoadRecord] = []
-        #: Backends and workloads whose parity was asked for and not shown.
+        #: What parity found, by backend and workload. A failure stays.
+        self._parities: dict[tuple[str, Workload], ParityResult] = {}
+        #: Backends and workloads of tests of parity that have not asked yet.
+        self.unjudged: set[tuple[str, Workload]] = set()
+        #: Those whose parity was asked for and not shown.
         self._unproven: set[tuple[str, Workload]] = set()
+        #: Numbers of the timed generations that rows to judge were drawn from.
+        self._looked_at: dict[tuple[str, Workload], set[int]] = {}
         #: Numbers of the series of prompts under load, so that none is sent twice.
         self._series = count()
         #: FLOP/s of the types that backends compute in, besides the run's dtype; None where nobody knows them.
@@ -130,6 +135,10 @@ class Session:
             engine=self.plan.engine(registered),
         )
         self.results[case] = result
+        if backend == self.settings.reference:  # others may have been measured before it
+            for other, one in self.results.items():
+                if other.workload == workload and one.reference is None:
+                    self.results[other] = replace(one, reference=first)
         return result
 
     def _changed(self, case: Case) -> str:
@@ -262,43 +271,80 @@ class Session:
         """
         if self.model.random_weights:
             raise UnusableError("random weights emit one token over and over: they show speed, never parity")
-        self._unproven.add((backend, workload))
-        if not self.prompts.real_text:
-            raise ParityError(f"{self.model.name} has no tokenizer.json, so there is no real text to show parity on")
-        timed, untimed = self._drawn(backend, workload), partial(self.prompts.unequal_batch, workload)
-        if any(UNKNOWN in one.tokens for one in timed):
-            decode = self.prompts.continuation
-            parity = self.referee.judge_by_text(backend, workload, timed=timed, untimed=untimed, decode=decode)
-        else:
-            other = self.plan.registry[backend].approximates(self.dtype)
-            parity = self.referee.judge(backend, workload, timed=timed, untimed=untimed, other_weights=other)
-        found = ParityResult(backend, str(workload), parity)
-        self.parities.append(found)
-        if parity.passed:
-            self._unproven.discard((backend, workload))
-        return found
-
-    def _drawn(self, backend: str, workload: Workload) -> list[Made]:
-        """Rows of the timed generations; of one that is made now if no test times any.
-
-        A test that times them comes after this one where the order of the tests was changed. Its tokens are the ones
-        to judge, so they are timed first.
-        """
+        key = (backend, workload)
+        self.unjudged.discard(key)
+        self._unproven.add(key)
+        # A test that times them may come later. Its tokens are the ones to judge, so they are timed first.
         if workload in self.plan.gated(backend) and not self.measurements.failed(backend, workload):
             self.measurements.first(backend, workload)
-        measured = self.measurements.of(backend, workload)
-        samples = [sample for one in measured for sample in (*one.samples, *one.early)]
-        kind = "timed" if samples else "untimed"
-        by_number = {one.generation: one for one in samples or [self.generate_once(backend, workload)]}
+        timed = self._timed(backend, workload)
+        kind = "timed" if timed else "untimed"
+        if not timed:
+            one = self.generate_once(backend, workload)
+            timed = {one.generation: one}
+        return self._judge(backend, workload, timed, kind)
+
+    def check_later(self, backend: str, workload: Workload) -> ParityResult | None:
+        """Judge tokens of the generations that were timed after parity was shown.
+
+        Another order of the tests, or a comparison, times some then.
+
+        Returns:
+            What was found; None if there are no such generations, or parity was not shown before.
+
+        Raises:
+            WorkerError, TraceError: as in a measurement.
+        """
+        key = (backend, workload)
+        if key not in self._looked_at or key in self._unproven:
+            return None
+        timed = self._timed(backend, workload)
+        later = {number: one for number, one in timed.items() if number not in self._looked_at[key]}
+        return self._judge(backend, workload, later, "timed") if later else None
+
+    def _timed(self, backend: str, workload: Workload) -> dict[int, Sample]:
+        """The timed generations of a backend so far, by number, those beside base included."""
+        samples = [sample for one in self.measurements.of(backend, workload) for sample in (*one.samples, *one.early)]
+        return {one.generation: one for one in (*samples, *self.beside.samples(backend, workload))}
+
+    def _judge(self, backend: str, workload: Workload, timed: Mapping[int, Sample], kind: str) -> ParityResult:
+        """Judge rows of generations, by number, and untimed batches of unequal lengths. Raises as `check_parity`."""
+        key = (backend, workload)
+        self._unproven.add(key)
+        rows = self._drawn(workload, timed, kind)
+        if not self.prompts.real_text:
+            raise ParityError(f"{self.model.name} has no tokenizer.json, so there is no real text to show parity on")
+        untimed = partial(self.prompts.unequal_batch, workload)
+        if any(UNKNOWN in one.tokens for one in rows):
+            decode = self.prompts.continuation
+            parity = self.referee.judge_by_text(backend, workload, timed=rows, untimed=untimed, decode=decode)
+        else:
+            other = self.plan.registry[backend].approximates(self.dtype)
+            parity = self.referee.judge(backend, workload, timed=rows, untimed=untimed, other_weights=other)
+        found = ParityResult(backend, str(workload), parity)
+        if key not in self._parities or self._parities[key].parity.passed:
+            self._parities[key] = found
+        if self._parities[key].parity.passed:
+            self._unproven.discard(key)
+        self._looked_at.setdefault(key, set()).update(timed)
+        return found
+
+    @property
+    def parities(self) -> list[ParityResult]:
+        """What parity found of each backend and workload."""
+        return list(self._parities.values())
+
+    def _drawn(self, workload: Workload, timed: Mapping[int, Sample], kind: str) -> list[Made]:
+        """Rows of generations, by number. ``kind`` says whether they were timed."""
         size, length = workload.batch_size, workload.prompt_length
         return [
             Made(
                 f"request {request} of {size} of {kind} generation {number}, prompts of {length} tokens each",
                 self.prompts.prompt(workload, number, request),
-                by_number[number].trace.tokens[request],
-                "".join(by_number[number].texts[request : request + 1]),
+                timed[number].trace.tokens[request],
+                "".join(timed[number].texts[request : request + 1]),
             )
-            for number, request in drawn(by_number, size, f"{self.runtime.seed} {workload}")
+            for number, request in drawn(timed, size, f"{self.runtime.seed} {workload}")
         ]
 
     @cached_property
@@ -447,10 +493,15 @@ class Session:
     def _refused(self) -> dict[Case, str]:
         """Why figures that were accepted are not to be written."""
         wrong = {backend for backend, _ in self._unproven}
-        unproven = {
+        refused = {
+            case: "its tokens were not judged"
+            for case in self.updates.changes
+            if (case.backend, case.workload) in self.unjudged
+        }
+        refused |= {
             case: "its tokens were not shown to be right" for case in self.updates.changes if case.backend in wrong
         }
-        return unproven | {one.case: "it is slower than the gate allows" for one in self.slower()}
+        return refused | {one.case: "it is slower than the gate allows" for one in self.slower()}
 
     def slower(self) -> list[Change]:
         """Slowdowns beyond the tolerance, which an update does not write in CI unless that was asked for."""

@@ -19,6 +19,7 @@ from pytest_llmperf.measure.worker_pool import Side
 from pytest_llmperf.measure.worker_process import Arm, BaseLostError, BaseUnableError, SameCodeError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.measure.process import Sample
     from pytest_llmperf.plan import Plan
     from pytest_llmperf.runtime import Runtime
 
@@ -102,6 +103,17 @@ class Beside:
             return rule.nothing(Outcome.NEW, f"base, {base}, cannot run it: {error}")
         except BaseUnableError as error:
             return rule.nothing(Outcome.NEW, f"base, {base}, cannot run it: {error}")
+
+    def samples(self, backend: str, workload: Workload) -> list[Sample]:
+        """Head's timed generations so far."""
+        return [
+            sample
+            for (base, name, size), one in self._comparisons.items()
+            if base is not None and (name, size) == (backend, workload)
+            for pair in one.pairs
+            for turn in pair.turns
+            for sample in turn.samples.get("head", ())
+        ]
 
     def begun(self, case: Case, base: Base) -> bool:
         """Whether pairs of a case were measured already, for another metric perhaps."""

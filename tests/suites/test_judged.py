@@ -131,3 +131,70 @@ def test_one_by_logits_does_not(judged: Suite) -> None:
     result.assert_outcomes(passed=1, failed=1)
     said = "(most so in request 0 of 1 of untimed batch 0, a prompt of 16 tokens)"
     assert raw["parity"][0]["reason"].endswith(said)
+
+
+# Timed after the test of parity
+
+#: For the conftest.py: an engine whose tokens are wrong throughout, in a process where ``wrong``.
+LATE = """
+class Late(Simulated):
+    def __init__(self, wrong):
+        super().__init__(tpot=0.005, wrong_from=2 if wrong else None)
+"""
+
+
+def test_what_an_update_times_after_parity_is_judged_then(suite: Suite) -> None:
+    suite.backends(sim="Late(process > 1)", extra=LATE)
+    suite.test(CHECK + GATE)
+    result, raw = run(suite, "--llm-update-baselines")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines("FAILED test_it.py::test_gate* sim b1-p16-n8: not in parity with ref: a token is 5 *")
+    assert not suite.baseline.exists()
+    assert [one["case"] for one in raw["results"]] == ["bfloat16/sim/b1-p16-n8/tpot"], "the figure is kept"
+    (parity,) = raw["parity"]
+    assert not parity["passed"]
+    assert raw["update"]["refused"] == {"bfloat16/sim/b1-p16-n8/tpot": "its tokens were not shown to be right"}
+
+
+def test_right_tokens_are_accepted_in_every_order(suite: Suite) -> None:
+    suite.test(CHECK + GATE)
+    result, raw = run(suite, "--llm-update-baselines")
+    result.assert_outcomes(passed=2)
+    assert len(raw["parity"]) == 1
+    assert suite.stored()["entries"]
+
+
+@pytest.mark.parametrize("order", [GATE + CHECK, CHECK + GATE], ids=["gate first", "parity first"])
+def test_what_is_timed_beside_base_is_judged_too(suite: Suite, order: str) -> None:
+    suite.test(order)
+    suite.commit()
+    suite.backends(sim="Late(process > 1)", extra=LATE)
+    result, raw = run(suite, "--llm-base=HEAD", "--llm-compare=always", "--llm-batch-sizes=8")
+    result.assert_outcomes(passed=1, failed=1)
+    assert raw["results"][0]["verdict"]["basis"] == "base"
+    assert not raw["parity"][0]["passed"]
+
+
+@pytest.mark.parametrize("why", ["comes after -x", "is skipped late"])
+def test_what_was_to_be_judged_and_was_not_is_not_accepted(suite: Suite, why: str) -> None:
+    broken = {
+        "comes after -x": "def test_other(llm_backend):\n    assert False\n" + CHECK,
+        "is skipped late": "import pytest\ndef test_tokens(llm_parity):\n    pytest.skip('not now')\n",
+    }[why]
+    suite.test(GATE + broken)
+    result, raw = run(suite, "--llm-update-baselines", "-x")
+    assert raw["update"]["refused"] == {"bfloat16/sim/b1-p16-n8/tpot": "its tokens were not judged"}
+    assert not suite.baseline.exists()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*1 cases, disturbed, not judged or not in parity, were not accepted*")
+
+
+def test_speedups_are_known_in_every_order(suite: Suite) -> None:
+    suite.backends(extra="def pytest_collection_modifyitems(items):\n    items.reverse()\n")
+    suite.test(GATE)
+    suite.run("test_it.py", "--llm-results=raw.json")
+    raw = json.loads((suite.path / "raw.json").read_text())
+    assert {one["case"]: one["speedup"] for one in raw["results"]} == pytest.approx(
+        {"bfloat16/sim/b1-p16-n8/tpot": 2.0, "bfloat16/ref/b1-p16-n8/tpot": 1.0}
+    )
+    assert raw["results"][0]["case"].startswith("bfloat16/sim/")

@@ -66,7 +66,7 @@ def test_an_update_does_not_accept_a_backend_out_of_parity(recorded: Suite) -> N
     assert result.ret == 1
     assert recorded.stored()["entries"][f"{SIM}/tpot"] == before
     assert f"{REF}/cold-start" in recorded.stored()["entries"]
-    result.stdout.fnmatch_lines("*written to *1 cases, disturbed or not in parity, were not accepted*")
+    result.stdout.fnmatch_lines("*written to *1 cases, disturbed, not judged or not in parity, were not accepted*")
 
 
 def test_a_backend_whose_parity_could_not_be_shown_is_not_accepted(recorded: Suite) -> None:
@@ -99,7 +99,7 @@ def test_a_machine_that_stays_disturbed_records_nothing(suite: Suite) -> None:
     assert result.ret == 1, "what was asked for was not done"
     assert suite.loads["sim"] == 4, "no two more could have made it three"
     assert not suite.baseline.exists()
-    result.stdout.fnmatch_lines("*0 entries written to *1 cases, disturbed or not in parity, *")
+    result.stdout.fnmatch_lines("*0 entries written to *1 cases, disturbed, not judged or not in parity, *")
 
 
 def test_an_interrupted_run_writes_no_baseline(suite: Suite) -> None:
