@@ -19,6 +19,7 @@ from pytest_llmperf import known
 from pytest_llmperf.backends.base import EngineSpec, NotEngagedError
 from pytest_llmperf.backends.transformers_engine import attentions
 from pytest_llmperf.models import ModelError
+from pytest_llmperf.worker.convert import convert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -212,3 +213,11 @@ def test_a_configuration_that_transformers_refuses_is_told_in_one_line(
     if not changes.keys() & {"auto_map", "quantization_config"}:
         with pytest.raises(ModelError):
             load("eager", EngineSpec("m", config | changes, "float32", "cpu", batch_size=1, sequence_length=32))
+
+
+@pytest.mark.parametrize("content", [b"GGUF" + bytes(100), b"no GGUF", b""], ids=["header", "other", "empty"])
+def test_a_damaged_gguf_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=r"^transformers cannot load \S+m\.gguf \(\w+: ") as caught:
+        convert(tmp_path / "m.gguf", tmp_path / "m")
+    assert "\n" not in str(caught.value)
