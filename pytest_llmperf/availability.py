@@ -16,7 +16,7 @@ class UnusableError(ValueError):
 
 
 def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> Interpreter:
-    """The Python that a backend runs in: the one stated for it or for a part of it, else pytest's own.
+    """The Python that a backend runs in: the one stated for it or a part of it, else for every one, else pytest's own.
 
     Raises:
         UnusableError: two are stated.
@@ -26,7 +26,8 @@ def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> I
     if len(found) > 1:
         what = ",".join(f"{name}={path}" for path, name in found.items())
         raise UnusableError(f"--llm-python={what}: {backend.name} needs one interpreter; name one for all its parts")
-    return Interpreter(next(iter(found))) if found else Interpreter()
+    stated_path = next(iter(found), paths.get(""))
+    return Interpreter() if stated_path is None else Interpreter(stated_path)
 
 
 def check_interpreters(stated: Sequence[tuple[str, str]], registry: Registry) -> None:
@@ -36,9 +37,9 @@ def check_interpreters(stated: Sequence[tuple[str, str]], registry: Registry) ->
         KeyError, ValueError: one of them is wrong.
     """
     for name, path in stated:
-        if "+" not in name:
+        if name and "+" not in name:
             registry.part(name)
-        elif registry[name].name != name:
+        elif name and registry[name].name != name:
             raise UnusableError(f"--llm-python={name}: this backend is called {registry[name].name}; write that")
         Interpreter(path).python_version()
 

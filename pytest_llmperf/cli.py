@@ -1,4 +1,4 @@
-"""``pytest-llmperf report``, ``compare``, ``accept`` and ``prune``: what was measured earlier, from its files."""
+"""``pytest-llmperf report``, ``compare``, ``accept``, ``prune``: earlier runs, from files. ``bisect``: new ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_llmperf.bisecting import BisectError, Environments, Revisions, bisect
 from pytest_llmperf.gate import accept, prune
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.update import Update
@@ -43,7 +44,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Document]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pytest-llmperf",
-        description="What was measured earlier, from files of --llm-results or --llm-report=FILE.json.",
+        description="What was measured earlier, from files of --llm-results or --llm-report=FILE.json; and bisect.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser(
@@ -82,6 +83,22 @@ def _parser() -> argparse.ArgumentParser:
         "pytest --llm-results=results.json, then pytest-llmperf prune results.json --dry-run",
     )
     pruned.add_argument("--dry-run", action="store_true", help="only list the entries")
+    bisected = commands.add_parser(
+        "bisect",
+        help="the first revision, or environment, that is slower than a good one",
+        description="Find the first revision that is slower than GOOD. Each one tried is measured beside GOOD in pairs "
+        "of fresh processes, with the tests of the tree. The same command goes on where it was stopped.",
+        epilog="Example: pytest-llmperf bisect v1.2 main -- suites/test_decode.py --llm-backends=sdpa",
+    )
+    bisected.add_argument("good", nargs="?", metavar="GOOD", help="a revision that is fast enough")
+    bisected.add_argument("bad", nargs="?", metavar="BAD", help="a later one that is slower")
+    bisected.add_argument(
+        "--environments",
+        nargs="+",
+        metavar="PYTHON",
+        help="instead of revisions: interpreters in order, the good one first",
+    )
+    bisected.add_argument("--again", action="store_true", help="forget what an earlier command found")
     for command in (accepted, pruned):
         command.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="a file of --llm-results")
         command.add_argument(
@@ -202,14 +219,35 @@ def _used(path: Path) -> prune.Used:
         raise ReportError(f"{path}: {error}") from None
 
 
+def _bisect(good: str | None, bad: str | None, environments: list[str] | None, tests: list[str], again: bool) -> int:
+    """Raises BisectError: nothing can be bisected."""
+    if not tests:
+        raise BisectError("bisect: name the tests that are slower after --, as in: bisect v1.2 main -- suites")
+    if environments is not None:
+        if good is not None:
+            raise BisectError("bisect: name revisions, or --environments, not both")
+        return bisect(Environments(environments), tests, again)
+    if good is None or bad is None:
+        raise BisectError("bisect: name two revisions, as in: bisect v1.2 main -- suites")
+    return bisect(Revisions(good, bad), tests, again)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script.
 
     Returns:
-        0; 1 if nothing was there to be accepted; 2 with one line if a file cannot be read or written.
+        0; 1 if nothing was there to be accepted, or if a bisection leaves several candidates; 2 with one line if
+        something cannot be read, written or bisected; 130 if a bisection was stopped.
     """
-    asked = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    own, tests = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    parser = _parser()
+    asked = parser.parse_args(own)
+    if tests and asked.command != "bisect":
+        parser.error("only bisect takes tests after --")
     try:
+        if asked.command == "bisect":
+            return _bisect(asked.good, asked.bad, asked.environments, tests, asked.again)
         if asked.command == "report":
             _report(asked.results, asked.output)
         elif asked.command == "compare":
@@ -218,7 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _prune(asked.results, asked.baseline_dir, asked.dry_run)
         else:
             return int(not _accept(asked.results, asked.baseline_dir))
-    except (ReportError, store.BaselineError, OSError) as error:
+    except (ReportError, store.BaselineError, BisectError, OSError) as error:
         print(f"pytest-llmperf: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

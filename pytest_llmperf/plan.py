@@ -126,6 +126,8 @@ class Plan:
             self.servers = dict(settings.server)
             check_servers(self.servers, registry)
             self.base = self._base(root)
+            #: The revision that is measured instead of the tree; None for the tree.
+            self.head = self._head(root)
         except (KeyError, ValueError) as error:
             raise UnusableError(str(error.args[0] if error.args else error)) from None
         self.defaults = DEFAULTS["cpu" if self.device.kind == "cpu" else "accelerator"]
@@ -200,6 +202,12 @@ class Plan:
             Interpreter(found.python).python_version()
         return found
 
+    def _head(self, root: Path) -> Base | None:
+        stated = self.settings.head
+        if stated is not None and self.settings.base is None:
+            raise UnusableError(f"--llm-head={stated}: it is compared with another revision; name that with --llm-base")
+        return checkout.resolve(stated, None, root, "--llm-head")
+
     @cached_property
     def base_is_head(self) -> bool:
         """Whether the base that somebody named is the code under test, in the same interpreter."""
@@ -209,7 +217,7 @@ class Plan:
     @cached_property
     def commit(self) -> tuple[str | None, str | None]:
         """The revision under test, with a plus sign where files differ from it; or None, and why."""
-        return checkout.head(self.root)
+        return checkout.head(self.root) if self.head is None else (self.head.revision, None)
 
     @cached_property
     def fits_twice(self) -> bool:
@@ -322,7 +330,9 @@ class Plan:
         return checkout.clean_revision(self.root, self.apart)
 
     def is_at(self, revision: str) -> bool:
-        """Whether the tree is the same as at a revision. Git is asked once."""
+        """Whether the code under test is the same as at a revision. Git is asked once."""
+        if self.head is not None:
+            return self.head.revision == revision
         if revision not in self._at:
             self._at[revision] = checkout.is_at(revision, self.root, self.apart)
         return self._at[revision]

@@ -357,16 +357,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.getoption("collectonly", False):
         return
     ours = (item for item in session.items if FIXTURES.intersection(getattr(item, "fixturenames", ())))
-    if run.plan.model.gguf is None and any(item.nodeid not in state.skips for item in ours):
-        try:
-            _ = run.prompts  # a tokenizer that cannot be used is told before anything is loaded
-        except ValueError as error:
-            state.unusable = str(error)
-            raise pytest.UsageError(f"llmperf: {state.unusable}") from None
     try:
-        run.beside.check_out()
+        if run.plan.model.gguf is None and any(item.nodeid not in state.skips for item in ours):
+            _ = run.prompts  # a tokenizer that cannot be used is told before anything is loaded
+        run.check_out()
     except ValueError as error:
-        state.unusable = f"--llm-base={run.settings.base}: {error}"
+        state.unusable = str(error)
         raise pytest.UsageError(f"llmperf: {state.unusable}") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -40,6 +41,7 @@ class Runtime:
         self._progress = progress
         self._unready: WorkerError | None = None
         self._generations: dict[tuple[str, Workload], Iterator[Generation]] = {}
+        self._finally = ExitStack()
         stated = plan.settings.seed
         self.seed = secrets.randbelow(2**32) if stated is None else stated
 
@@ -54,10 +56,24 @@ class Runtime:
             raise self._unready
         _ = self.findings  # before this run is itself what keeps the machine busy
         try:
-            return opened(self._plan, self._progress)
+            return opened(self._plan, self._head, self._progress)
         except WorkerError as error:
             self._unready = error
             raise
+
+    @cached_property
+    def _head(self) -> Callable[[str], Arm]:
+        """How to make the arm under test, given its interpreter."""
+        head = self._plan.head
+        return (lambda python: Arm(python=python)) if head is None else self._finally.enter_context(head.arm("head"))
+
+    def check_out(self) -> None:
+        """Check out the revision under test, if somebody named one: before anything is measured.
+
+        Raises:
+            BaseError: git cannot.
+        """
+        _ = self._head
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -115,13 +131,19 @@ class Runtime:
             self.engines.release(backend)
 
     def close(self) -> None:
-        """Stop every worker. Safe to call more than once, and when there is none."""
+        """Stop every worker, and remove head's checkout. Safe to call more than once, and when there is none."""
         if "engines" in self.__dict__:
             self.engines.close_all()
+        self._finally.close()
 
 
-def opened(plan: Plan, progress: Callable[[str], None]) -> Engines:
+def opened(plan: Plan, head: Callable[[str], Arm], progress: Callable[[str], None]) -> Engines:
     """The engines of a run; none is loaded. An embedded model is converted, once.
+
+    Args:
+        plan: what is measured.
+        head: makes the arm under test, given its interpreter.
+        progress: told what is being done.
 
     Raises:
         WorkerError: the model could not be converted.
@@ -140,7 +162,7 @@ def opened(plan: Plan, progress: Callable[[str], None]) -> Engines:
     )
 
     def arm(backend: Combination | None) -> Arm:
-        return Arm(python=(Interpreter() if backend is None else plan.interpreter(backend)).path)
+        return head((Interpreter() if backend is None else plan.interpreter(backend)).path)
 
     engines = Engines(
         spec,

@@ -26,6 +26,7 @@ from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.baseline import Entry, Sitting
 from pytest_llmperf.gate.beside import Beside
+from pytest_llmperf.gate.checkout import naming
 from pytest_llmperf.gate.judge import Judge
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.gate.update import Change, Update
@@ -91,6 +92,17 @@ class Session:
         self.beside = Beside(plan, self.runtime, progress)
         self.judge = Judge(plan, self.machine, self.measurements, self.beside)
         self.updates = Update(plan.baseline_path, plan.stored, plan.device.name, plan.model.name)
+
+    def check_out(self) -> None:
+        """Check out the revisions that somebody named, before anything is measured.
+
+        Raises:
+            BaseError: git cannot; it names the option.
+        """
+        with naming(f"--llm-head={self.settings.head}"):
+            self.runtime.check_out()
+        with naming(f"--llm-base={self.settings.base}"):
+            self.beside.check_out()
 
     # The main path
 

@@ -152,11 +152,12 @@ def _objectives(text: str) -> tuple[tuple[str, float], ...]:
 
 def _interpreters(text: str) -> tuple[tuple[str, str], ...]:
     pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
-    if not pairs or not all(name and path for name, _, path in pairs):
+    if not pairs or not all(name and (path or not equals) for name, equals, path in pairs):
         raise ValueError(f"{text!r} is not a list of backend=interpreter, as in 'vllm=/opt/vllm/bin/python'")
-    if twice := {name for name, _, _ in pairs if sum(name == other for other, _, _ in pairs) > 1}:
-        raise ValueError(f"{text!r} names {', '.join(sorted(twice))} twice")
-    return tuple((name, path) for name, _, path in pairs)
+    found = [(name, path) if equals else ("", name) for name, equals, path in pairs]
+    if twice := {name for name, _ in found if sum(name == other for other, _ in found) > 1}:
+        raise ValueError(f"{text!r} names {', '.join(one or 'every backend' for one in sorted(twice))} twice")
+    return tuple(found)
 
 
 def _servers(text: str) -> tuple[tuple[str, Secret], ...]:
@@ -275,7 +276,7 @@ OPTIONS = (
     Option("backends", _names, "LIST", "Backends to measure, comma-separated, or 'all'. a+b combines two backends. "
            f"Default: {','.join(DEFAULT_BACKENDS)}. Example: --llm-backends=eager,sdpa", DEFAULT_BACKENDS),
     Option("python", _interpreters, "LIST", "Python interpreters of backends that have an environment of their own: "
-           "backend=path, comma-separated. Default: pytest's own interpreter. "
+           "backend=path, comma-separated; a path alone is for every other backend. Default: pytest's own interpreter. "
            "Example: --llm-python=vllm=/opt/vllm/bin/python", ()),
     Option("tp", _sizes, "LIST", "Tensor-parallel degrees, comma-separated. With degree N, each backend splits its "
            "model over N devices (dies) and is named backend+tpN. Default: 1. Example: --llm-tp=1,2,4,8", (1,)),
@@ -327,6 +328,8 @@ OPTIONS = (
     Option("base-python", str, "PATH", "Python interpreter of base: another environment, with other versions. Without "
            "--llm-base, the present code is compared in both environments. Default: head's interpreter. "
            "Example: --llm-base-python=/opt/torch-2.12/bin/python"),
+    Option("head", str, "REVISION", "Git revision to measure instead of the tree, beside --llm-base. The tests are the "
+           "tree's. Default: the tree. Example: --llm-base=v1.2 --llm-head=v1.3"),
     Option("compare", _comparison, "WHICH", "Cases to compare with base. flagged: a case that looks slower than its "
            "baseline, or is faster by more than 20%%, or was recorded in another state of the machine; if you named a "
            "base, also a case that has no baseline or is not ok. unresolved: every case that is not ok or faster. "
@@ -419,6 +422,7 @@ class Settings:
     max_regression: float | None
     base: str | None
     base_python: str | None
+    head: str | None
     compare: str
     visible_devices: tuple[int, ...] | None
     topology: Path | None

@@ -1,4 +1,4 @@
-"""The base arm's code: finds a revision with git, says whether the tree still is that revision, and checks it out."""
+"""The code of an arm: finds a revision with git, says whether the tree still is that revision, and checks it out."""
 
 from __future__ import annotations
 
@@ -25,9 +25,18 @@ class BaseError(ValueError):
     """The base that was asked for cannot be had: one line with what, why and what to do."""
 
 
+@contextmanager
+def naming(stated: str) -> Iterator[None]:
+    """Put an option before the error of what it asks for."""
+    try:
+        yield
+    except BaseError as error:
+        raise BaseError(f"{stated}: {error}") from None
+
+
 @dataclass(frozen=True)
 class Base:
-    """The code that head is compared with.
+    """The code that head is compared with; or head, where somebody named its revision.
 
     Attributes:
         root: the repository under test.
@@ -47,19 +56,19 @@ class Base:
         return " with ".join(filter(None, [revision, self.python]))
 
     @contextmanager
-    def arm(self) -> Iterator[Callable[[str], Arm]]:
+    def arm(self, name: str = "base") -> Iterator[Callable[[str], Arm]]:
         """How to make the arm for a backend that head runs with that interpreter; the checkout goes afterwards.
 
         Raises:
             BaseError: git cannot check the revision out, or not as it is.
         """
         with ExitStack() as made:
-            yield self._arm(made)
+            yield self._arm(name, made)
 
-    def _arm(self, made: ExitStack) -> Callable[[str], Arm]:
+    def _arm(self, name: str, made: ExitStack) -> Callable[[str], Arm]:
         """As `arm`; what is made goes with ``made``."""
         if self.revision is None:
-            return lambda python: Arm("base", self.python or python)
+            return lambda python: Arm(name, self.python or python)
         _sweep(self.root)
         try:
             parent = made.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True))
@@ -71,7 +80,7 @@ class Base:
         checkout = Checkout(self.revision, self.root, folder)
         # Kernels that torch builds at run time are kept by their names, under which base would find head's.
         environment = {"TORCH_EXTENSIONS_DIR": str(folder.with_name("extensions"))}
-        return lambda python: Arm("base", self.python or python, environment, checkout)
+        return lambda python: Arm(name, self.python or python, environment, checkout)
 
 
 @contextmanager
@@ -183,30 +192,45 @@ def _remove(root: Path, folder: Path) -> None:
         _git(root, "worktree", "remove", "--force", "--force", str(folder))
 
 
-def resolve(revision: str | None, python: str | None, folder: Path) -> Base | None:
+def resolve(revision: str | None, python: str | None, folder: Path, option: str = "--llm-base") -> Base | None:
     """The base, or None where none was asked for.
 
     Args:
         revision: a branch, a tag or a commit of the repository that ``folder`` is in.
         python: an interpreter.
         folder: of the suites under test.
+        option: which names the revision.
 
     Raises:
         BaseError: there is no repository, or no such commit in it.
     """
     if revision is None:
         return Base(folder, None, None, python) if python is not None else None
-    try:
+    with naming(f"{option}={revision}"):
         root = Path(_git(folder, "rev-parse", "--show-toplevel")).resolve()
-    except BaseError as error:
-        raise BaseError(f"--llm-base={revision}: {error}") from None
     try:
         commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     except BaseError:
         raise BaseError(
-            f"--llm-base={revision}: {root} has no such revision; fetch it (a shallow clone has few), or name another"
+            f"{option}={revision}: {root} has no such revision; fetch it (a shallow clone has few), or name another"
         ) from None
     return Base(root, commit, revision, python)
+
+
+def line(good: str, bad: str, folder: Path) -> list[tuple[str, str]]:
+    """The commits from one to another along first parents, the first of them included: hash and subject of each.
+
+    Raises:
+        BaseError: git does not have them, or the first is not among the ancestors of the other.
+    """
+    ends = [resolve(one, None, folder, option) for one, option in ((good, "GOOD"), (bad, "BAD"))]
+    first, last = (end.revision for end in ends if end and end.revision)
+    if _git(folder, "merge-base", first, last) != first:
+        raise BaseError(f"{good} is no ancestor of {bad}; name the older revision first")
+    after = _git(folder, "log", "--first-parent", "--reverse", "--format=%H %s", f"{first}..{last}")
+    start = _git(folder, "log", "--max-count=1", "--format=%H %s", first)
+    found = (line.partition(" ") for line in [start, *after.splitlines()])
+    return [(commit, subject) for commit, _, subject in found]
 
 
 def top(folder: Path) -> Path:

@@ -90,8 +90,9 @@ class Turns:
         for name in self._arms:
             for _ in range(WARM_UP):
                 self._sample(name, next(self._generations))
-        with self._side("base") as side:  # its code is loaded by now
-            side.check_code()
+        for name in ("base", "head"):
+            with self._side(name) as side:  # its code is loaded by now
+                side.check_code()
 
     def take(self, base_first: bool) -> list[Turn]:
         """A turn of each kind.

@@ -96,11 +96,11 @@ class Side:
         """Check that this process has imported code of its checkout, if it has one.
 
         Raises:
-            SameCodeError: it ran the same code as head.
+            SameCodeError: it ran code that the other arm runs too.
         """
         if self.checkout is not None and not self("imported", folder=str(self.checkout.folder)):
             raise SameCodeError(
-                f"it imported nothing from {self.checkout.root} at that revision, so it is the same code as head; "
+                f"it imported nothing from {self.checkout.root} at that revision, so both arms ran the same code; "
                 "is what you test installed from elsewhere?"
             )
 
@@ -273,7 +273,8 @@ class Engines:
         self._progress(f"{backend.name}: loading a pair of processes, base and head")
         with contextlib.ExitStack() as stack:
             # Side by side: loading is not timed.
-            hosts = [stack.enter_context(self._started(backend, arm)) for arm in (base, self._arm(backend))]
+            arms = base, self._arm(backend)
+            hosts = [stack.enter_context(self._started(backend, arm)) for arm in arms]
             for host in hosts:
                 stack.callback(host.close)
             try:
@@ -289,8 +290,8 @@ class Engines:
             # An old base does not say whether it is pausable.
             pausable = [one.get("pausable", False) for one in loaded]
             yield {
-                "base": Side(hosts[0], self._timeout, pausable[0], checkout=base.checkout),
-                "head": Side(hosts[1], self._timeout, pausable[1]),
+                name: Side(host, self._timeout, able, checkout=arm.checkout)
+                for name, host, able, arm in zip(("base", "head"), hosts, pausable, arms, strict=True)
             }
 
     def _call(self, host: Host | Ranks, operation: str, **arguments: Any) -> Any:

@@ -1,7 +1,7 @@
 """A worker's first code: it decides where to import from. Any interpreter runs it, so it needs only Python's library.
 
-In a worker of the base arm, modules of the tree under test come from the base's checkout instead. A module that is not
-there cannot be imported: a base that ran head's code would never differ from head.
+In a worker of a named revision, as of base, modules of the tree come from the revision's checkout instead. A module
+that is not there cannot be imported: a base that ran head's code would never differ from head.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class Guard:
         )
         if spec is None or not spec.has_location or not spec.origin:
             return spec
+        has_none = f"this revision has no {name} of its own"
         if spec.origin in self._copies:
-            raise ImportError(f"base has no {name} of its own: {spec.origin} was installed from head", name=name)
+            raise ImportError(f"{has_none}: {spec.origin} was installed from the tree", name=name)
         if own(Path(spec.origin), self._root):
-            raise ImportError(f"base has no {name} of its own: it would be head's, {spec.origin}", name=name)
+            raise ImportError(f"{has_none}: it would be the tree's, {spec.origin}", name=name)
         return spec
 
 

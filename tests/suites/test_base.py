@@ -64,6 +64,29 @@ def worktrees(suite: Suite) -> int:
 # The verdict
 
 
+def test_a_named_head_is_measured_instead_of_the_tree(repository: Suite) -> None:
+    repository.backends(sim=SLOW)
+    repository.commit()
+    repository.git("tag", "slow")
+    repository.backends(sim="Simulated(tpot=1)", extra="# the tree, which is never run")
+    result = repository.decode("--llm-base=base", "--llm-head=slow")
+    assert (result.ret, outcomes(repository)) == (1, ["regression"])
+    assert said(repository).startswith("regression: 5.0% slower than base in 4 pairs of fresh processes")
+    measured = json.loads((repository.path / "raw.json").read_text())
+    assert measured["commit"] == repository.git("rev-parse", "slow").strip()
+    assert worktrees(repository) == 1
+    result = repository.decode("--llm-base=slow", "--llm-head=slow")
+    result.stdout.fnmatch_lines("base, slow (*), is the code under test, so nothing is compared with it")
+
+
+def test_a_named_head_needs_a_base_and_a_revision(repository: Suite) -> None:
+    assert usage_error(repository.run("--llm-head=base")).endswith(
+        "--llm-head=base: it is compared with another revision; name that with --llm-base"
+    )
+    unknown = usage_error(repository.run("--llm-base=base", "--llm-head=nowhere"))
+    assert fnmatch(unknown, "*--llm-head=nowhere: * has no such revision; fetch it *")
+
+
 def test_a_slowdown_of_head_alone_is_found_without_a_baseline(repository: Suite) -> None:
     repository.backends(sim=SLOW)
     result = repository.decode("--llm-base=base")
@@ -456,7 +479,8 @@ def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> N
         result = repository.decode("--llm-base=HEAD")
     assert result.ret == 1  # nothing was compared
     assert fnmatch(
-        said(repository), "new: base, HEAD (*), cannot run it: *base has no fresh of its own: it would be head's*"
+        said(repository),
+        "new: base, HEAD (*), cannot run it: *this revision has no fresh of its own: it would be the tree's*",
     )
 
 
