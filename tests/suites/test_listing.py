@@ -80,6 +80,8 @@ def test_a_backend_is_looked_for_in_its_own_interpreter(
     assert "yes" in found["vllm"]
     found = rows(suite, f"--llm-python=compile-static+int8={bare}", monkeypatch=monkeypatch)
     assert f"torchao is not installed in {bare}" in found["compile-static+int8"]
+    found = rows(suite, f"--llm-python={bare}", monkeypatch=monkeypatch)
+    assert "vllm 9.9" in found["vllm"], "a path alone is for every backend"
 
 
 def test_nothing_that_takes_seconds_is_imported(tmp_path: Path) -> None:
