@@ -464,7 +464,12 @@ def _reason_to_skip(item: pytest.Item, session: State, run: Session) -> str | No
 
 
 def _run(request: pytest.FixtureRequest) -> Session:
-    return request.config.stash[KEY].run
+    """The run. The test fails if the settings rule it out, and no test that was collected has said so."""
+    try:
+        return request.config.stash[KEY].run
+    except (KeyError, ValueError) as error:
+        why = str(error.args[0])
+    pytest.fail(f"llmperf: {why}", pytrace=False)
 
 
 def _value(request: pytest.FixtureRequest) -> Any:

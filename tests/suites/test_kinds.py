@@ -106,3 +106,11 @@ def test_what_has_no_parameters_fails_alone_in_one_line(suite: Suite) -> None:
     unmeasured = dict(one.partition(": ")[::2] for one in raw["unmeasured"])
     assert unmeasured["test_it.py::TestCaseWithAFixture::test_it"].startswith("llm_ fixtures have no values")
     assert len(unmeasured) == 4
+
+
+def test_settings_that_only_a_running_test_asks_for_fail_it_in_one_line(suite: Suite) -> None:
+    suite.test("def test_late(request):\n    request.getfixturevalue('llm_model')\ndef test_other(): pass\n")
+    result = suite.run("test_it.py", "--llm-model=gpt-9")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines("FAILED test_it.py::test_late - Failed: llmperf: unknown model 'gpt-9'; known: *")
+    result.stdout.no_fnmatch_line("*Error*")
