@@ -16,6 +16,7 @@ from pytest_llmperf import settings as options
 from pytest_llmperf.gate import baseline
 from pytest_llmperf.gate.baseline import BaselineError
 from pytest_llmperf.gate.rule import Outcome
+from pytest_llmperf.measure.worker_process import tracing
 from pytest_llmperf.report import document, markdown, results, terminal, write
 from pytest_llmperf.report.document import Document
 from pytest_llmperf.report.tables import MENTIONED
@@ -223,6 +224,8 @@ def _notes(state: State, run: Session, verbose: bool) -> list[str]:
         notes.append(f"{held}: its newest figures are used, and the next update writes schema {baseline.SCHEMA}")
     if (kind := run.plan.uncounted) is not None:
         notes.append(f"no roof and no memory verdict: {kind}")
+    if names := tracing():
+        notes.append(f"workers ran without {', '.join(names)}: tracing and debugging would slow them")
     if run.unnamed:
         why = run.plan.commit[1] or "files differ from the commit"
         notes.append(f"the baseline names no revision ({why}): no later run can compare beside this code")

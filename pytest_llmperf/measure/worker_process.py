@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -30,6 +31,13 @@ ENVIRONMENT = {
     "PYTHONFAULTHANDLER": "1",  # a crash in a library shows where it was called
     "SPT_NOENV": "1",  # setproctitle, of vLLM's processes, leaves the environment, in which the mark is
 }
+#: Variables of pytest's own that no worker gets: by them coverage, debuggers and profilers slow an interpreter down. Of
+#: allocators, PYTHONMALLOC also names the usual ones. LD_PRELOAD stays: it most often names an allocator or OpenMP.
+TRACING = re.compile(
+    r"(COV_CORE_|COVERAGE_PROCESS_|DEBUGPY_|PYDEVD_)\w*=|PYTHONMALLOC=(malloc|.*debug)|"
+    r"PYTHON(_PERF_JIT_SUPPORT|ASYNCIODEBUG|DEBUG|DEVMODE|DUMPREFS|DUMPREFSFILE|INSPECT|MALLOCSTATS|PERFSUPPORT|"
+    r"PROFILEIMPORTTIME|THREADDEBUG|TRACEMALLOC|VERBOSE)=."
+)
 #: Errors that a backend raises on purpose. Their message needs no traceback.
 PLAIN = {
     "MemoryError",
@@ -118,6 +126,11 @@ class Arm:
     checkout: Checkout | None = None
 
 
+def tracing() -> list[str]:
+    """The variables of pytest's environment that no worker gets."""
+    return sorted(name for name, value in os.environ.items() if TRACING.match(f"{name}={value}"))
+
+
 def started_reaper(lifeline: int, group: int, folder: str) -> subprocess.Popen[bytes]:
     """The reaper of a worker that leads a process group and has a scratch folder.
 
@@ -161,27 +174,31 @@ class Host:
         passed = (requests_read, replies_write, lifeline_read)
         package = Path(pytest_llmperf.__file__).parent.parent
         folder = reaper.scratch()
-        inherited = {**ENVIRONMENT, **os.environ, **arm.environment, **(environment or {}), reaper.MARK: folder}
+        own = {name: value for name, value in os.environ.items() if name not in tracing()}
+        inherited = {**ENVIRONMENT, **own, **arm.environment, **(environment or {}), reaper.MARK: folder}
+        # Pydevd, the debugger of several editors, otherwise puts itself into the command line of each Python.
+        undebugged = getattr(sys.modules.get("pydevd"), "skip_subprocess_arg_patch", contextlib.nullcontext)
         process = None
         try:
-            self._process = process = subprocess.Popen(
-                [
-                    arm.python,
-                    str(package / "pytest_llmperf" / "worker" / "bootstrap.py"),
-                    str(arm.checkout.root if arm.checkout else ""),
-                    str(arm.checkout.folder if arm.checkout else ""),
-                    str(package),
-                    json.dumps(search_path),
-                    *map(str, passed),
-                ],
-                env={name: value for name, value in inherited.items() if name not in SECRET_VARIABLES},
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=passed,
-                start_new_session=True,  # Ctrl-C reaches pytest alone
-            )
-            self._reaper = started_reaper(lifeline_read, self._process.pid, folder)
+            with undebugged():
+                self._process = process = subprocess.Popen(
+                    [
+                        arm.python,
+                        str(package / "pytest_llmperf" / "worker" / "bootstrap.py"),
+                        str(arm.checkout.root if arm.checkout else ""),
+                        str(arm.checkout.folder if arm.checkout else ""),
+                        str(package),
+                        json.dumps(search_path),
+                        *map(str, passed),
+                    ],
+                    env={name: value for name, value in inherited.items() if name not in SECRET_VARIABLES},
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=passed,
+                    start_new_session=True,  # Ctrl-C reaches pytest alone
+                )
+                self._reaper = started_reaper(lifeline_read, self._process.pid, folder)
         except BaseException as error:
             self._close_files()
             reaper.end(folder)

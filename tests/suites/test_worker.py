@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -11,6 +12,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 from inner import HANGING, PLUGINS, Suite, eventually, pytest_process, running
@@ -483,3 +486,36 @@ def test_a_worker_that_dies_while_it_waits_is_lost() -> None:
     assert eventually(lambda: not host.alive)
     with pytest.raises(WorkerLostError, match=r"worker died between two steps: killed by signal 9"):
         host.resume()
+
+
+TRACED = {
+    "COV_CORE_SOURCE": "src",
+    "COVERAGE_PROCESS_CONFIG": "{}",
+    "COVERAGE_PROCESS_START": ".coveragerc",
+    "PYDEVD_USE_FRAME_EVAL": "NO",
+    "PYTHONASYNCIODEBUG": "1",
+    "PYTHONDEVMODE": "1",
+    "PYTHONMALLOC": "malloc_debug",
+    "PYTHONPROFILEIMPORTTIME": "1",
+    "PYTHONTRACEMALLOC": "25",
+}
+KEPT = {"PYTHONFAULTHANDLER": "0", "PYTHONHASHSEED": "7", "PYTHONDUMPREFS": "", "PYTHONBREAKPOINT": "0"}
+
+
+def test_no_worker_is_traced_or_debugged_and_that_is_said_once(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a backend asks for it. A debugger of pytest's process puts itself into no command line."""
+    for name, value in (TRACED | KEPT).items():
+        monkeypatch.setenv(name, value)
+    debugger = ModuleType("pydevd")
+    debugger.skip_subprocess_arg_patch = MagicMock()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pydevd", debugger)
+    seen = "(HERE / 'seen').write_text(repr((dict(os.environ), sys.flags.dev_mode))) and Simulated()"
+    suite.backends(sim=seen, backends="[Backend('sim', load_sim, environment={'PYTHONTRACEMALLOC': '1'})]")
+    result = suite.run("suites/test_decode.py", "--llm-backends=sim", "--llm-reference=sim")
+    result.assert_outcomes(passed=1)
+    variables, dev_mode = ast.literal_eval((suite.path / "seen").read_text())
+    assert {name: variables.get(name) for name in KEPT} == KEPT
+    assert {name: variables[name] for name in TRACED.keys() & variables.keys()} == {"PYTHONTRACEMALLOC": "1"}
+    assert not dev_mode
+    result.stdout.fnmatch_lines(f"workers ran without {', '.join(sorted(TRACED))}: tracing and debugging *")
+    assert debugger.skip_subprocess_arg_patch.call_count == 1
