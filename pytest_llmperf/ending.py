@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ def keep(state: State, run: Session) -> None:
     the end.
     """
     path = run.settings.results
-    if path is not None and not files.stream(path):
+    if path is not None and not (state.parallel or state.dry or files.stream(path)):
         _failure(lambda: results.write(path, _results(state, run)))
 
 
@@ -51,11 +52,24 @@ def finish(state: State, run: Session, exitstatus: int) -> bool:
         state.written = _write_baselines(run, exitstatus)
     found = cache(partial(_results, state, run))
     if state.reports or run.beside.assessments:
-        _write_results(state, run, found)
+        _write_results(state, found)
     if state.reports:
-        _write_reports(state, run, found)
+        _write_reports(state, found)
     unwritten = any(map(run.accepts, run.results)) and (not state.written or isinstance(state.written, str))
     return bool(unwritten or state.unreported or run.slower() or _gated_nothing(state, run))
+
+
+def part(state: State, run: Session) -> str:
+    """What a process of xdist has measured, for the one that started it."""
+    return json.dumps(_results(state, run))
+
+
+def finish_parallel(state: State) -> bool:
+    """As `finish`, for what all processes of xdist have measured: one results file, and one of each report."""
+    found = cache(partial(results.merged, state.parts))
+    _write_results(state, found)
+    _write_reports(state, found)
+    return bool(state.unreported)
 
 
 def _results(state: State, run: Session) -> dict[str, Any]:
@@ -75,14 +89,14 @@ def _write_baselines(run: Session, exitstatus: int) -> dict[Case, Entry] | str:
         return f"ERROR: no baseline was written: {type(error).__name__}: {error}"
 
 
-def _write_results(state: State, run: Session, found: Callable[[], dict[str, Any]]) -> None:
+def _write_results(state: State, found: Callable[[], dict[str, Any]]) -> None:
     """Write the results file again: what was accepted is known only now."""
-    path = run.settings.results
+    path = state.settings.results
     if path is not None and (error := _failure(lambda: results.write(path, found()))) is not None:
         state.unreported.append(f"{path} was not written: {error}")
 
 
-def _write_reports(state: State, run: Session, found: Callable[[], dict[str, Any]]) -> None:
+def _write_reports(state: State, found: Callable[[], dict[str, Any]]) -> None:
     """Write the reports, and in GitHub Actions the step's summary; what cannot be written is said."""
     summary = os.environ.get("GITHUB_STEP_SUMMARY") if os.environ.get("GITHUB_ACTIONS") else None
 
@@ -94,7 +108,7 @@ def _write_reports(state: State, run: Session, found: Callable[[], dict[str, Any
         with Path(path).open("a", encoding="utf-8") as stream:
             stream.write("\n" + markdown.render(shown()))
 
-    for path in run.settings.report:
+    for path in state.settings.report:
         if (error := _failure(lambda path=path: write.write(shown(), path))) is None:  # type: ignore[misc]
             state.reported.append(f"report written to {path}")
         else:
@@ -119,9 +133,8 @@ def _gated_nothing(state: State, run: Session) -> bool:
     config = state.config
     measures = not (config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False))
     compared = any(result.verdict.compared or run.accepts(case) for case, result in run.results.items())
-    collects = config.getoption("collectonly", False)
     otherwise = run.settings.accepts_all or run.settings.self_test
-    gates = state.gating and measures and not collects and not otherwise
+    gates = state.gating and measures and not state.dry and not otherwise
     return bool(asked and gates and not compared)
 
 
@@ -131,17 +144,33 @@ def _gated_nothing(state: State, run: Session) -> bool:
 def show(reporter: Any, state: State, run: Session) -> None:
     """Write the summary on the terminal, if there is anything to say."""
     measured = bool(run.results or run.parities or run.loads or run.beside.assessments)
-    skips = () if measured or state.config.getoption("collectonly", False) else tuple(state.skips.values())
+    skips = () if measured or state.dry else tuple(state.skips.values())
     if not (measured or skips or state.unreported or _gated_nothing(state, run)):
         return
+    if run.settings.self_test:
+        lines = terminal.self_test(run.beside.assessments, _width(reporter))
+    else:
+        lines = terminal.summary(_document(state, run, measured), _ending(state, run, skips), _width(reporter))
+    _print(reporter, lines)
+
+
+def show_parallel(reporter: Any, state: State) -> None:
+    """As `show`, for what all processes of xdist have measured."""
+    found = results.merged(state.parts)
+    if found["parity"] or state.reported or state.unreported:
+        ending = Ending(errors=state.unreported, notes=[*_tracing(), *state.reported], counted=False)
+        _print(reporter, terminal.summary(document.of(found), ending, _width(reporter)))
+
+
+def _width(reporter: Any) -> int:
+    """Columns. In a log, whose width nobody knows, COLUMNS says how wide a line may be."""
+    known = reporter._tw.fullwidth if reporter.isatty else shutil.get_terminal_size((terminal.WIDTH, 0)).columns
+    return int(known)
+
+
+def _print(reporter: Any, lines: Sequence[terminal.Line]) -> None:
     reporter.ensure_newline()
     reporter.section("llmperf")
-    # In a log, whose width nobody knows, COLUMNS says how wide a line may be.
-    known = reporter._tw.fullwidth if reporter.isatty else shutil.get_terminal_size((terminal.WIDTH, 0)).columns
-    if run.settings.self_test:
-        lines = terminal.self_test(run.beside.assessments, known)
-    else:
-        lines = terminal.summary(_document(state, run, measured), _ending(state, run, skips), known)
     for line in lines:
         reporter.write_line(line.text, **line.style)
 
@@ -177,7 +206,7 @@ def _ending(state: State, run: Session, skips: Sequence[str]) -> Ending:
         written=said,
         errors=errors,
         doubts=_doubts(run),
-        notes=[*_notes(state, run, verbose and counted), *state.reported],
+        notes=[*_notes(state, run, verbose and counted), *_tracing(), *state.reported],
         commands=_commands(state, run),
         counted=counted,
         strict=run.settings.strict,
@@ -224,12 +253,16 @@ def _notes(state: State, run: Session, verbose: bool) -> list[str]:
         notes.append(f"{held}: its newest figures are used, and the next update writes schema {baseline.SCHEMA}")
     if (kind := run.plan.uncounted) is not None:
         notes.append(f"no roof and no memory verdict: {kind}")
-    if names := tracing():
-        notes.append(f"workers ran without {', '.join(names)}: tracing and debugging would slow them")
     if run.unnamed:
         why = run.plan.commit[1] or "files differ from the commit"
         notes.append(f"the baseline names no revision ({why}): no later run can compare beside this code")
     return notes
+
+
+def _tracing() -> list[str]:
+    """What workers did not get of pytest's environment."""
+    names = ", ".join(tracing())
+    return [f"workers ran without {names}: tracing and debugging would slow them"] if names else []
 
 
 def _commands(state: State, run: Session) -> dict[str, list[str]]:

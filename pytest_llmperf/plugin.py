@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pytest
 
@@ -64,6 +66,9 @@ OWN = "the plugin gives {} its values; choose others with @pytest.mark.llm(backe
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
 #: The fixtures that have a value for each test.
 PARAMETERS = {"llm_backend", "llm_workload", "llm_traffic"}
+#: What a test of ``llm_perf`` fails with where it cannot have the fixture of pytest-benchmark.
+NO_BENCHMARK = "llm_perf needs pytest-benchmark, which is not loaded; leave out -p no:benchmark, or add -p benchmark"
+REPLACED = "llm_perf needs the fixture `benchmark` of pytest-benchmark, which {0} has replaced; run without {0}"
 FIXTURES = {
     *PARAMETERS,
     "llm_device",
@@ -80,6 +85,15 @@ class State:
 
     def __init__(self, config: pytest.Config) -> None:
         self.settings = options.read(config)
+        #: Whether this is one of several processes of xdist, of which each has a part of the tests.
+        self.parallel = hasattr(config, "workerinput")
+        if self.parallel and self.settings.seed is None:  # all of them have the same prompts
+            uid: str = config.workerinput["testrunuid"]  # type: ignore[attr-defined]
+            self.settings = replace(self.settings, seed=crc32(uid.encode()))
+        #: Whether no test is to run: what is measured, written and gated is nothing.
+        self.dry = bool(config.getoption("collectonly", False) or config.getoption("setuponly", False))
+        #: What each process of xdist has measured, in the one that started them.
+        self.parts: list[dict[str, Any]] = []
         self.config = config
         self.unusable: str | None = None
         #: The baselines written, or why there are none.
@@ -122,8 +136,7 @@ class State:
     @property
     def reports(self) -> bool:
         """Whether this process has results of its own to report, at the end."""
-        parallel = hasattr(self.config, "workerinput")  # under xdist, of which each has a part
-        return not (parallel or self.settings.self_test or self.config.getoption("collectonly", False))
+        return not (self.parallel or self.dry or self.settings.self_test)
 
     @property
     def started(self) -> Session | None:
@@ -262,6 +275,8 @@ def _misuse(item: pytest.Item) -> str | None:
     """Why a test cannot get its fixtures; None if it can."""
     if own := _own(item):
         return OWN.format(" and ".join(own))
+    if "llm_perf" in item.fixturenames and not hasattr(item.config, "_benchmarksession"):  # type: ignore[attr-defined]
+        return NO_BENCHMARK
     asked = PARAMETERS.intersection(item.fixturenames)  # type: ignore[attr-defined]
     return UNNAMED if asked and asked.isdisjoint(_parameters(item)) else None
 
@@ -324,8 +339,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in ours:
         gates = "llm_perf" in item.fixturenames  # type: ignore[attr-defined]
         if gates:
-            item.add_marker(pytest.mark.benchmark(timer=session.clock))
             session.unmeasured[item.nodeid] = None
+            if session.misused.get(item.nodeid) != NO_BENCHMARK:  # whose marker it is
+                item.add_marker(pytest.mark.benchmark(timer=session.clock))
         reason = None if item.nodeid in session.misused else _reason_to_skip(item, session, run)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
@@ -354,7 +370,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     run.plan.complete(chosen["llm_perf"])
     if not run.model.random_weights:  # of which nothing is judged
         run.unjudged.update(chosen["llm_parity"])
-    if session.config.getoption("collectonly", False):
+    if state.dry:
         return
     ours = (item for item in session.items if FIXTURES.intersection(getattr(item, "fixturenames", ())))
     try:
@@ -515,7 +531,7 @@ def llm_engine(request: pytest.FixtureRequest, llm_backend: str) -> Engine:
 
 
 def _refuse_xdist(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):
+    if config.stash[KEY].parallel:
         pytest.fail(
             "latency cannot be measured under xdist, since parallel tests disturb each other; run with -n 0",
             pytrace=False,
@@ -531,11 +547,13 @@ def llm_perf(
 
     session = request.config.stash[KEY]
     _refuse_xdist(request.config)
+    if not hasattr(benchmark, "enabled"):  # as codspeed's, which stands in for it
+        pytest.fail(REPLACED.format(type(benchmark).__module__.partition(".")[0]), pytrace=False)
     stated = _marker_arguments(request.node).get("max_regression")
     run = session.run
     perf = Perf(run, run.plan.registry[llm_backend], llm_workload, benchmark, session.clock, stated)
     yield perf
-    benchmark.skipped |= perf.used  # it would warn that a case which failed has no figures
+    benchmark.skipped |= perf.used or session.dry  # it would warn that a case which failed has no figures
     if perf.result is not None:
         session.unmeasured.pop(request.node.nodeid, None)
         session.judged[request.node.nodeid] = perf.result
@@ -583,17 +601,30 @@ def llm_load(
 # The end of a run
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Keep what a process of xdist has measured."""
+    if (part := getattr(node, "workeroutput", {}).get("llmperf")) is not None:
+        node.config.stash[KEY].parts.append(json.loads(part))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state = session.config.stash[KEY]
     run = state.started
-    if run is None:
+    if run is None and not state.parts:
         return
     from pytest_llmperf import ending
 
+    if run is None:
+        if ending.finish_parallel(state) and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return
     failed = False
     try:
         failed = state.unusable is None and ending.finish(state, run, exitstatus)
+        if state.parallel and state.unusable is None and not state.dry:
+            session.config.workeroutput["llmperf"] = ending.part(state, run)  # type: ignore[attr-defined]
     finally:  # what was measured is safe before anything that may hang or fail
         run.close()
         state.progress.finish()
@@ -607,6 +638,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         from pytest_llmperf import ending
 
         ending.show(terminalreporter, state, state.started)
+    elif state.parts:
+        from pytest_llmperf import ending
+
+        ending.show_parallel(terminalreporter, state)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

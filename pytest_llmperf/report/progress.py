@@ -38,8 +38,7 @@ class Progress:
         if reporter is None or self._config.get_verbosity() < 0 or text == self._last:
             return
         self._last = text
-        capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
-        with contextlib.suppress(OSError), capture.global_and_fixture_disabled():
+        with contextlib.suppress(OSError), self._uncaptured():
             elapsed = time.monotonic() - self._started
             line = f"llmperf {elapsed:5.0f} s{position(self.over, self.tests, elapsed)}  {text}"
             if reporter.isatty:
@@ -54,7 +53,11 @@ class Progress:
         """Leave the rewritten line behind."""
         if self._open:
             reporter: Any = self._config.pluginmanager.get_plugin("terminalreporter")
-            capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
-            with contextlib.suppress(OSError), capture.global_and_fixture_disabled():
+            with contextlib.suppress(OSError), self._uncaptured():
                 reporter.rewrite("", erase=True)
             self._open = False
+
+    def _uncaptured(self) -> contextlib.AbstractContextManager[None]:
+        """Have the terminal see what is written, if anything is captured at all."""
+        capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
+        return contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -105,6 +105,17 @@ def of(
             "self_test": [{"case": case.key, **asdict(found)} for case, found in run.beside.assessments.items()],
             "update": run.update(),
         }
+    )
+
+
+def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the processes of a parallel run have measured, each as `of`. They have machine and settings in common."""
+    measured = ("results", "parity", "load", "measurements", "comparisons", "self_test")
+    told = ("unmeasured", "narrowed")  # all of them know of every test
+    return (
+        parts[0]
+        | {name: [one for part in parts for one in part[name]] for name in measured}
+        | {name: list(dict.fromkeys(one for part in parts for one in part[name])) for name in told}
     )
 
 

@@ -11,8 +11,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from inner import INI, RATES, Suite, usage_error
+from inner import INI, RATES, Suite, pytest_process, usage_error
 
+from pytest_llmperf.plugin import NO_BENCHMARK, REPLACED
 from pytest_llmperf.secret import Secret
 from pytest_llmperf.settings import OPTIONS, Settings
 
@@ -374,6 +375,29 @@ def test_dash_q_says_no_more_than_the_summary(suite: Suite) -> None:
     result.stdout.fnmatch_lines("tpot b1-p16-n8 sim*")
 
 
+@pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
+def test_what_runs_no_test_writes_and_gates_nothing(suite: Suite, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    monkeypatch.setenv("CI", "1")
+    (suite.path / "raw.json").write_text("of an earlier run")
+    result = suite.run("suites", option, "--llm-results=raw.json", "--llm-report=report.md", "-p", "no:warnings")
+    assert result.ret == 0
+    assert (suite.path / "raw.json").read_text() == "of an earlier run"
+    assert not (suite.path / "report.md").exists()
+    result.stdout.no_fnmatch_line("*nothing was compared*")
+    assert suite.loads == {"ref": 0, "sim": 0}
+
+
+@pytest.mark.parametrize("off", ["capture", "terminal", "cacheprovider"])
+def test_plugins_of_pytest_may_be_off(suite: Suite, off: str) -> None:
+    options = ("--llm-results=raw.json", "--llm-report=report.md", "-p", f"no:{off}")
+    with pytest_process("suites", "--llm-backends=sim", *options, cwd=suite.path) as run:
+        said, _ = run.communicate(timeout=60)
+    assert run.returncode == 0, said
+    assert "Error" not in said
+    assert len(json.loads((suite.path / "raw.json").read_text())["results"]) == 3
+    assert (suite.path / "report.md").exists()
+
+
 def test_junit_has_a_failure_for_a_regression(suite: Suite) -> None:
     suite.record({"sim/tpot": 0.001})
     suite.run("suites/test_decode.py", "--junitxml=junit.xml")
@@ -422,11 +446,65 @@ def test_benchmark_disable_generates_once_and_judges_nothing(suite: Suite) -> No
     assert (suite.path / "generations").read_text() == "."
 
 
+def failures(result: pytest.RunResult) -> list[str]:
+    """What pytest's own list of failures says of each."""
+    return [line.partition(" - ")[2] for line in result.outlines if line.startswith(("ERROR ", "FAILED "))]
+
+
+def test_without_pytest_benchmark_a_latency_fails_in_one_line_and_parity_is_shown(suite: Suite) -> None:
+    arguments = ("suites/test_decode.py", "suites/test_greedy_parity.py", "--llm-backends=sim", "--strict-markers")
+    result = suite.run(*arguments, "-p", "no:benchmark")
+    result.assert_outcomes(passed=1, errors=1)
+    assert failures(result) == [f"Failed: {NO_BENCHMARK}"]
+    assert "Traceback" not in result.stdout.str()
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+@pytest.mark.parametrize("disabled", [(), ("--benchmark-disable",)])
+def test_a_benchmark_fixture_of_another_plugin_is_refused_in_one_line(suite: Suite, disabled: tuple[str, ...]) -> None:
+    """As codspeed's, which replaces it; one that adds to it is as good."""
+    other = """
+class Other:
+    __class__ = property(lambda one: __import__("pytest_benchmark.fixture").fixture.BenchmarkFixture)
+
+    def pedantic(self, target, args=(), kwargs={}, setup=None, teardown=None, rounds=1): ...
+
+
+@pytest.fixture
+def benchmark(): return Other()
+"""
+    suite.test(f"import pytest\n{other}\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')")
+    result = suite.run("test_it.py", "--llm-backends=sim", *disabled)
+    result.assert_outcomes(errors=1)
+    assert failures(result) == [f"Failed: {REPLACED.format('test_it')}"]
+    assert "Traceback" not in result.stdout.str()
+    adding = "@pytest.fixture\ndef benchmark(benchmark):\n    benchmark.extra_info['own'] = 1\n    return benchmark"
+    suite.test(f"import pytest\n{adding}\n\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')")
+    suite.run("test_it.py", "--llm-backends=sim", *disabled).assert_outcomes(passed=1)
+
+
+def test_under_xdist_there_is_one_results_file_and_one_report_of_all(suite: Suite) -> None:
+    """Parity may run under it; and its prompts are those of one seed, as in any other run."""
+    suite.ini(llm_seed="", llm_backends="ref,sim", llm_prompt_lengths="16,24")
+    suite.backends(sim="Simulated(wrong_from=3)")
+    arguments = ("suites/test_greedy_parity.py", "--llm-results=raw.json", "--llm-report=report.md,report.csv")
+    result = suite.run(*arguments, "-p", "xdist", "-n", "2")
+    result.assert_outcomes(passed=2, failed=2)
+    raw = json.loads((suite.path / "raw.json").read_text())
+    shown = {(one["backend"], one["workload"]) for one in raw["parity"]}
+    assert shown == {(backend, f"b1-p{length}-n8") for backend in ("ref", "sim") for length in (16, 24)}
+    text = result.stdout.str()
+    assert text.count("--llm-seed=") == text.count(f"--llm-seed={raw['environment']['seed']} ")
+    assert (suite.path / "report.md").read_text().count("| sim |") >= 1
+    result.stdout.fnmatch_lines(["*sim b1-p16-n8*not in parity*", "report written to *report.md"])
+
+
 def test_under_xdist_a_latency_is_refused_in_one_line(suite: Suite) -> None:
-    result = suite.run("suites/test_decode.py", "-p", "xdist", "-n", "1", "--llm-backends=sim")
+    result = suite.decode("-p", "xdist", "-n", "1", "--llm-results=raw.json")
     assert result.ret == 1
     result.assert_outcomes(failed=0, errors=1)
     result.stdout.fnmatch_lines("latency cannot be measured under xdist*run with -n 0")
+    assert json.loads((suite.path / "raw.json").read_text())["results"] == []
     assert suite.loads == {"ref": 0, "sim": 0}
 
 
