@@ -275,7 +275,8 @@ def _commands(state: State, run: Session) -> dict[str, list[str]]:
     ]
     if not failed:
         return {}
-    tests = failed if len(failed) <= MENTIONED else [*config.option.file_or_dir, "--lf", "--lfnf=none"]
+    listed = len(failed) <= MENTIONED or not config.pluginmanager.hasplugin("cacheprovider")
+    tests = failed if listed else [*config.option.file_or_dir, "--lf", "--lfnf=none"]
     given = options.repeated([str(one) for one in config.invocation_params.args])
     command = ["pytest", *tests, *given]
     found = {"to measure that alone again": [*command, "--llm-compare=always"]}

@@ -187,7 +187,8 @@ class Engines:
             own = backend.reference()
             parts = [arm.checkout.reference(part) for part in own] if arm.checkout else own
             cache = self._spec.cache
-            if arm.checkout and parts != own:  # its code is the repository's, so base may not use what head compiled
+            # Code that may be the repository's: base may not use what head compiled.
+            if arm.checkout and not (backend.built_in and parts == own):
                 cache = str(arm.checkout.folder.parent / "cache")
             room = {name: min(most, getattr(self._spec, name)) for name, most in backend.limits.items()}
             spec = told(replace(self._spec, tp=backend.tp, cache=cache)) | room | self._attached(backend)

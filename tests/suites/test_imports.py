@@ -115,13 +115,17 @@ def test_a_class_of_one_conftest_is_not_looked_for_in_another(suite: Suite) -> N
 
 def test_base_imports_its_own_code_from_where_head_imports(suite: Suite) -> None:
     suite.ini(pythonpath="src")
-    write(suite.path, {"src/mykern.py": ENGINE.format(tpot=0.005)})
+    caching = f"\n    with open({str(suite.path / 'caches')!r}, 'a') as file:\n        print(spec.cache, file=file)"
+    engine = ENGINE.replace("(spec):", "(spec):" + caching)
+    write(suite.path, {"src/mykern.py": engine.format(tpot=0.005)})
     suite.backends(backends="[Backend('sim', 'mykern:load'), Backend('ref', load_ref)]")
     suite.commit()
-    write(suite.path, {"src/mykern.py": ENGINE.format(tpot=0.006)})
+    write(suite.path, {"src/mykern.py": engine.format(tpot=0.006)})
     result = suite.decode("--llm-base=HEAD")
     assert result.ret == 1
     result.stdout.fnmatch_lines("*sim*6.000 ms, base 5.000 ms, +20.0%*")
+    caches = (suite.path / "caches").read_text().split()
+    assert len(set(caches)) == 2, "base uses nothing that head has compiled"
 
 
 def test_another_interpreter_gets_what_the_suite_put_there_and_no_packages_of_this_one(
