@@ -253,6 +253,8 @@ def _notes(state: State, run: Session, verbose: bool) -> list[str]:
         notes.append(f"{held}: its newest figures are used, and the next update writes schema {baseline.SCHEMA}")
     if (kind := run.plan.uncounted) is not None:
         notes.append(f"no roof and no memory verdict: {kind}")
+    if state.accepted and (limited := ", ".join(run.machine.limited)):
+        notes.append(f"recorded with {limited}: the baseline decides nothing about runs with other limits")
     if run.unnamed:
         why = run.plan.commit[1] or "files differ from the commit"
         notes.append(f"the baseline names no revision ({why}): no later run can compare beside this code")

@@ -87,7 +87,7 @@ class Session:
         self._flops: dict[str, float | None] = {}
         self._began = datetime.now(timezone.utc)
         self.runtime = Runtime(plan, progress)
-        self.machine = Machine(fingerprint.take(), self.runtime.measure_rates)
+        self.machine = Machine(fingerprint.take(), self.runtime.measure_rates, fingerprint.limits())
         self.measurements = Measurements(plan, self.runtime, progress)
         self.beside = Beside(plan, self.runtime, progress)
         self.judge = Judge(plan, self.machine, self.measurements, self.beside)
@@ -455,7 +455,10 @@ class Session:
             revision=self.plan.clean_revision,
             machine=self.machine.fingerprint.as_dict(),
             versions=self.plan.installed(backend),
-            system=fingerprint.system() | engine | ({} if chosen is None else {"devices": str(chosen)}),
+            system=fingerprint.system()
+            | self.machine.limits
+            | engine
+            | ({} if chosen is None else {"devices": str(chosen)}),
             rates=dict(self.machine.rates),
         )
 

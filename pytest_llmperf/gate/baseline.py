@@ -52,8 +52,8 @@ class Sitting:
         revision: of the repository under rootdir; None if files were changed, there was none, or nobody noted it.
         machine: its fingerprint.
         versions: of every installed distribution, by name.
-        system: the kernel and drivers, the devices that were chosen, and the engine's ``threads`` and ``environment``
-            (variables). The last two are missing in older files.
+        system: the kernel and drivers, the devices that were chosen, the engine's ``threads`` and ``environment``
+            (variables), and what `fingerprint.limits` says. Older files lack some of it, which is then not known.
         rates: of the machine, by the names in `pytest_llmperf.machine.rates`.
     """
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.gate import checkout, rule, stored
 from pytest_llmperf.gate.checkout import Base, BaseError
 from pytest_llmperf.gate.rule import Interval, Outcome, Verdict
-from pytest_llmperf.machine.rates import difference, moved, other_threads
+from pytest_llmperf.machine.rates import difference, moved, other_limits
 from pytest_llmperf.measure.process import disturbed
 from pytest_llmperf.measure.worker_process import SameCodeError
 
@@ -125,8 +125,13 @@ class Judge:
         sitting = self._plan.sitting(entry)
         # A variable of the backend that changed is a change of its code, and the threads may follow from it.
         comparable = self._plan.same_variables(measured.backend, sitting)
-        threads = other_threads(measured.threads, sitting.system.get("threads")) if comparable else None
-        return threads or moved(measured.barrier, entry.barrier) or self._machine.differs(sitting.rates)
+        now = {**self._machine.limits, "threads": measured.threads if comparable else None}
+        return (
+            other_limits(now, sitting.system)
+            or measured.over_quota  # before the host is blamed, since threads that are stopped meet late
+            or moved(measured.barrier, entry.barrier)
+            or self._machine.differs(sitting.rates)
+        )
 
     def _moment(self, entry: Entry) -> str:
         """When the sitting of an entry was."""

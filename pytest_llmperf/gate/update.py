@@ -139,7 +139,7 @@ class Update:
         found = change(case, rows, kept, processes, tolerance, prior)
         if own and self.held:
             before = self.held.sitting(own[0])
-            doubt = rates.other_threads(sitting.system.get("threads"), before.system.get("threads"))
+            doubt = rates.other_limits(sitting.system, before.system)
             doubt = doubt or rates.difference(sitting.rates, before.rates) or rates.moved(barrier, own[0].barrier)
             found = replace(found, doubt=doubt)
         self.changes[case] = found

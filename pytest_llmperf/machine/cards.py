@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.machine import placement
+from pytest_llmperf.machine.cgroup import contents
 from pytest_llmperf.machine.detect import AMD_IDS, output
 from pytest_llmperf.machine.doctor import MIB, Gpu
 from pytest_llmperf.machine.gpu import NVML_REASONS, Amd, Nvml
-from pytest_llmperf.machine.health import contents
 from pytest_llmperf.machine.table import device_for_product
 from pytest_llmperf.machine.topology import TopologyError
 

@@ -226,7 +226,8 @@ def _limits(facts: Facts) -> Iterator[Finding]:
         else:
             level: Level = "bad" if facts.quota < least else "warn"
             remedy = (
-                "give it whole CPUs (docker --cpuset-cpus; Kubernetes: equal requests and limits, static CPU policy)"
+                "give it whole CPUs (docker --cpuset-cpus; Kubernetes: equal requests and limits, static CPU policy), "
+                "or set OMP_NUM_THREADS to what the quota allows"
             )
             yield Finding(subject, level, f"{usable}, a quota of {facts.quota:g} CPUs", why, remedy)
     subject, why = "/dev/shm", "ranks and vLLM's processes exchange data there, and fail or fall back where it is small"

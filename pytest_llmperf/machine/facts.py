@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,9 @@ from typing import Any
 from pytest_llmperf.architecture import Architecture
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.machine import cards, fingerprint, health, topology
+from pytest_llmperf.machine.cgroup import Group, contents, integer
 from pytest_llmperf.machine.detect import output
 from pytest_llmperf.machine.doctor import Facts, Finding, Gpu, Need, examine
-from pytest_llmperf.machine.health import contents
 from pytest_llmperf.machine.table import Device
 
 #: Seconds in which others' CPU time is counted: ten of the kernel's ticks.
@@ -102,11 +101,11 @@ def read(device: Device, needed: Need | None = None, asked: Asked = Asked()) -> 
     present = _cpu_list(contents(system / "cpu/online"))
     now = _look(asked, unread)
     memory = _meminfo(contents(proc / "meminfo"))
-    group = _Group(root)
+    group = Group(root)
     left = [value for value in (memory.get("MemAvailable"), group.left()) if value is not None]
     return Facts(
         kind=device.kind,
-        numa_balancing=_int(contents(proc / "sys/kernel/numa_balancing")),
+        numa_balancing=integer(contents(proc / "sys/kernel/numa_balancing")),
         numa_nodes=len(_cpu_list(contents(system / "node/has_memory"))) or None,
         governors=_each_cpu(system, usable, "scaling_governor"),
         driver=", ".join(_each_cpu(system, usable, "scaling_driver")),
@@ -156,10 +155,6 @@ def _gpus(device: Device, asked: Asked, unread: dict[str, str]) -> tuple[Gpu, ..
 # The kernel's files
 
 
-def _int(text: str) -> int | None:
-    return int(text) if text.strip().removeprefix("-").isdecimal() else None
-
-
 def _float(text: str) -> float | None:
     try:
         return float(text)
@@ -196,10 +191,10 @@ def _each_cpu(system: Path, cpus: set[int], name: str) -> tuple[str, ...]:
 
 
 def _boost(cpu: Path) -> bool | None:
-    off = _int(contents(cpu / "intel_pstate/no_turbo"))
+    off = integer(contents(cpu / "intel_pstate/no_turbo"))
     if off is not None:
         return not off
-    on = _int(contents(cpu / "cpufreq/boost"))
+    on = integer(contents(cpu / "cpufreq/boost"))
     return None if on is None else bool(on)
 
 
@@ -218,63 +213,3 @@ def _chosen(text: str) -> str | None:
     """The word in brackets."""
     _, _, rest = text.partition("[")
     return rest.partition("]")[0] or None
-
-
-class _Group:
-    """The control group of this process and those above it, version 2 or 1, whose strictest limit holds.
-
-    In a container the path is the host's and its own group is mounted at the root, so that the root is looked at too.
-    """
-
-    def __init__(self, root: Path) -> None:
-        base = root / "sys/fs/cgroup"
-        lines = [line.split(":", 2) for line in contents(root / "proc/self/cgroup").splitlines() if line.count(":") > 1]
-        paths = {name: path for _, names, path in lines for name in names.split(",")}
-        self._v2 = self._above(base, paths.get("", "/"))
-        self._cpu = [
-            folder for name in ("cpu", "cpu,cpuacct") for folder in self._above(base / name, paths.get("cpu", "/"))
-        ]
-        self._memory = self._above(base / "memory", paths.get("memory", "/"))
-
-    @staticmethod
-    def _above(base: Path, path: str) -> list[Path]:
-        folder = base / path.strip("/")
-        return [one for one in (folder, *folder.parents) if one == base or base in one.parents]
-
-    def quota(self) -> float | None:
-        """CPUs' worth of time; infinite without a quota, None where no control group is to be seen."""
-        found = []
-        for folder in self._v2:  # "max 100000" or "150000 100000"
-            words = contents(folder / "cpu.max").split()
-            if len(words) == 2 and words[1].isdecimal():
-                found.append(int(words[0]) / int(words[1]) if words[0].isdecimal() else math.inf)
-        for folder in self._cpu:
-            quota, period = (_int(contents(folder / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
-            if quota is not None and period:
-                found.append(quota / period if quota > 0 else math.inf)
-        if not found and any(folder.is_dir() for folder in (*self._v2, *self._cpu)):
-            return math.inf  # the root of all groups has no file for it
-        return min(found, default=None)
-
-    def _limits(self) -> list[tuple[int, int]]:
-        """Limit and what is used of it that cannot be dropped, in bytes."""
-        found = []
-        v2 = ("memory.max", "memory.current", "inactive_file ")
-        v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
-        for folders, (most, used, cached) in ((self._v2, v2), (self._memory, v1)):
-            for folder in folders:
-                limit, usage = _int(contents(folder / most)), _int(contents(folder / used))
-                if limit is not None and usage is not None:
-                    lines = contents(folder / "memory.stat").splitlines()
-                    files = next((_int(line.split()[1]) for line in lines if line.startswith(cached)), None)
-                    found.append((limit, max(0, usage - (files or 0))))
-        return found
-
-    def left(self) -> int | None:
-        """Bytes that its limits leave; None without one."""
-        return min((limit - used for limit, used in self._limits()), default=None)
-
-    def limit(self, total: int | None) -> int | None:
-        """The strictest limit in bytes that is below the machine's memory; None without one."""
-        below = [limit for limit, _ in self._limits() if total is None or limit < total]
-        return min(below, default=None)

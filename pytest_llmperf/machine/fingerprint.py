@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine import detect
+from pytest_llmperf.machine.cgroup import Group
 from pytest_llmperf.machine.health import usable_cpus
 
 #: Instruction sets that change the speed of matrix products; models of one name differ in them from host to host.
@@ -32,6 +34,11 @@ ISA = (
     "i8mm",
     "sve",
 )
+#: How the variables begin by which a user decides how CPUs compute: threads, their places, kernels, memory.
+CPU_VARIABLES = (
+    "ATEN_", "BLIS_", "DNNL_", "GLIBC_TUNABLES", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "ONEDNN_",
+    "OPENBLAS_",
+)  # fmt: skip
 PACKAGES = (
     "pytest-llmperf",
     "torch",
@@ -158,6 +165,21 @@ def system() -> dict[str, str]:
         with contextlib.suppress(OSError):
             found[f"{module} driver"] = Path(f"/sys/module/{module}/version").read_text().strip()
     return found
+
+
+def limits(environ: Mapping[str, str] = os.environ, group: Group | None = None) -> dict[str, Any]:
+    """What workers are given from outside: their CPU time and `CPU_VARIABLES`.
+
+    Returns:
+        ``quota``, the CPUs' worth of time that the control group allows, of those that are usable; ``variables``, those
+        that are set. Of libraries that are preloaded only the names count, since paths differ between containers.
+    """
+    quota = (group or Group()).quota()
+    usable = len(usable_cpus())
+    found = {name: value for name, value in sorted(environ.items()) if name.startswith(CPU_VARIABLES)}
+    if "LD_PRELOAD" in found:
+        found["LD_PRELOAD"] = " ".join(Path(one).name for one in re.split("[ :]+", found["LD_PRELOAD"]) if one)
+    return {"quota": usable if quota is None else min(quota, usable), "variables": found}
 
 
 def everything_installed(interpreter: Interpreter, root: Path) -> dict[str, str]:

@@ -63,6 +63,7 @@ class Fitness:
         stalled: share of the time in which tasks waited, by ``some memory``, ``full io`` and so on.
         megahertz: mean clock of the usable CPUs just after it.
         throttled: how often a CPU was slowed down for its temperature meanwhile.
+        stopped: how often the control group's CPU quota stopped its tasks meanwhile.
         canaries: seconds that the same small piece of work took just before it and just after it.
         fastest: the fewest seconds that it has taken in this process so far, in any workload.
         barriers: how long torch's threads took to meet just before it and just after it, on a CPU.
@@ -82,6 +83,13 @@ class Fitness:
     barriers: tuple[Barrier, Barrier] | None = None
     gpu: Reading | None = None
     cost: float = 0.0
+    stopped: int | None = None
+
+    @property
+    def over_quota(self) -> str | None:
+        """How often the CPU quota stopped the worker, in a clause; None if it did not."""
+        times = f"{self.stopped} time{'s' * (self.stopped != 1)}"
+        return f"the CPU quota of its control group stopped it {times}" if self.stopped else None
 
 
 def parse(record: Mapping[str, Any]) -> Fitness:
@@ -128,6 +136,8 @@ def culprit(
         barrier: the shortest time in which its threads met in these generations, in seconds.
         clock: the highest clock of the accelerator in these generations, in MHz.
     """
+    if record.over_quota:
+        return record.over_quota
     if crowded(Contention(record.others, record.steal, record.idle)):
         if record.steal > record.others:
             return f"the hypervisor took {record.steal:.1f} cores"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from pytest_llmperf.machine.cgroup import Group, contents
+
 #: Resources for which the kernel counts how long tasks wait (PSI).
 RESOURCES = ("cpu", "memory", "io")
 
@@ -32,6 +34,7 @@ class Snapshot:
         cpus: how many CPUs this process may use; not a counter.
         stalled: time in which some or all tasks waited for a resource, by ``some memory``, ``full io`` and so on.
         throttled: how often a usable CPU was slowed down for its temperature.
+        stopped: how often the control group's CPU quota has stopped its tasks until the next period.
         megahertz: mean clock of the usable CPUs; not a counter.
     """
 
@@ -43,6 +46,7 @@ class Snapshot:
     stalled: Mapping[str, float] | None = None
     throttled: int | None = None
     megahertz: float | None = None
+    stopped: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,6 @@ def parse_stat(text: str, ticks: int, cpus: Collection[int]) -> tuple[float, flo
             busy += user + nice + system + irq + softirq
             stolen += steal
     return busy, stolen
-
-
-def contents(file: Path) -> str:
-    """The text of one of the kernel's files; empty if it is not there or may not be read."""
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def parse_pressure(resource: str, text: str) -> dict[str, float]:
@@ -132,7 +128,22 @@ def snapshot(processes: Collection[int] = ()) -> Snapshot:
     used = os.times()
     own = used.user + used.system + used.children_user + used.children_system
     own += sum(found.ticks for pid in processes if (found := process(pid))) / os.sysconf("SC_CLK_TCK")
-    return Snapshot(time.perf_counter(), busy, steal, own, len(cpus), stalled(), throttled(cpus), megahertz(cpus))
+    return Snapshot(
+        wall=time.perf_counter(),
+        busy=busy,
+        steal=steal,
+        own=own,
+        cpus=len(cpus),
+        stalled=stalled(),
+        throttled=throttled(cpus),
+        megahertz=megahertz(cpus),
+        stopped=Group().stopped(),
+    )
+
+
+def grown(before: int | None, after: int | None) -> int | None:
+    """By how much a counter grew; None where nobody counts."""
+    return None if before is None or after is None else after - before
 
 
 def contention(before: Snapshot, after: Snapshot) -> Contention:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pytest_llmperf.machine import topology
+from pytest_llmperf.machine.cgroup import contents
 from pytest_llmperf.machine.detect import output
-from pytest_llmperf.machine.health import contents
 from pytest_llmperf.machine.table import Device
 from pytest_llmperf.machine.topology import Choice, KfdLink, Topology, TopologyError
 

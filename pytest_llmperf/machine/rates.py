@@ -11,8 +11,10 @@ A rate is measured at the start of a run (`pytest_llmperf.worker.rates`), and st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pytest_llmperf.machine import fitness
 from pytest_llmperf.machine.fingerprint import Fingerprint
@@ -29,6 +31,11 @@ TITLES = {
     "interpreter": "interpreter",
     "launches": "rate of kernel launches",
     "to": "rate of bringing tokens to the host",
+}
+#: How a limit of workers is called, by its name, with its value.
+LIMITS: dict[str, Callable[[Any], str]] = {
+    "threads": lambda value: f"{value} thread{'s' * (value != 1)}",
+    "quota": lambda value: f"{value:.3g} CPUs' worth of time",
 }
 
 
@@ -57,11 +64,26 @@ def moved(now: Barrier | None, recorded: Barrier | None) -> str | None:
     return _met(now.seconds / recorded.seconds)
 
 
-def other_threads(now: int | None, recorded: int | None) -> str | None:
-    """Whether the engine has more or fewer threads than when it was recorded; a clause, or None."""
-    if now is None or recorded is None or now == recorded:
+def other_limits(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> str | None:
+    """What workers are given that is other than when they were recorded, in a clause about the first; None if nothing.
+
+    Args:
+        now: the engine's ``threads``, and what `fingerprint.limits` says. What is missing or None is not known.
+        recorded: likewise, of a sitting.
+    """
+    for name, title in LIMITS.items():
+        mine, theirs = now.get(name), recorded.get(name)
+        if None not in (mine, theirs) and mine != theirs:
+            return f"recorded with {title(theirs)}, and this run has {title(mine)}"
+    mine, theirs = now.get("variables"), recorded.get("variables")
+    if mine is None or theirs is None:
         return None
-    return f"the engine computes with {now} thread{'s' * (now != 1)}, and did with {recorded} when it was recorded"
+    for name in sorted(mine.keys() | theirs.keys()):
+        # How many threads there are is known better.
+        if mine.get(name) != theirs.get(name) and not name.endswith("_NUM_THREADS"):
+            shown = [f"{name}={of[name]}" if name in of else f"no {name}" for of in (theirs, mine)]
+            return f"recorded with {shown[0]}, and this run has {shown[1]}"
+    return None
 
 
 def _met(times: float) -> str:
@@ -75,12 +97,21 @@ class Machine:
     Attributes:
         fingerprint: what identifies it.
         measure: measures its rates now.
+        limits: what its workers are given, as `fingerprint.limits` says.
         looks: the rates, one for each time that they were measured.
     """
 
     fingerprint: Fingerprint
     measure: Callable[[], Mapping[str, float]]
+    limits: Mapping[str, Any] = field(default_factory=dict)
     looks: list[Mapping[str, float]] = field(default_factory=list)
+
+    @property
+    def limited(self) -> list[str]:
+        """What workers are given that is not this machine's default, as in ``OMP_NUM_THREADS=1``."""
+        quota = self.limits.get("quota", math.inf)
+        less = [LIMITS["quota"](quota)] if quota < self.fingerprint.cpus else []
+        return less + [f"{name}={value}" for name, value in self.limits.get("variables", {}).items()]
 
     @property
     def rates(self) -> Mapping[str, float]:

@@ -102,6 +102,11 @@ class Measurement:
         return fitness.chief(one.culprit for one in (*self.discarded, *self.samples))
 
     @property
+    def over_quota(self) -> str | None:
+        """What a CPU quota did during a sample that counts, in a clause; None if nothing."""
+        return next(filter(None, (one.fitness.over_quota for one in self.samples)), None)
+
+    @property
     def barrier(self) -> Barrier | None:
         """How long the threads that computed the samples took to meet; None where that is not known."""
         soonest = (min(one.fitness.barriers, key=_seconds) for one in self.samples if one.fitness.barriers)

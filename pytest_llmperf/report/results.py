@@ -57,6 +57,7 @@ def shown(run: Session, unmeasured: Iterable[str], accepted: Container[Case] = (
                 "versions": fingerprint.versions(),
                 "peaks": run.known_peaks,
                 "rates": run.machine.looks[0] if run.machine.looks else None,
+                "limits": run.machine.limits,
                 "seed": run.runtime.seed,
             },
             "findings": [asdict(one) for one in run.findings if one.level != "ok"],

@@ -141,9 +141,6 @@ class Watch:
         canaries, met = (before.canary, canary()), self._barrier()
         self._fastest = min(self._fastest, *canaries)
         barriers = None if before.barrier is None or met is None else (before.barrier, met)
-        throttled = None
-        if after.throttled is not None and before.snapshot.throttled is not None:
-            throttled = after.throttled - before.snapshot.throttled
         return Fitness(
             others=used.others,
             steal=used.steal,
@@ -151,7 +148,8 @@ class Watch:
             busiest=health.busiest(before.processes) if fitness.crowded(used) and used.others > used.steal else None,
             stalled=health.stalls(before.snapshot, after),
             megahertz=after.megahertz,
-            throttled=throttled,
+            throttled=health.grown(before.snapshot.throttled, after.throttled),
+            stopped=health.grown(before.snapshot.stopped, after.stopped),
             canaries=canaries,
             fastest=self._fastest,
             barriers=barriers,

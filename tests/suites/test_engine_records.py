@@ -118,11 +118,31 @@ def test_a_baseline_of_other_threads_is_of_another_state(suite: Suite) -> None:
     suite.backends(sim="Threaded(tpot=0.005 / 1.5)", extra=THREADS.format(2))
     result, said = decode(suite)
     assert (result.ret, said["outcome"]) == (0, "inconclusive")
-    assert "the engine computes with 2 threads, and did with 1 when it was recorded" in said["reason"]
+    assert "recorded with 1 thread, and this run has 2 threads" in said["reason"]
     assert result_of(suite)["engine"]["threads"] == 2
     result = suite.decode("--llm-update-baselines", "--llm-invocations=3")
-    doubt = "the engine computes with 2 threads, and did with 1 when it was recorded"
+    doubt = "recorded with 1 thread, and this run has 2 threads"
     result.stdout.fnmatch_lines(f"the machine was in another state when the old figures were recorded: {doubt}")
+
+
+def test_a_baseline_of_other_variables_or_less_cpu_time_is_of_another_state(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    result = suite.decode("--llm-update-baselines", "--llm-invocations=3")
+    result.stdout.fnmatch_lines(
+        "recorded with *OMP_PROC_BIND=true*: the baseline decides nothing about runs with other*"
+    )
+    (sitting,) = suite.stored()["sittings"].values()
+    assert sitting["system"]["variables"]["OMP_PROC_BIND"] == "true"
+    monkeypatch.delenv("OMP_PROC_BIND")
+    _, said = decode(suite)
+    assert said["outcome"] == "inconclusive"
+    assert "recorded with OMP_PROC_BIND=true, and this run has no OMP_PROC_BIND" in said["reason"]
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    monkeypatch.setattr("pytest_llmperf.machine.cgroup.Group.quota", lambda _group: 0.5)
+    _, said = decode(suite)
+    assert "and this run has 0.5 CPUs' worth of time" in said["reason"]
 
 
 def test_a_baseline_that_does_not_say_compares_as_before(suite: Suite) -> None:

@@ -51,6 +51,7 @@ class Process:
     culprit: str = "others used 2.0 cores"
     backend: str = "sim"
     threads: int | None = None
+    over_quota: str | None = None
 
     def figures(self, metric: str) -> list[float]:
         assert metric == CASE.metric
@@ -386,8 +387,8 @@ def test_an_engine_with_other_threads_is_in_another_state(judge: Any, recorded: 
     for first in (SAME, SLOW, 0.67):
         found = judge(replace(world, compare="never"), Process(first, threads=now))
         assert (found.outcome, found.remedy, found.other_state) == (Outcome.INCONCLUSIVE, COMPARE, True)
-        here = f"{now} thread{'s' * (now > 1)}"
-        said = f"the engine computes with {here}, and did with {recorded} when it was recorded"
+        there, here = (f"{count} thread{'s' * (count > 1)}" for count in (recorded, now))
+        said = f"recorded with {there}, and this run has {here}"
         assert found.reason == IN_ANOTHER_STATE + said
         assert judge(world, Process(first, threads=now)).basis == "base"
 
@@ -395,6 +396,13 @@ def test_an_engine_with_other_threads_is_in_another_state(judge: Any, recorded: 
 @pytest.mark.parametrize(("system", "now"), [({}, 2), ({"threads": 2}, None), ({"threads": 2}, 2)])
 def test_threads_that_are_unknown_or_the_same_say_nothing(judge: Any, system: dict[str, int], now: int | None) -> None:
     assert judge(World(system=system, compare="never"), Process(SAME, threads=now)).outcome is Outcome.OK
+
+
+def test_a_stopped_container_is_told_of_its_quota_and_not_of_its_host(judge: Any) -> None:
+    stopped = "the CPU quota of its control group stopped it 9 times"
+    world = World(barrier=Barrier(3e-6, 2), recorded={"meetings 2": 3e5}, rates={"meetings 2": 1e5}, compare="never")
+    found = judge(world, Process(SLOW, barrier=Barrier(5e-6, 2), over_quota=stopped))
+    assert (found.outcome, found.reason) == (Outcome.INCONCLUSIVE, IN_ANOTHER_STATE + stopped)
 
 
 def test_threads_that_follow_from_the_backend_s_own_variables_are_its_code(judge: Any) -> None:
