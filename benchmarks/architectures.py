@@ -19,10 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
+from pytest_llmperf import folders
 
 VOCABULARY = 49152
-TOKENIZER = user_cache_path("pytest-llmperf") / "models" / "smollm2-135m" / "tokenizer.json"
+TOKENIZER = folders.cache().folder / "models" / "smollm2-135m" / "tokenizer.json"
 #: With a tied head, random weights of these types repeat the last token, which shows no parity.
 UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
 #: Sizes by the names of most configurations, of GPT-2's, and of a mixture of experts.

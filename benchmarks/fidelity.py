@@ -28,9 +28,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from benchmarks import script
+from pytest_llmperf import folders
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.cases import Workload
@@ -116,7 +115,7 @@ def main() -> int:
     """Measure, print the table, write the data; return 1 if the criterion is not met."""
     options = script.options(__doc__, "pairs", 40, "pairs of fresh processes")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    model = resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))
+    model = resolve("smollm2-135m", False, folders.cache().folder)
     ready(model, convert)
     prompts = Prompts(model.architecture.vocabulary, model.tokenizer_file).batch(WORKLOAD)
     asked = {"folder": str(model.folder), "dtype": script.DTYPE, "prompts": prompts, "new": WORKLOAD.max_new_tokens}

@@ -22,9 +22,8 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from benchmarks import script
+from pytest_llmperf import folders
 from pytest_llmperf.backends import vllm_serve
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.cases import Workload
@@ -91,7 +90,7 @@ def by_bench(url: str, folder: Path) -> Figures:
 
 def measure(turns: int) -> list[dict[str, Figures]]:
     """Return the figures of both in every turn, after one turn to warm up."""
-    model = resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))
+    model = resolve("smollm2-135m", False, folders.cache().folder)
     ready(model, convert)
     prompts = Prompts(model.architecture.vocabulary, model.tokenizer_file).many(REQUESTS, WORKLOAD.prompt_length)
     size = {"batch_size": WORKLOAD.batch_size, "sequence_length": WORKLOAD.prompt_length + WORKLOAD.max_new_tokens}

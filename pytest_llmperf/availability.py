@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Container, Mapping, Sequence
 
 from pytest_llmperf.backends.registry import Combination, Registry
+from pytest_llmperf.backends.toolchain import why_not_compiled
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine.table import Device
 from pytest_llmperf.secret import Secret
@@ -81,4 +83,6 @@ def why_not(backend: Combination, device: Device, interpreter: Interpreter, serv
         if part.distributions and interpreter.found(part.distributions) is None:
             where = "" if interpreter.own else f" in {interpreter.path}"
             return f"{' or '.join(part.distributions)} is not installed{where}"
+    if any(part.compiles for part in backend.all) and engine.name not in servers:
+        return why_not_compiled(device, {**os.environ, **backend.environment}, interpreter.compiled_against())
     return None

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from pytest_llmperf import installed
@@ -43,6 +44,17 @@ class Interpreter:
             InterpreterError: the interpreter cannot be asked.
         """
         return _installed(self.path)
+
+    def compiled_against(self) -> list[str]:
+        """The folders of torch and of Python's headers, which the command of a C++ compiler names; nothing is imported.
+
+        Of another interpreter, the folder that it is installed in.
+        """
+        if not self.own:
+            return [str(Path(self.path).absolute().parent.parent)]
+        torch = PathFinder.find_spec("torch")
+        found = [str(Path(torch.origin).parent)] if torch and torch.origin else []
+        return [*found, sysconfig.get_path("include")]
 
     def version(self, distribution: str) -> str | None:
         """The version of an installed distribution, or None.

@@ -327,7 +327,7 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
     """Where huggingface_hub keeps what it downloads, by the variables that it documents."""
     home = environ.get("HF_HOME", os.path.join(environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
     stated = environ.get("HF_HUB_CACHE", environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
-    return Path(os.path.expandvars(stated)).expanduser()
+    return Path(os.path.expanduser(os.path.expandvars(stated)))
 
 
 def repository_id(folder: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 
-from pytest_llmperf import models
+from pytest_llmperf import folders, models
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.cases import Workload
@@ -169,7 +170,7 @@ def opened(plan: Plan, head: Callable[[str], Arm], progress: Callable[[str], Non
         arm,
         attached=plan.attached,
         devices=plan.device_variables,
-        cache=str(plan.cache / "inductor"),
+        environment=folders.of_workers(plan.cache, os.environ),
         timeout=settings.timeout,
         roomy=plan.fits_twice,
         reference="" if model.random_weights else settings.reference,
@@ -181,5 +182,8 @@ def opened(plan: Plan, head: Callable[[str], Arm], progress: Callable[[str], Non
         with engines.any_worker() as ask:
             ask("convert", source=str(source), target=str(target))
 
-    models.ready(model, convert)
+    try:
+        models.ready(model, convert)
+    except OSError as error:
+        raise WorkerError(f"model {model.name} cannot be converted ({error}); {folders.REMEDY}, with room") from None
     return engines

@@ -16,9 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from platformdirs import user_cache_path
-
-from pytest_llmperf import roofline
+from pytest_llmperf import folders, roofline
 from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.backends.base import UNKNOWN
 from pytest_llmperf.backends.registry import Combination, Registry
@@ -449,16 +447,17 @@ class Session:
         """What this run's figures of a backend are recorded with; ``threads`` are the engine's, where known."""
         registered = self.plan.registry[backend]
         chosen = self.plan.devices(registered)
-        engine = {"environment": registered.shown_environment} | ({} if threads is None else {"threads": threads})
+        system: dict[str, Any] = {**fingerprint.system(), **self.machine.limits}
+        system["environment"] = registered.shown_environment
+        system |= ({} if threads is None else {"threads": threads}) | (
+            {} if chosen is None else {"devices": str(chosen)}
+        )
         return Sitting(
             recorded=self._began.strftime("%Y-%m-%dT%H:%M:%SZ"),
             revision=self.plan.clean_revision,
             machine=self.machine.fingerprint.as_dict(),
             versions=self.plan.installed(backend),
-            system=fingerprint.system()
-            | self.machine.limits
-            | engine
-            | ({} if chosen is None else {"devices": str(chosen)}),
+            system=system,
             rates=dict(self.machine.rates),
         )
 
@@ -544,6 +543,9 @@ def begin(settings: Settings, registry: Registry, root: Path, progress: Callable
     """
     if settings.results is not None and settings.results in settings.report:
         raise UnusableError(f"--llm-results and --llm-report are the same file, {settings.results}; choose two")
-    plan = Plan(settings, registry, user_cache_path("pytest-llmperf"), root)
+    try:
+        plan = Plan(settings, registry, folders.cache().folder, root)
+    except folders.FolderError as error:
+        raise UnusableError(str(error)) from None
     plan.read_baseline()
     return Session(plan, progress)

@@ -10,14 +10,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 from inner import OUTER, Suite
-from platformdirs import user_cache_path
 
 # Pytester forgets what an inner run imports; what is here already stays, one copy for all runs.
 import pytest_llmperf.fixtures
 import pytest_llmperf.report.html
 import pytest_llmperf.report.results
 import pytest_llmperf.session  # noqa: F401
-from pytest_llmperf import models
+from pytest_llmperf import folders, models
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine import facts
 from pytest_llmperf.models import Model
@@ -75,7 +74,7 @@ def bundled_model() -> Model:
     """The bundled model with real weights, converted into the user's cache at first use."""
     from pytest_llmperf.worker.convert import convert
 
-    model = models.resolve("smollm2-135m", False, user_cache_path("pytest-llmperf"))
+    model = models.resolve("smollm2-135m", False, folders.cache().folder)
     models.ready(model, convert)
     return model
 

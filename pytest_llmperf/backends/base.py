@@ -284,6 +284,7 @@ class Backend:
         distributions: installed packages, of which the worker's interpreter must have one, such as ``vllm``.
         dtypes: that it computes in; empty for any.
         requires: given the `Device`, the reason why it cannot run here, or None. Runs in pytest's process: no torch.
+        compiles: whether it must run ``torch.compile``, so that the machine needs what that needs.
         environment: variables set in the worker before anything is imported.
         weight_bytes: bytes of a weight where it reads others than those of the run's dtype, which MBU counts.
         compute_dtype: the type in which it multiplies, such as ``int8``, ``fp8`` or ``bfloat16``, where that is not the
@@ -310,6 +311,7 @@ class Backend:
     distributions: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     requires: Callable[[Device], str | None] = runs_anywhere
+    compiles: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     weight_bytes: float | None = None
     compute_dtype: str | None = None

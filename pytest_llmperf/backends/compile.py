@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.backends.base import Backend
-from pytest_llmperf.backends.toolchain import cpp_compiler_missing, no_fallback
+from pytest_llmperf.backends.toolchain import no_fallback
 
 if TYPE_CHECKING:
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
@@ -89,5 +89,5 @@ BACKEND = Backend(
     engines=("transformers",),
     optimizes="prefill",
     proof="a compiled region ran in every layer of every step; hitting dynamo's recompile limit is an error",
-    requires=cpp_compiler_missing,
+    compiles=True,
 )

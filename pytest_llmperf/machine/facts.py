@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_llmperf import folders
 from pytest_llmperf.architecture import Architecture
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.machine import cards, fingerprint, health, topology
@@ -49,6 +50,7 @@ class Asked:
         busy: what others do now.
         versions: of drivers and libraries, as in the fingerprint.
         shm: bytes that a file system can hold, or None.
+        cache: the folder for what outlives a run.
     """
 
     root: Path = Path("/")
@@ -57,6 +59,7 @@ class Asked:
     busy: Callable[[], Busy] = busy
     versions: Callable[[], Mapping[str, str]] = fingerprint.versions
     shm: Callable[[Path], int | None] = lambda path: capacity(path)
+    cache: Callable[[], folders.Cache] = folders.cache
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
 
@@ -126,6 +129,7 @@ def read(device: Device, needed: Need | None = None, asked: Asked = Asked()) -> 
         gpus=_gpus(device, asked, unread),
         versions=asked.versions(),
         need=needed,
+        cache=asked.cache(),
         unread=unread,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_llmperf.machine.health import usable_cpus
 from pytest_llmperf.measure.worker_process import (
+    ROOM,
     Arm,
     Host,
     WorkerError,
@@ -39,7 +40,10 @@ class Ranks:
     def __init__(
         self, degree: int, arm: Arm, environment: Mapping[str, str], search_path: Sequence[str | None] = ()
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="llmperf-ranks-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="llmperf-ranks-")
+        except OSError as error:
+            raise WorkerLostError(f"cannot start ranks: {error}; {ROOM}") from None
         self._hosts: list[Host] = []
         try:
             for rank in range(degree):

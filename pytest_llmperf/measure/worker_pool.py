@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -136,7 +136,7 @@ class Engines:
         arm: where a backend's worker runs; for None, where other work runs.
         attached: the part of the spec that differs by backend: its server, and the headers for it.
         devices: the variables that tell a backend's worker which devices it may use.
-        cache: folder for compile caches that outlive the process.
+        environment: variables of every worker.
         timeout: seconds for one request.
         roomy: whether the device's memory holds the reference, idle, beside another engine.
         reference: its name; empty if nothing is judged by it, so it need not stay loaded.
@@ -150,7 +150,7 @@ class Engines:
         *,
         attached: Callable[[Combination], dict[str, Any]] = lambda backend: {},
         devices: Callable[[Combination], dict[str, str]] = lambda backend: {},
-        cache: str,
+        environment: Mapping[str, str],
         timeout: float,
         roomy: bool,
         reference: str,
@@ -171,8 +171,7 @@ class Engines:
             "TRANSFORMERS_VERBOSITY": "error",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),  # nothing is downloaded while something is timed
-            # Compiled kernels survive the process: the second run of a suite is not a cold start.
-            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache),
+            **environment,
         }
 
     @contextlib.contextmanager

@@ -38,6 +38,8 @@ TRACING = re.compile(
     r"PYTHON(_PERF_JIT_SUPPORT|ASYNCIODEBUG|DEBUG|DEVMODE|DUMPREFS|DUMPREFSFILE|INSPECT|MALLOCSTATS|PERFSUPPORT|"
     r"PROFILEIMPORTTIME|THREADDEBUG|TRACEMALLOC|VERBOSE)=."
 )
+#: What to do where no temporary file can be made.
+ROOM = "check the disk and TMPDIR"
 #: Errors that a backend raises on purpose. Their message needs no traceback.
 PLAIN = {
     "MemoryError",
@@ -160,7 +162,11 @@ class Host:
     def __init__(
         self, arm: Arm, environment: Mapping[str, str] | None = None, search_path: Sequence[str | None] = ()
     ) -> None:
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
+        try:
+            self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
+            folder = reaper.scratch()
+        except OSError as error:
+            raise WorkerLostError(f"cannot start a worker: {error}; {ROOM}") from None
         self._buffer = b""
         self._busy = False
         #: The answer that came instead of a step. `answer` returns it.
@@ -173,7 +179,6 @@ class Host:
         # The lifeline is the reaper's. A worker of an older version, of a base, wants it too.
         passed = (requests_read, replies_write, lifeline_read)
         package = Path(pytest_llmperf.__file__).parent.parent
-        folder = reaper.scratch()
         own = {name: value for name, value in os.environ.items() if name not in tracing()}
         inherited = {**ENVIRONMENT, **own, **arm.environment, **(environment or {}), reaper.MARK: folder}
         # Pydevd, the debugger of several editors, otherwise puts itself into the command line of each Python.

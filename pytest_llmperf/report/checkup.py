@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
+from pytest_llmperf import folders
 from pytest_llmperf.backends.registry import Registry
 from pytest_llmperf.machine import facts
 from pytest_llmperf.machine.doctor import LEVELS, Finding
@@ -23,7 +22,7 @@ def take(settings: Settings, registry: Registry, root: Path) -> list[Finding]:
     Raises:
         UnusableError: there can be no such run.
     """
-    scope = Plan(settings, registry, user_cache_path("pytest-llmperf"), root)
+    scope = Plan(settings, registry, folders.cache().folder, root)
     need = scope.need
     return facts.findings(scope.device, lambda: need)
 

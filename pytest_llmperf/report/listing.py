@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Sequence
-
-from platformdirs import user_cache_path
+from pathlib import Path
 
 from pytest_llmperf import models
 from pytest_llmperf.availability import check_interpreters, check_servers, interpreter_of, why_not
@@ -70,7 +69,7 @@ def _backend(name: str, registry: Registry, device: Device, settings: Settings) 
 
 def _model(name: str) -> str:
     try:
-        models.resolve(name, False, user_cache_path("pytest-llmperf"))
+        models.resolve(name, False, Path())
     except models.ModelError as error:
         return f"no: {str(error).partition(': ')[2] or error}"
     return HERE

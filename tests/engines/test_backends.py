@@ -16,9 +16,11 @@ from tiny import EQUAL, NEW, REGISTRY, TINY, UNEQUAL, generate, load, spec
 from tokenizers import Tokenizer
 from transformers import AutoConfig, DynamicCache, GenerationConfig
 
+from pytest_llmperf.availability import why_not
 from pytest_llmperf.backends.base import EngineSpec, NotEngagedError
 from pytest_llmperf.backends.compile import LayerCache, with_layer_cache
 from pytest_llmperf.backends.transformers_engine import TokenStreamer, TransformersEngine
+from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine.table import DEVICES
 from pytest_llmperf.models import Model
 from pytest_llmperf.worker.recorder import Recorder
@@ -43,7 +45,7 @@ def reference() -> Any:
 @pytest.fixture(scope="module", params=BACKENDS)
 def engine(request: pytest.FixtureRequest, limits: Any, reference: Any) -> Iterator[Any]:
     """A backend's engine. The reference comes first: continuous batching's thread seeds torch as it starts."""
-    if (reason := REGISTRY[request.param].requires(DEVICES["cpu"])) is not None:
+    if (reason := why_not(REGISTRY[request.param], DEVICES["cpu"], Interpreter())) is not None:
         pytest.skip(reason)
     torch._dynamo.reset()
     loaded = load(request.param, spec())
@@ -186,7 +188,7 @@ LAYERS = 9
 @pytest.fixture
 def nine_layers(limits: Any) -> Iterator[Any]:
     """The compile backend on as many layers as dynamo's own limit does not allow graphs."""
-    if (reason := REGISTRY["compile"].requires(DEVICES["cpu"])) is not None:
+    if (reason := why_not(REGISTRY["compile"], DEVICES["cpu"], Interpreter())) is not None:
         pytest.skip(reason)
     torch._dynamo.reset()
     yield load("compile", spec(num_hidden_layers=LAYERS))

@@ -464,7 +464,7 @@ def test_the_doctor_looks_at_this_machine_without_anything_heavy(tmp_path: Path)
     words = done.stdout.splitlines()[-1].replace(",", "").split()
     counted = {level: int(count) for count, level in zip(words[::2], words[1::2], strict=True)}
     assert done.returncode == int("bad" in counted), done.stdout + done.stderr
-    assert sum(counted.values()) == 11
+    assert sum(counted.values()) == 12
     assert "llama-2-7b-random in" in " ".join(done.stdout.split())
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
     assert not imported & {"torch", "transformers", "vllm", "numpy"}

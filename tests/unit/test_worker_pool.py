@@ -58,7 +58,7 @@ def engines(device: str, reference: str = "eager") -> Engines:
     return Engines(
         spec,
         lambda backend: Arm(),
-        cache="",
+        environment={},
         timeout=1.0,
         roomy=True,
         reference=reference,
