@@ -31,6 +31,9 @@ MANY = 5.0
 #: What a backend decides that compiles or tunes in its first generation.
 COMPILING = ("compile", "gemm")
 
+#: What is said of tokens that were not shown to be right, by whether there was enough to judge by.
+UNPROVEN = {True: "not in parity", False: "parity not shown"}
+
 
 def measured_model(engagement: Mapping[str, Any]) -> str:
     """Which model a server that runs already was asked for, and where, by its evidence; empty of any other engine."""
@@ -244,9 +247,9 @@ class ParityResult:
 
     @property
     def standing(self) -> str:
-        """``in parity``, ``in parity by tokens`` or ``by text``, ``bounded``, or ``not in parity``."""
+        """``in parity``, ``in parity by tokens`` or ``by text``, ``bounded``, or one of `UNPROVEN`."""
         if not self.parity.passed:
-            return "not in parity"
+            return UNPROVEN[self.parity.judged]
         if self.parity.by_text:
             return "in parity by text"
         if self.parity.by_tokens:
@@ -254,8 +257,10 @@ class ParityResult:
         return "bounded" if self.parity.bounded else "in parity"
 
     def against(self, reference: str) -> str:
-        """What is said of one that is not in parity."""
-        return f"{self.backend} {self.workload}: not in parity with {reference}: {self.parity.reason}"
+        """What is said of one that is not in parity, or not known to be."""
+        wrong = "the reference contradicts itself" if self.backend == reference else f"not in parity with {reference}"
+        said = wrong if self.parity.judged else self.standing
+        return f"{self.backend} {self.workload}: {said}: {self.parity.reason}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -24,6 +24,11 @@ from pytest_llmperf.backends.base import LEADING, Observation, Score
 LONGEST_PERIOD = 8
 #: Fewer informative tokens than this (or than a quarter of all, for short generations) decide nothing.
 ENOUGH = 24
+#: What is said of fewer.
+TOO_FEW = (
+    "only {} of {} tokens carry information (the rest repeat), which proves nothing; raise --llm-max-new-tokens, "
+    "or measure a trained model"
+)
 #: Both sides round: a right token's regret is at most twice the largest error on a difference of two leading logits.
 REGRET_FACTOR = 2.0
 #: The error may be this much larger than the reference's before its significance is asked. In a half type the roundings
@@ -73,6 +78,7 @@ class Parity:
             ``informative`` are then the reference's, ``exact_match`` counts characters, and regrets are 0.
         positions: whose logits were compared.
         settled: whether further rows would hardly change the decision.
+        judged: whether there was enough to judge by. If not, nothing was found against the tokens either.
     """
 
     passed: bool
@@ -88,6 +94,7 @@ class Parity:
     by_text: bool = False
     positions: int = 0
     settled: bool = True
+    judged: bool = True
 
     @property
     def by_tokens(self) -> bool:
@@ -208,7 +215,7 @@ def decide_by_text(rows: Sequence[TextRow], end_of_sequence: Iterable[int] = ())
     elif not characters:
         reason = "the reference's own text is empty, which proves nothing"
     elif carrying < min(ENOUGH, total / 4):
-        reason = f"only {carrying} of {total} tokens carry information (the rest repeat), which proves nothing"
+        reason = TOO_FEW.format(carrying, total)
     return Parity(
         passed=not reason,
         reason=reason,
@@ -221,6 +228,7 @@ def decide_by_text(rows: Sequence[TextRow], end_of_sequence: Iterable[int] = ())
         error_ratio=None,
         by_text=True,
         settled=differing is not None or carrying >= min(ENOUGH, total / 4),
+        judged=not reason or differing is not None,
     )
 
 
@@ -248,9 +256,10 @@ def decide(
     ratios = error_log_ratios(rows)
     mean = fmean(ratios) if ratios else 0.0
     error = stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.inf
-    limit, settled = math.log(margin), True
+    limit, settled, judged = math.log(margin), True, True
     if not finite:
         reason = "the reference's own logits are not finite numbers, so nothing can be judged by them"
+        judged = False
     elif not largest <= tolerance:
         worst = max(rows, key=lambda row: max(row.score.regret))
         reason = (
@@ -265,8 +274,8 @@ def decide(
             f"(most so in {worst.place})"
         )
     elif carrying < min(ENOUGH, total / 4):
-        reason = f"only {carrying} of {total} tokens carry information (the rest repeat), which proves nothing"
-        settled = False
+        reason = TOO_FEW.format(carrying, total)
+        settled = judged = False
     else:
         reason = ""
         settled = other_weights or not ratios or mean + SETTLED * error <= limit
@@ -283,4 +292,5 @@ def decide(
         bounded=other_weights,
         positions=len(ratios),
         settled=settled,
+        judged=judged,
     )

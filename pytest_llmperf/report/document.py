@@ -18,7 +18,7 @@ from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.load import LoadRecord, LoadResult, attained
 from pytest_llmperf.machine.doctor import Finding
 from pytest_llmperf.report.text import boundaries, speedup
-from pytest_llmperf.result import Arrivals, ParityResult, measured_model
+from pytest_llmperf.result import UNPROVEN, Arrivals, ParityResult, measured_model
 
 #: Of a JSON report, and of the results file that every report is made of.
 SCHEMA, RESULTS_SCHEMA = 2, 3
@@ -126,7 +126,7 @@ class Row:
     @property
     def correct(self) -> bool:
         """Whether its tokens were shown to be the reference's, or as near as its weights allow."""
-        return self.parity not in (None, "not in parity")
+        return self.parity not in (None, *UNPROVEN.values())
 
 
 #: Every outcome that a report shows, the worst first.
@@ -199,8 +199,9 @@ class Document:
         """How it ended, in a few words: the counts of outcomes, the worst first."""
         found = Counter(row.outcome for row in self.rows)
         parts = [f"{found[name]} {name}" for name in OUTCOMES if found[name]]
-        wrong = sorted({one.backend for one in self.wrong})
-        parts += [f"not in parity: {', '.join(wrong)}"] if wrong else []
+        for standing in UNPROVEN.values():
+            wrong = sorted({one.backend for one in self.wrong if one.standing == standing})
+            parts += [f"{standing}: {', '.join(wrong)}"] if wrong else []
         parts += [f"{len(self.unmeasured)} not measured"] if self.unmeasured else []
         failed = sum(bool(one.result.failed) or not attained(one.result.met) for one in self.loads)
         parts += [f"{len(self.loads)} under load" + f" ({failed} failed)" * bool(failed)] if self.loads else []
@@ -276,7 +277,9 @@ def _document(data: Mapping[str, Any]) -> Document:
     def row(result: Mapping[str, Any]) -> Row:
         found = Row(result)
         shown = standing.get((found.backend, found.workload))
-        return Row(result, "reference" if found.backend == data["reference"] and shown != "not in parity" else shown)
+        return Row(
+            result, "reference" if found.backend == data["reference"] and shown not in UNPROVEN.values() else shown
+        )
 
     rows = [row(result) for result in data["results"]]
     said = {word for one in rows for word in (one.outcome, one.metric)}

@@ -117,7 +117,7 @@ def backends(document: Document, width: int) -> list[tuple[str, bool]]:
         cold = [cell.shown for cell in cells.cold_start(first[name])] if name in first else ["-"] * 3
         if name in first and (first[name]["compile_time"] or 0) < WARM_UP:
             cold[1] = "-"
-        shown = f"NOT IN PARITY ({workload})" if wrong[-1] else standing
+        shown = f"{standing.upper()} ({workload})" if wrong[-1] else standing
         rows.append([name, *cold, shown, exact, "-" if regret == "-" else f"{regret} of {allowed}", error, informative])
     filled = _dense([BACKENDS, *rows])
     if not filled or len(filled[0]) == 1:

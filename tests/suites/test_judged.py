@@ -198,3 +198,22 @@ def test_speedups_are_known_in_every_order(suite: Suite) -> None:
         {"bfloat16/sim/b1-p16-n8/tpot": 2.0, "bfloat16/ref/b1-p16-n8/tpot": 1.0}
     )
     assert raw["results"][0]["case"].startswith("bfloat16/sim/")
+
+
+REPEATING = """
+class Repeating(Simulated):
+    def token(self, request, position):
+        return 7
+"""
+
+
+def test_tokens_that_only_repeat_are_not_called_wrong(suite: Suite) -> None:
+    suite.backends(ref="Repeating()", sim="Repeating(tpot=0.005)", extra=REPEATING)
+    result = suite.run("suites/test_greedy_parity.py", "--llm-results=raw.json", "--llm-report=report.md")
+    result.assert_outcomes(failed=2)
+    for name in ("ref", "sim"):
+        line = f"{name} b1-p16-n8: parity not shown: only * tokens carry information*"
+        result.stdout.fnmatch_lines([line, f"{name} *PARITY NOT SHOWN*"])
+    result.stdout.no_fnmatch_line("*not in parity*")
+    assert "parity not shown" in (suite.path / "report.md").read_text()
+    assert [one["judged"] for one in json.loads((suite.path / "raw.json").read_text())["parity"]] == [False, False]

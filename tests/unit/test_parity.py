@@ -20,6 +20,7 @@ from pytest_llmperf.parity.decision import (
     parting,
     rounding_spread,
 )
+from pytest_llmperf.result import ParityResult
 
 TOKENS = 64
 
@@ -124,8 +125,14 @@ def test_rows_of_unequal_lengths_are_named_rightly() -> None:
 
 def test_repetition_is_an_error_not_a_pass() -> None:
     found = decide([row(tokens=[2] * TOKENS), row(tokens=[5, 6, 7, 8] * (TOKENS // 4))])
-    assert not found.passed
+    assert (found.passed, found.judged) == (False, False)
     assert "carry information" in found.reason
+    said = ParityResult("eager", "b1-p16-n8", found)
+    assert said.against("eager").startswith("eager b1-p16-n8: parity not shown: only ")
+    wrong = ParityResult("sdpa", "b1-p16-n8", decide([row(tokens=[2] * TOKENS, regret=9.0)]))
+    assert wrong.against("eager").startswith("sdpa b1-p16-n8: not in parity with eager: a token is 9 logits worse")
+    itself = ParityResult("eager", "b1-p16-n8", wrong.parity)
+    assert itself.against("eager").startswith("eager b1-p16-n8: the reference contradicts itself: a token is 9 logits")
 
 
 def test_nothing_after_the_end_of_sequence_is_information() -> None:
@@ -208,8 +215,11 @@ def test_half_a_character_at_the_end_is_held_back_by_one_side() -> None:
 
 
 def test_texts_that_repeat_or_are_empty_prove_nothing() -> None:
-    assert "carry information" in decide_by_text([TextRow("a row", "a a", "a a", [7] * TOKENS)]).reason
-    assert "empty" in decide_by_text(words("", reference="")).reason
+    repeated = decide_by_text([TextRow("a row", "a a", "a a", [7] * TOKENS)])
+    assert ("carry information" in repeated.reason, repeated.judged) == (True, False)
+    empty = decide_by_text(words("", reference=""))
+    assert ("empty" in empty.reason, empty.judged) == (True, False)
+    assert decide_by_text([TextRow("a row", "a b", "a a", [7] * TOKENS)]).judged
 
 
 @given(st.text(max_size=9), st.text(max_size=9))
