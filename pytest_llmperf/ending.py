@@ -251,8 +251,6 @@ def _notes(state: State, run: Session, verbose: bool) -> list[str]:
     if run.plan.stored and run.plan.stored.migrated and not state.accepted:
         held = f"{run.plan.shown_path} has schema {run.plan.stored.migrated}"
         notes.append(f"{held}: its newest figures are used, and the next update writes schema {baseline.SCHEMA}")
-    if (kind := run.plan.uncounted) is not None:
-        notes.append(f"no roof and no memory verdict: {kind}")
     if state.accepted and (limited := ", ".join(run.machine.limited)):
         notes.append(f"recorded with {limited}: the baseline decides nothing about runs with other limits")
     if run.unnamed:

@@ -172,7 +172,7 @@ class Session:
             return []
         sitting = self.sitting(case.backend, made[0].threads)
         barrier = median_barrier(process.barrier for process in made)
-        same_code = partial(self._same_code, sitting)
+        same_code = partial(store.same_code, sitting, self._has_tree_of)
         for one, allowed in ((case, tolerance), (replace(case, metric="cold-start"), None)):
             if self.plan.accepts(one):
                 figures = [median(process.figures(one.metric)) for process in made]
@@ -233,9 +233,13 @@ class Session:
         return self._flops[kind]
 
     def _roofless(self, case: Case) -> str:
-        """Why a prefill has no MFU, if that is because nobody knows the peak of the type in which it computes."""
+        """Why a case has no roof, if nobody knows the sizes of the model, or the peak of the type of a prefill."""
         backend = self.plan.registry[case.backend]
-        if case.metric != "ttft" or self.plan.attached(backend) or self._peak(backend) is not None:
+        if self.plan.attached(backend):
+            return ""
+        if (why := self.plan.uncounted) is not None:
+            return f"no roof and no memory verdict: {why}"
+        if case.metric != "ttft" or self._peak(backend) is not None:
             return ""
         kind = backend.compute_dtype
         return f"no MFU of {backend.name}: it computes in {kind}, whose peak on {self.device.name} is not known"
@@ -461,15 +465,12 @@ class Session:
             rates=dict(self.machine.rates),
         )
 
-    def _same_code(self, new: Sitting, old: Sitting) -> bool:
-        """Whether a stored sitting is of the same code: the same versions, variables, and revision or tree.
+    def _has_tree_of(self, code: str | None) -> bool:
+        """Whether the tree is that of an old sitting's code.
 
         With ``--llm-update-baselines=add`` the user says that the code is the same where git cannot tell.
         """
-        added = self.settings.update_baselines == "add"
-        variables = new.system["environment"]
-        alike = old.versions == new.versions and old.system.get("environment", variables) == variables
-        return alike and (added or (old.code is not None and self.plan.is_at(old.code)))
+        return self.settings.update_baselines == "add" or (code is not None and self.plan.is_at(code))
 
     @property
     def unnamed(self) -> bool:

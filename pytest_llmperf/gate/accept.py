@@ -102,5 +102,5 @@ def queue(accepted: Accepted, update: Update) -> dict[str, str]:
 
 
 def _same_code(new: Sitting, known: Collection[str], old: Sitting) -> bool:
-    """Whether the run knew a sitting to be of the same code, or its revision and versions say so."""
-    return old.id in known or (new.code is not None and (old.code, old.versions) == (new.code, new.versions))
+    """Whether the run knew a sitting to be of the same code, or what both were recorded with says so."""
+    return old.id in known or store.same_code(new, lambda code: code is not None and code == new.code, old)

@@ -27,7 +27,7 @@ from pytest_llmperf.machine.fingerprint import Fingerprint
 from pytest_llmperf.machine.fitness import Barrier
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 #: Version of the file's layout. `old_schemas` reads some older ones; any other is refused, never guessed at.
 SCHEMA = 5
@@ -79,6 +79,18 @@ class Sitting:
     def fingerprint(self) -> Fingerprint:
         """The machine."""
         return Fingerprint.from_dict(self.machine)
+
+
+def same_code(new: Sitting, at: Callable[[str | None], bool], old: Sitting) -> bool:
+    """Whether an old sitting is of the same code as a new one: the same versions, variables, and revision or tree.
+
+    Args:
+        new: a sitting.
+        at: whether its tree is that of an old one's `Sitting.code`.
+        old: another sitting. Variables that one of them does not state are not known, and say nothing.
+    """
+    variables = [one.system["environment"] for one in (new, old) if "environment" in one.system]
+    return old.versions == new.versions and variables[:1] == variables[-1:] and at(old.code)
 
 
 @dataclass(frozen=True)

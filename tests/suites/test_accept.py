@@ -133,6 +133,26 @@ def test_runs_of_the_same_revision_add_up(suite: Suite, capsys: pytest.CaptureFi
     assert days(suite) == ["2031-01-03"], "of another revision"
 
 
+def test_runs_of_other_variables_do_not_add_up(suite: Suite) -> None:
+    suite.commit()
+    suite.decode(*UPDATE, "--llm-baseline-dir=elsewhere")
+
+    def with_variables(day: str, **variables: str) -> None:
+        def change(data: dict[str, Any]) -> None:
+            aged(day)(data)
+            (stored,) = data["update"]["baseline"]["sittings"].values()
+            resat(data, system=stored["system"] | {"environment": variables})
+
+        edit(suite, change, "other.json")
+        assert accept(suite, "other.json") == 0
+
+    with_variables("2031-01-01")
+    with_variables("2031-01-02")
+    assert days(suite) == ["2031-01-02", "2031-01-01"]
+    with_variables("2031-01-03", OURS_THREADS="2")
+    assert days(suite) == ["2031-01-03"], "its figures are of other code"
+
+
 def test_what_the_run_knew_to_be_of_the_same_code_stays(suite: Suite) -> None:
     suite.record({"sim/tpot": 0.005}, recorded="2026-01-31")
     suite.decode("--llm-update-baselines=add", *UPDATE[1:], "--llm-results=raw.json")
