@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -504,6 +505,13 @@ def _text(ini: Any, separator: str) -> str:
     return (separator.join(map(str, ini)) if isinstance(ini, list) else str(ini)).strip()
 
 
+def _ini(config: pytest.Config, name: str) -> Any:
+    """An ini value. Since 9.2 pytest warns of a list in ``[tool.pytest.ini_options]``, which `_text` takes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Passing a value that is not a string", pytest.PytestDeprecationWarning)
+        return config.getini(name)
+
+
 def read(config: pytest.Config) -> Settings:
     """The settings of this run: the command line, then ini, then the default.
 
@@ -518,7 +526,7 @@ def read(config: pytest.Config) -> Settings:
             typed.add(option.field)
         if value is not None and option.repeated:
             value = tuple(chain.from_iterable(value))
-        if value is None and (text := _text(config.getini(option.ini), "\n" if option.repeated else ",")):
+        if value is None and (text := _text(_ini(config, option.ini), "\n" if option.repeated else ",")):
             try:
                 value = option.parse(text)
             except ValueError as error:

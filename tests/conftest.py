@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--page",
         metavar="FILE",
         help="the HTML report that tests/suites/test_browser.py looks at, instead of one that it makes",
+    )
+    parser.addoption(
+        "--shuffle", nargs="?", const="", metavar="SEED", help="run the tests of each folder in an order that is drawn"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.shuffle == "":
+        config.option.shuffle = str(random.randrange(10**6))  # before xdist's workers are told the options
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"order of the tests: --shuffle={config.option.shuffle}" if config.option.shuffle else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest puts together the tests that share a parameter of a wider fixture
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files of each folder in another order, and the tests of each file, except those that have to be last."""
+    if not config.option.shuffle:
+        return
+
+    def drawn(*names: str) -> float:
+        return random.Random(" ".join((config.option.shuffle, *names))).random()
+
+    items.sort(
+        key=lambda item: (
+            item.path.parent,
+            drawn(item.path.name),
+            bool(item.get_closest_marker("last")),
+            drawn(item.name),
+        )
     )
 
 

@@ -160,8 +160,8 @@ def test_three_ranks_say_what_one_process_says(vllm: Host, bundled_model: Model,
     assert eventually(lambda: not any(running(child.pid) for child in family))
 
 
+@pytest.mark.last
 def test_killed_it_is_lost_and_nothing_stays_behind(vllm: Host) -> None:
-    """Last, since the module's engine is gone then."""
     family = [vllm.pids[0], *(child.pid for child in psutil.Process(vllm.pids[0]).children(recursive=True))]
     os.kill(vllm.pids[0], signal.SIGKILL)
     with pytest.raises(WorkerLostError, match="killed by signal 9"):

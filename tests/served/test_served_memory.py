@@ -29,12 +29,12 @@ class Server:
     """A server, or one behind a proxy that drops ``cache_salt``. It heeds no hint against caches.
 
     Attributes:
-        what: whether it remembers ``answers``, ``prefixes`` or ``nothing``. A prefix is remembered in blocks of 16.
+        what: whether it remembers ``answers`` or ``prefixes``. A prefix is remembered in blocks of 16.
         known: the prompts that it was sent.
     """
 
     def __init__(self) -> None:
-        self.what = "nothing"
+        self.what = "answers"
         self.known: list[list[int]] = []
 
     def unknown(self, prompt: list[int]) -> float:
@@ -42,7 +42,7 @@ class Server:
         if self.what == "answers":
             return float(prompt not in self.known)
         shared = max((common(prompt, other) for other in self.known), default=0)
-        return 1 - shared // 16 * 16 / len(prompt) if self.what == "prefixes" else 1.0
+        return 1 - shared // 16 * 16 / len(prompt)
 
     async def __call__(self, request: Request, writer: asyncio.StreamWriter) -> bool:
         asked = request.json
@@ -85,7 +85,7 @@ def ttfts(suite: Suite, server: Loopback, *arguments: str) -> list[float]:
     return [one["spread"]["minimum"] for one in found]
 
 
-@pytest.mark.parametrize("what", ["answers", "prefixes", "nothing"])
+@pytest.mark.parametrize("what", ["answers", "prefixes"])
 def test_it_gains_nothing_by_what_it_remembers(suite: Suite, server: Loopback, model: Server, what: str) -> None:
     model.what = what
     for _ in range(2):
@@ -95,7 +95,6 @@ def test_it_gains_nothing_by_what_it_remembers(suite: Suite, server: Loopback, m
 
 
 def test_it_would_gain_by_a_seed_that_is_repeated(suite: Suite, server: Loopback, model: Server) -> None:
-    model.what = "answers"
     first, again = (ttfts(suite, server, "--llm-seed=1") for _ in range(2))
     assert all(seconds > 0.95 * PREFILL for seconds in first)
     assert all(seconds < 0.5 * PREFILL for seconds in again)

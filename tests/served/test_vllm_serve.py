@@ -159,8 +159,8 @@ def test_more_requests_than_it_holds_at_once_are_refused_and_it_lives_on(
 
 
 @needs_vllm
+@pytest.mark.last
 def test_killed_nothing_stays_behind(served: Host) -> None:
-    """Last, since the module's server is gone then."""
     family = [served.pids[0], *(child.pid for child in psutil.Process(served.pids[0]).children(recursive=True))]
     assert len(family) >= 3
     for pid in family:  # vLLM's processes name themselves, which must not cost them the mark
