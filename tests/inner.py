@@ -328,7 +328,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 @contextmanager
 def pytest_process(*arguments: str, cwd: Path) -> Iterator[Any]:
     """Pytest in a process of its own, to send signals to; killed at the end if it is still there."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "pytest", *PLUGINS, *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -336,9 +336,8 @@ def pytest_process(*arguments: str, cwd: Path) -> Iterator[Any]:
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(30)
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

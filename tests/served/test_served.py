@@ -383,6 +383,7 @@ async def trickle(_request: Any, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n")
     for _ in range(99):
         writer.write(b" ")
+        await writer.drain()  # raises once the client is gone
         await asyncio.sleep(0.1)
 
 

@@ -301,7 +301,7 @@ def test_many_runs_become_one_report_of_the_newest(
     assert "1 of another machine" in capsys.readouterr().err
     (line,) = (line for line in (tmp_path / "t.md").read_text().splitlines() if line.endswith("+50.0% |"))
     assert line == r"| tpot | b1-p16-n8 | sim | 3 | 20.0 ms | 30.0 ms | +50.0% |"
-    lines = list(csv.DictReader((tmp_path / "t.csv").open(newline="")))
+    lines = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     assert [line["median"] for line in lines if line["backend"] == "sim"] == ["0.02", "0.01", "0.03"]
     again = of(json.loads((tmp_path / "t.json").read_text()))
     assert [one.commit for one in again.earlier] == ["a" * 40, "b" * 40]
