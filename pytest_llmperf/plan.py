@@ -139,7 +139,8 @@ class Plan:
         self._gated: dict[str, tuple[Workload, ...]] = {}
         self._at: dict[str, bool] = {}
         why = self.model.unloadable() or self.model.weightless()
-        if why and all(map(self.missing, self.backends)):
+        missing = list(map(self.missing, self.backends)) if why else []
+        if why in missing and all(missing):
             raise UnusableError(f"model {self.model.name}: {why}; no backend of this run can load it")
 
     @property
