@@ -603,9 +603,12 @@ def llm_load(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Keep what a process of xdist has measured."""
-    if (part := getattr(node, "workeroutput", {}).get("llmperf")) is not None:
-        node.config.stash[KEY].parts.append(json.loads(part))
+    """Keep what a process of xdist has measured; one that died has said nothing."""
+    state = node.config.stash[KEY]
+    if not hasattr(node, "workeroutput"):
+        state.unreported.append(f"xdist's process {node.gateway.id} died, so what it measured is lost; run with -n 0")
+    elif (part := node.workeroutput.get("llmperf")) is not None:
+        state.parts.append(json.loads(part))
 
 
 @pytest.hookimpl(trylast=True)

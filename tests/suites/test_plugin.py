@@ -499,6 +499,14 @@ def test_under_xdist_there_is_one_results_file_and_one_report_of_all(suite: Suit
     result.stdout.fnmatch_lines(["*sim b1-p16-n8*not in parity*", "report written to *report.md"])
 
 
+def test_what_a_process_of_xdist_that_dies_has_measured_is_said_to_be_lost(suite: Suite) -> None:
+    suite.test("import os\n\ndef test_dies():\n    os._exit(3)")
+    parity = "suites/test_greedy_parity.py"
+    result = suite.run(parity, "test_it.py", "-p", "xdist", "-n", "1", "--llm-backends=sim", "--llm-results=raw.json")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines("ERROR: xdist's process gw0 died, so what it measured is lost; run with -n 0")
+
+
 def test_under_xdist_a_latency_is_refused_in_one_line(suite: Suite) -> None:
     result = suite.decode("-p", "xdist", "-n", "1", "--llm-results=raw.json")
     assert result.ret == 1

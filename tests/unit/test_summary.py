@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from reports import document, parity, row
 
 from pytest_llmperf.cases import Case
+from pytest_llmperf.ending import _commands
+from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.gate.update import Change
 from pytest_llmperf.report import reasons, tables
 from pytest_llmperf.report.document import Document, Row
@@ -293,3 +297,22 @@ def test_progress_says_which_of_how_many_and_how_long_the_others_take() -> None:
     assert position(3, 9, 10) == "  4/9"
     assert position(3, 9, 75) == "  4/9, 2 min to go"
     assert position(8, 9, 80) == "  9/9, 10 s to go"
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_many_failures_are_named_where_pytest_keeps_no_list_of_them(keeps: bool) -> None:
+    config = Mock(rootpath=Path("/r"), invocation_params=Mock(args=[], dir=Path("/r")), option=Mock(file_or_dir=["s"]))
+    config.pluginmanager.hasplugin.return_value = keeps
+    names = [f"s/test_it.py::test_it[{number}]" for number in range(5)]
+    slower = Mock(verdict=Mock(outcome=Outcome.REGRESSION))
+    found = _commands(
+        Mock(config=config, judged=dict.fromkeys(names, slower)),
+        Mock(accepts=lambda case: False, plan=Mock(base="main")),
+    )
+    assert found == {
+        "to measure that alone again": [
+            "pytest",
+            *(["s", "--lf", "--lfnf=none"] if keeps else names),
+            "--llm-compare=always",
+        ]
+    }
