@@ -166,7 +166,11 @@ BAD = [
     ("timeout", "inf", "'inf' is not a positive number of seconds"),
     ("timeout", "soon", "'soon' is not a positive number of seconds"),
     ("backends", ",", "expected at least one name, as in 'eager,sdpa'"),
-    ("python", "=/opt/python", "'=/opt/python' is not a list of backend=interpreter, as in 'vllm=/opt/vllm/bin/python'"),
+    (
+        "python",
+        "=/opt/python",
+        "'=/opt/python' is not a list of backend=interpreter, as in 'vllm=/opt/vllm/bin/python'",
+    ),
     ("python", "sim=a,sim=b", "'sim=a,sim=b' names sim twice"),
     ("python", "a,sim=b,c", "'a,sim=b,c' names every backend twice"),
 ]
