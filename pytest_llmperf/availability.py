@@ -6,6 +6,8 @@ import os
 import shutil
 from collections.abc import Container, Mapping, Sequence
 
+from packaging.version import Version
+
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.backends.toolchain import why_not_compiled
 from pytest_llmperf.interpreter import Interpreter
@@ -83,6 +85,10 @@ def why_not(backend: Combination, device: Device, interpreter: Interpreter, serv
         if part.distributions and interpreter.found(part.distributions) is None:
             where = "" if interpreter.own else f" in {interpreter.path}"
             return f"{' or '.join(part.distributions)} is not installed{where}"
+        if part.at_least and (found := interpreter.found([part.at_least[0]])):
+            (name, version), lowest = found, part.at_least[1]
+            if Version(version) < Version(lowest):
+                return f"{name} {version} is too old: it needs {lowest}; pip install '{name}>={lowest}'"
     if any(part.compiles for part in backend.all) and engine.name not in servers:
         return why_not_compiled(device, {**os.environ, **backend.environment}, interpreter.compiled_against())
     return None

@@ -282,6 +282,7 @@ class Backend:
         optimizes: what it is meant to make faster: ``prefill``, ``decode``, ``both`` or ``none``.
         proof: what must be seen for it to count as engaged; shown to users.
         distributions: installed packages, of which the worker's interpreter must have one, such as ``vllm``.
+        at_least: a package and the lowest version of it that will do, such as ``("transformers", "5.19")``.
         dtypes: that it computes in; empty for any.
         requires: given the `Device`, the reason why it cannot run here, or None. Runs in pytest's process: no torch.
         compiles: whether it must run ``torch.compile``, so that the machine needs what that needs.
@@ -309,6 +310,7 @@ class Backend:
     optimizes: str = "none"
     proof: str = ""
     distributions: tuple[str, ...] = ()
+    at_least: tuple[str, str] | None = None
     dtypes: tuple[str, ...] = ()
     requires: Callable[[Device], str | None] = runs_anywhere
     compiles: bool = False

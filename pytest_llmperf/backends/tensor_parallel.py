@@ -29,6 +29,7 @@ def extend(engine: type[Any]) -> type[Any]:
     from torch import distributed
 
     from pytest_llmperf.backends.transformers_engine import TransformersEngine, loaded
+    from pytest_llmperf.models import ModelError
 
     if not issubclass(engine, TransformersEngine):
         return engine
@@ -39,6 +40,10 @@ def extend(engine: type[Any]) -> type[Any]:
         def load(self, **options: Any) -> Any:
             from transformers.distributed import DistributedConfig
 
+            try:
+                options["distributed_config"] = DistributedConfig(tp_size=self.spec.tp)
+            except TypeError:
+                raise ModelError("transformers is too old for --llm-tp: pip install 'transformers>=5.19'") from None
             rank = int(os.environ["RANK"])
             on_cpu = self.spec.device == "cpu"
             if not on_cpu:
@@ -57,7 +62,6 @@ def extend(engine: type[Any]) -> type[Any]:
                 # Ranks that compile reach their first collectives as far apart as compiling takes.
                 timeout=timedelta(seconds=self.spec.timeout if self.compiled else PATIENCE),
             )
-            options["distributed_config"] = DistributedConfig(tp_size=self.spec.tp)
             if self.spec.config is None:
                 return loaded(self.spec.model, **options)
             # Every rank draws the same weights, all of them, on the host, and keeps its share of each.

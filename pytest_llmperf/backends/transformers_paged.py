@@ -8,5 +8,6 @@ BACKEND = Backend(
     name="transformers-paged",
     load="pytest_llmperf.backends.transformers_paged_engine:TransformersPagedEngine",
     optimizes="decode",
+    at_least=("transformers", "5.19"),
     proof="keys and values written to a paged cache in every layer, and pages given to every request",
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.quantization_config import GgufConfig
+from transformers.utils import import_utils, quantization_config
 
 from pytest_llmperf.models import loading
 
@@ -20,12 +21,15 @@ def convert(source: Path, target: Path) -> None:
     Raises:
         ModelError: it cannot be read.
     """
-    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    # On Python 3.10, versions before 5.17 do not see which distribution the package gguf is of.
+    getattr(import_utils, "PACKAGE_DISTRIBUTION_MAPPING", {}).setdefault("gguf", ["gguf"])
     with loading("transformers", str(source)):
         tokenizer = AutoTokenizer.from_pretrained(**place)
-        model = AutoModelForCausalLM.from_pretrained(
-            **place, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
+        # Versions before 5.17 unpack every GGUF; newer ones do if they are asked to.
+        if newer := getattr(quantization_config, "GgufConfig", None):
+            place["quantization_config"] = newer(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     # It is a dense model now; what says "quantized" would stop it from being saved and read as one.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from inner import Suite, eventually, running, usage_error
 
+from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.measure.ranks import Ranks
 from pytest_llmperf.measure.worker_process import Arm, WorkerFailedError, WorkerHungError, WorkerLostError
-from pytest_llmperf.models import Model
+from pytest_llmperf.models import Model, ModelError
 from pytest_llmperf.report import document
 
 ENGINE = """\
@@ -247,3 +248,20 @@ def test_a_model_that_cannot_be_shared_is_skipped_with_the_reason(
     assert said in usage_error(
         suite.decode(f"--llm-tp={degree}", "--llm-random-weights", "--llm-strict", backends="sdpa")
     )
+
+
+def test_a_transformers_without_tensor_parallelism_by_configuration_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import distributed
+
+    from pytest_llmperf.backends.tensor_parallel import extend
+    from pytest_llmperf.backends.transformers_engine import TransformersEngine
+
+    class Engine(TransformersEngine):
+        spec = EngineSpec("none", None, "float32", "cpu", tp=3)
+
+        def __init__(self) -> None:
+            self.load()
+
+    monkeypatch.setattr(distributed, "DistributedConfig", type("DistributedConfig", (), {}))
+    with pytest.raises(ModelError, match=r"too old for --llm-tp: pip install 'transformers>=5\.19'"):
+        extend(Engine)()

@@ -60,6 +60,8 @@ def test_a_part_can_run_if_any_backend_that_it_changes_can(suite: Suite, monkeyp
     backends = [
         engine.format("here", "pytest"),
         engine.format("there", "no-such-thing"),
+        'Backend("old", load_ref, at_least=("pytest", "999.1"))',
+        'Backend("new", load_ref, at_least=("pytest", "8.1.1"))',
         part.format("any", ("there", "here")),
         part.format("missing", ("there",)),
         part.format("unknown", ("nowhere",)),
@@ -70,6 +72,8 @@ def test_a_part_can_run_if_any_backend_that_it_changes_can(suite: Suite, monkeyp
     assert "no: no-such-thing is not installed" in found["+missing-part"]
     assert "no: no backend that it changes is known" in found["+unknown-part"]
     assert "no: it has no CPU kernel" in found["+gptq"]
+    assert f"no: pytest {pytest.__version__} is too old: it needs 999.1; pip install 'pytest>=999.1'" in found["old"]
+    assert " yes " in found["new"]
 
 
 def test_a_backend_is_looked_for_in_its_own_interpreter(
