@@ -325,11 +325,14 @@ GENERATED = tuple(
 def head(folder: Path) -> tuple[str | None, str | None]:
     """The commit of the tree under test, with a plus sign where files differ from it; or None, and why."""
     try:
-        commit = _git(folder, "rev-parse", "--verify", "HEAD")
+        _git(folder, "rev-parse", "--git-dir")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except BaseError as error:
         return None, str(error)
-    return f"{commit}{'+' * bool(changed)}", None
+    try:
+        return _git(folder, "rev-parse", "--verify", "HEAD") + "+" * bool(changed), None
+    except BaseError:
+        return None, f"the repository of {folder} has no commit yet"
 
 
 def _git(folder: Path, *arguments: str, given: str = "") -> str:

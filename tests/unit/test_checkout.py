@@ -419,7 +419,7 @@ def unowned(patch: pytest.MonkeyPatch, folder: Path) -> None:
     [
         (lambda patch, folder: None, "not a git repository"),
         (lambda patch, folder: patch.setenv("PATH", ""), "git cannot be run"),
-        (lambda patch, folder: git(folder, "init", "--quiet"), "Needed a single revision"),
+        (lambda patch, folder: git(folder, "init", "--quiet"), "has no commit yet"),
         (unowned, "safe.directory"),
     ],
     ids=["no repository", "no git", "no commit", "another owner"],
