@@ -325,11 +325,17 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     return True
 
 
+#: Pytest, which heeds Ctrl-C also where these tests do not: a shell's jobs in the background ignore it.
+INTERRUPTIBLE = (
+    "import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())"
+)
+
+
 @contextmanager
 def pytest_process(*arguments: str, cwd: Path) -> Iterator[Any]:
     """Pytest in a process of its own, to send signals to; killed at the end if it is still there."""
     with subprocess.Popen(
-        [sys.executable, "-m", "pytest", *PLUGINS, *arguments],
+        [sys.executable, "-c", INTERRUPTIBLE, *PLUGINS, *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
