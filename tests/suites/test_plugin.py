@@ -47,6 +47,7 @@ VALUES = {
     "update-baselines": ("new", "new"),
     "max-regression": ("8%", 0.08),
     "base": ("main", "main"),
+    "head": ("topic", "topic"),
     "base-python": ("/opt/b/bin/python", "/opt/b/bin/python"),
     "compare": ("always", "always"),
     "budget": ("300", 300.0),
