@@ -325,6 +325,12 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     return True
 
 
+def on_path(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Put a folder on the path as PYTHONPATH does: on that of this process, which has started, and of its workers."""
+    patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    patch.setattr(sys, "path", [str(folder), *sys.path])
+
+
 #: Pytest, which heeds Ctrl-C also where these tests do not: a shell's jobs in the background ignore it.
 INTERRUPTIBLE = (
     "import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())"

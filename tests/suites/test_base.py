@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from inner import BACKENDS, BUSY, HANGING, SERVING, TESTS, Suite, eventually, pytest_process, usage_error
+from inner import BACKENDS, BUSY, HANGING, SERVING, TESTS, Suite, eventually, on_path, pytest_process, usage_error
 
 from pytest_llmperf.gate.checkout import BaseError, resolve
 from pytest_llmperf.measure.worker_process import Checkout
@@ -460,7 +459,7 @@ def test_base_runs_its_own_modules(repository: Suite) -> None:
     repository.commit()
     (package / "__init__.py").write_text("TPOT = 0.00525\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(repository.path / "src"), prepend=os.pathsep)
+        on_path(patch, repository.path / "src")
         assert repository.decode("--llm-base=HEAD").ret == 1
         repository.commit()
         (package / "__init__.py").write_text("TPOT = 0.00525  # as before\n")
@@ -472,7 +471,7 @@ def test_a_module_that_base_does_not_have_is_never_heads(repository: Suite) -> N
     (repository.path / "lib").mkdir()
     (repository.path / "lib" / "fresh.py").write_text("TPOT = 0.005\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(repository.path / "lib"), prepend=os.pathsep)
+        on_path(patch, repository.path / "lib")
         repository.backends(sim="Simulated(tpot=__import__('fresh').TPOT)")
         repository.git("add", "conftest.py")
         repository.git("commit", "--quiet", "--message", "the module is forgotten")
@@ -496,7 +495,7 @@ def test_what_was_installed_from_head_is_not_bases(
     for name, text in (("METADATA", "Name: stack\nVersion: 1\n"), ("RECORD", "stack.py,,\n")):
         (site / "stack-1.dist-info" / name).write_text(text)
     (site / "stack-1.dist-info" / "direct_url.json").write_text(json.dumps(origin))
-    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    on_path(monkeypatch, site)
     repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)")
     repository.commit()
     repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)", extra=COMMENT)
@@ -530,7 +529,7 @@ def test_a_base_that_is_heads_code_is_no_comparison(
     repository.backends(backends=f'[{BACKENDS}, Backend("stack", "stack:load")]')
     with pytest.MonkeyPatch.context() as patch:
         for folder in (elsewhere, TESTS):
-            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+            on_path(patch, folder)
         result = repository.decode("--llm-base=base", *BATCHES, backends="stack")
     assert result.ret == 1
     assert fnmatch(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from gated import SIM, SLOWER, TPOT, decode, gate, verdicts
-from inner import TESTS, Suite
+from inner import TESTS, Suite, on_path
 
 from pytest_llmperf.gate.turns import WARM_UP
 from pytest_llmperf.machine import fingerprint
@@ -264,7 +263,7 @@ def elsewhere(
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "stack.py").write_text(STACK)
     for path in (folder, TESTS):
-        monkeypatch.setenv("PYTHONPATH", str(path), prepend=os.pathsep)
+        on_path(monkeypatch, path)
     repository.backends(backends='[Backend("ref", load_ref), Backend("stack", "stack:load")]')
     repository.baseline.unlink()
     repository.record({"stack/tpot": TPOT / 1.25}, revision=repository.commit(), versions=VERSIONS)
