@@ -500,7 +500,7 @@ def test_what_was_installed_from_head_is_not_bases(
     repository.commit()
     repository.backends(sim="Simulated(tpot=__import__('stack').TPOT)", extra=COMMENT)
     repository.decode("--llm-base=HEAD")
-    failed = "new: base, HEAD (*), cannot run it: *stack.py was installed from head*"
+    failed = "new: base, HEAD (*), cannot run it: *stack.py was installed from the tree*"
     assert fnmatch(said(repository), "ok: *" if editable else failed)
 
 
@@ -533,7 +533,7 @@ def test_a_base_that_is_heads_code_is_no_comparison(
         result = repository.decode("--llm-base=base", *BATCHES, backends="stack")
     assert result.ret == 1
     assert fnmatch(
-        said(repository), "new: base, base (*), cannot run it: it imported nothing from *, so it is the same*"
+        said(repository), "new: base, base (*), cannot run it: it imported nothing from *, so both arms ran the same code*"
     )
     assert pairs(repository) == {"b1": 0, "b2": 0, "b4": 0}, "of any workload"
 
