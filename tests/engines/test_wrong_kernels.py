@@ -17,8 +17,8 @@ from pytest_llmperf.plan import cpu_dtype
 #: Two requests of 16 tokens: one untimed batch has few positions.
 WORKLOAD = Workload(batch_size=2, prompt_length=48, max_new_tokens=16)
 SEEDS = range(3)
-#: In bfloat16 their errors are near what rounding explains. The smallest is not found with all text.
-NEAR, SMALLEST = ("softmax scale off by 5 %", "one key-value slot stale"), "softmax scale off by 3 %"
+#: In bfloat16 their errors are near what rounding explains.
+NEAR = ("softmax scale off by 5 %", "softmax scale off by 3 %", "one key-value slot stale")
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -39,7 +39,7 @@ def show(bench: Bench, name: str, found: Parity) -> None:
     )
 
 
-@pytest.mark.parametrize("mutation", [one for one in WRONG if one != SMALLEST])
+@pytest.mark.parametrize("mutation", WRONG)
 def test_a_wrong_kernel_is_out_of_parity_with_any_text(bench: Bench, mutation: str) -> None:
     kernel.mutation = mutation
     for seed in SEEDS if bench.dtype == "bfloat16" and mutation in NEAR else SEEDS[:1]:
