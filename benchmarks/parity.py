@@ -66,7 +66,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         ratios, positions = (sorted(map(float, one[key].split())) for key in ("ratio", "positions"))
         lines.append(
             f"| {name} | {one['failed']} of {one['seeds']} | {median(ratios):.2f} ({ratios[0]:.2f} to "
-            f"{ratios[-1]:.2f}) | {positions[0]:.0f} to {positions[-1]:.0f} |"
+            f"{ratios[-1]:.2f}) | {' to '.join(dict.fromkeys(f'{positions[at]:.0f}' for at in (0, -1)))} |"
         )
     return "\n".join(lines)
 
