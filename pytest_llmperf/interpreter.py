@@ -76,22 +76,20 @@ class Interpreter:
     def search_path(self) -> list[str | None]:
         """Where a suite's backend imports from in a worker: pytest's ``sys.path``, so it finds what the suite finds.
 
-        Another interpreter has packages of its own. None stands for them, where pytest's interpreter has its own.
+        None stands for what the worker's interpreter has there by itself, and by the worker's variables.
         """
         found: list[str | None] = [os.path.abspath(entry) for entry in sys.path]
-        if self.own:
-            return found
         first = next((number for number, entry in enumerate(found) if entry in _own_path()), len(found))
         return [entry for entry in [*found[:first], None, *found[first:]] if entry not in _own_path()]
 
 
 @cache
 def _own_path() -> frozenset[str]:
-    """What pytest's interpreter has on ``sys.path`` by itself, without what pytest, a suite or the user puts there."""
+    """What pytest's interpreter has on ``sys.path`` without what pytest and a suite put there."""
     code = "import json, sys; print(json.dumps(sys.path))"
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables)
-    return frozenset({*json.loads(done.stdout), sysconfig.get_path("scripts")} - {""})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    own = filter(None, [*json.loads(done.stdout), sysconfig.get_path("scripts")])
+    return frozenset(map(os.path.abspath, own))
 
 
 @cache
