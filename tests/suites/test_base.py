@@ -533,7 +533,7 @@ def test_a_base_that_is_heads_code_is_no_comparison(
         result = repository.decode("--llm-base=base", *BATCHES, backends="stack")
     assert result.ret == 1
     assert fnmatch(
-        said(repository), "new: base, base (*), cannot run it: it imported nothing from *, so both arms ran the same code*"
+        said(repository), "new: base, base (*), cannot run it: it imported nothing from *, so both arms ran the same*"
     )
     assert pairs(repository) == {"b1": 0, "b2": 0, "b4": 0}, "of any workload"
 
