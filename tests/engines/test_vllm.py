@@ -14,7 +14,7 @@ import pytest
 from inner import eventually, running
 
 from pytest_llmperf.availability import why_not
-from pytest_llmperf.backends.base import EngineSpec, RequestStatistics
+from pytest_llmperf.backends.base import OBSERVED_LOGITS, EngineSpec, RequestStatistics
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.backends.vllm_engine import available_memory
 from pytest_llmperf.cases import Workload
@@ -106,7 +106,7 @@ def test_its_logits_are_those_of_its_choices(vllm: Host, unequal: list[list[int]
     assert [one["tokens"] for one in observed] == generate(vllm, unequal)["tokens"]
     for one in observed:
         assert [candidates[0] for candidates in one["candidates"]] == one["tokens"]
-        assert {len(row) for row in (*one["candidates"], *one["logits"])} == {8}
+        assert {len(row) for row in (*one["candidates"], *one["logits"])} == {OBSERVED_LOGITS}
 
 
 def test_more_requests_than_it_holds_at_once_are_refused_and_it_lives_on(vllm: Host, unequal: list[list[int]]) -> None:
