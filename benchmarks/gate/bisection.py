@@ -1,0 +1,95 @@
+"""Does ``pytest-llmperf bisect`` find the commit, or the environment, that made decode slower, and what does it take?
+
+    python -m benchmarks.gate.bisection [--slower 11] [--environments PYTHON PYTHON PYTHON] [--output FILE]
+
+The repository of ``benchmarks.gate`` gets 16 commits after its first one. Each touches a comment. From commit
+``--slower`` on, a loop spins in each decode step for 8 % of what the step's forward pass took. Commit 8, which is the
+first one to be tried, does not import. After two comparisons the command and all that it started are killed, and the
+command is given again.
+
+With ``--environments`` the interpreters are bisected instead. The second of three has to be the one that is as fast as
+the first, and the third the slower one.
+
+The criterion: the slower one is found, in at most 5 comparisons beside the good one that could run, in 20 minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import script
+from benchmarks.gate.flow import SPIN
+from benchmarks.gate.repository import BACKEND, NOTHING, git, repository
+
+COMMITS, BROKEN, COMPARISONS, SECONDS = 16, 8, 5, 1200.0
+SLOWER = SPIN.replace("SHARE = 0.10", "SHARE = 0.08")
+TESTS = ["-q", "suites/test_decode.py", "--llm-batch-sizes=1", "--llm-prompt-lengths=64", "--llm-max-new-tokens=16"]
+
+
+def history(folder: Path, slower: int) -> None:
+    """Make the commits."""
+    for number in range(1, COMMITS + 1):
+        code = "import nothing_like_this\n" if number == BROKEN else SLOWER if number >= slower else NOTHING
+        (folder / "extra.py").write_text(f"# {number}\n{code}")
+        git(folder, "commit", "--quiet", "--all", "--message", f"commit {number}")
+
+
+def bisect(folder: Path, arguments: list[str], backend: str, kill_after: int = 0) -> list[str]:
+    """What the command says; it is killed once it has said so many results."""
+    command = [sys.executable, "-m", "pytest_llmperf.cli", "bisect", *arguments, "--", *TESTS]
+    command += [f"--llm-backends={backend}"]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(cache)}
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+            if kill_after and sum(one.startswith("  ") for one in lines) == kill_after:
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+    return lines
+
+
+def main() -> int:
+    """Measure, print, write the data; 1 if the criterion does not hold."""
+    parser = script.parser(__doc__, "slower", 11, "the first slower commit")
+    parser.add_argument("--environments", nargs="+", metavar="PYTHON")
+    options = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        repository(folder)
+        if options.environments:
+            expected, backend = options.environments[-1], "sdpa"
+            arguments = ["--environments", *options.environments]
+        else:
+            history(folder, options.slower)
+            expected, backend = f"commit {options.slower}", BACKEND
+            arguments = ["base", "HEAD"]
+        killed = bisect(folder, arguments, backend, kill_after=2) if not options.environments else []
+        lines = bisect(folder, arguments, backend)
+    seconds = time.monotonic() - began
+    compared = [line for line in lines if re.match(r"  .*: (good|bad|inconclusive): ", line)]
+    found = any(re.fullmatch(rf"the first slower \w+ is (\w+ )?{re.escape(expected)}", line) for line in lines)
+    print(f"{'found' if found else 'not found'} in {len(compared)} comparisons, {seconds / 60:.1f} min")
+    command = "benchmarks.gate.bisection" + (
+        " --environments ..." if options.environments else f" --slower {options.slower}"
+    )
+    script.write(options.output, command, killed=killed, lines=lines, seconds=round(seconds))
+    return int(not found or len(compared) > COMPARISONS or seconds > SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
