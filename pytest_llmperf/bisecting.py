@@ -15,9 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
-from pytest_llmperf import files
+from pytest_llmperf import files, folders
 from pytest_llmperf.gate import checkout
 from pytest_llmperf.gate.bisection import Found, bounds, following, judged
 from pytest_llmperf.interpreter import Interpreter
@@ -283,10 +281,13 @@ def _own(identity: Sequence[str]) -> Iterator[Path]:
     """The folder of a bisection, which no other process has meanwhile.
 
     Raises:
-        BisectError: one has.
+        BisectError: one has, or no folder can be written.
     """
     name = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
-    folder = user_cache_path("pytest-llmperf") / "bisect" / name
+    try:
+        folder = folders.cache().folder / "bisect" / name
+    except folders.FolderError as error:
+        raise BisectError(str(error)) from None
     folder.mkdir(parents=True, exist_ok=True)
     try:
         held = files.lock(folder, patience=0)

@@ -15,7 +15,6 @@ The criterion: the slower one is found, in at most 5 comparisons beside the good
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
