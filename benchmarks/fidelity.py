@@ -89,6 +89,7 @@ def pair(request: Path, model: str, prompts: list[list[int]]) -> dict[str, list[
         host.close()
         stdin.close()
         bare.wait()
+        stdout.close()
     return made
 
 

@@ -17,7 +17,7 @@ import torch
 from platformdirs import user_cache_path
 
 from benchmarks import script
-from benchmarks.kernels import WRONG, Bench, kernel
+from benchmarks.wrong_kernels import WRONG, Bench, kernel
 from pytest_llmperf import models
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.worker.convert import convert

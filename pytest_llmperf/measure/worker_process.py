@@ -162,10 +162,13 @@ class Host:
     def __init__(
         self, arm: Arm, environment: Mapping[str, str] | None = None, search_path: Sequence[str | None] = ()
     ) -> None:
+        folder = None
         try:
-            self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
             folder = reaper.scratch()
+            self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
         except OSError as error:
+            if folder is not None:
+                reaper.end(folder)
             raise WorkerLostError(f"cannot start a worker: {error}; {ROOM}") from None
         self._buffer = b""
         self._busy = False
