@@ -52,6 +52,11 @@ class Case:
         """The case's name inside ``baselines/<device>/<model>.json``: its full configuration."""
         return f"{self.dtype}/{self.backend}/{self.workload}/{self.metric}"
 
+    @property
+    def profile_key(self) -> str:
+        """What the metrics of one generation have in common: the key without the metric."""
+        return self.key.rpartition("/")[0]
+
     def __str__(self) -> str:
         return f"{self.model}/{self.key}"
 

@@ -19,7 +19,7 @@ from pytest_llmperf.measure import trace
 from pytest_llmperf.measure.worker_process import WorkerError
 from pytest_llmperf.prompts import PromptError
 from pytest_llmperf.report.terminal import STRICT_FAILURES
-from pytest_llmperf.report.text import verdict_line
+from pytest_llmperf.report.text import kernels_line, verdict_line
 from pytest_llmperf.session import ImpossibleError, ParityError, Session
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class Perf:
 
         The test fails on a confirmed regression, an impossible figure, an engine that failed or did not engage, wrong
         tokens that were timed after the test of parity; with
-        ``--llm-strict`` also where the comparison is inconclusive or missing. Figures go to pytest-benchmark.
+        ``--llm-strict`` also where the comparison is inconclusive or missing, or other kernels ran than before. Figures
+        go to pytest-benchmark.
 
         Returns:
             The result, or None with ``--benchmark-disable``, where one generation is made and nothing is judged.
@@ -153,7 +154,9 @@ class Perf:
             return result
         doubtful = outcome in STRICT_FAILURES or result.verdict.questionable
         if outcome is Outcome.REGRESSION or (run.settings.strict and doubtful):
-            pytest.fail(verdict_line(result), pytrace=False)
+            pytest.fail("\n  ".join([verdict_line(result), *result.slower]), pytrace=False)
+        if run.settings.strict and result.kernels_changed:
+            pytest.fail(kernels_line(result), pytrace=False)
         return result
 
     def _hand_over(self, result: Result) -> None:

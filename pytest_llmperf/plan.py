@@ -19,6 +19,7 @@ from pytest_llmperf.availability import UnusableError, check_interpreters, check
 from pytest_llmperf.backends.registry import DEFAULT_ATTENTION, Combination, Registry
 from pytest_llmperf.backends.tensor_parallel import why_not_sharded
 from pytest_llmperf.cases import GATED, Case, Workload
+from pytest_llmperf.explain.profiles import Profile
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate import checkout
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
@@ -362,6 +363,29 @@ class Plan:
         if variables is not None:
             then, now = then | variables, now | registered.shown_environment
         return changes(then, now, {*first, *(variables or ()), *registered.shown_environment})
+
+    def changed_around(self, backend: str, sitting: Sitting) -> str:
+        """As `changed`, and the variables of the environment, the kernel and the drivers that are not a sitting's."""
+        recorded, drivers = sitting.system, fingerprint.system()
+        variables = {"libraries": fingerprint.libraries(os.environ), "variables": fingerprint.limits()["variables"]}
+        then, now = dict[str, str](), dict[str, str]()
+        for name in variables.keys() & recorded.keys():  # an older sitting does not say
+            then, now = then | recorded[name], now | variables[name]
+        for name in drivers.keys() & recorded.keys():
+            then, now = then | {name: recorded[name]}, now | {name: drivers[name]}
+        around = changes(then, now)
+        return ", ".join(filter(None, [self.changed(backend, sitting), around]))
+
+    def changed_from_base(self, backend: str) -> str:
+        """The versions of a backend's interpreter that are not those of ``--llm-base-python``; empty if none."""
+        if self.base is None or self.base.python is None:
+            return ""
+        then = fingerprint.everything_installed(Interpreter(self.base.python), self._repository)
+        return changes(then, self.installed(backend), set(map(normal, self.registry[backend].distributions)))
+
+    def profile(self, case: Case) -> Profile:
+        """What this machine recorded last of what a case's steps spend their time on; empty if nothing."""
+        return self.stored.profile(case.profile_key, fingerprint.take()) if self.stored else {}
 
     def same_variables(self, backend: str, sitting: Sitting) -> bool:
         """Whether a backend has the variables that it had in a sitting, as far as that is known."""

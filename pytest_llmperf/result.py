@@ -13,6 +13,7 @@ from typing import Any
 from pytest_llmperf.backends.base import SERVED_MODEL
 from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.cases import METRICS, Case
+from pytest_llmperf.explain.profiles import PHASES, plain
 from pytest_llmperf.gate.rule import Verdict
 from pytest_llmperf.measure.process import Measurement
 from pytest_llmperf.parity.decision import Parity
@@ -103,6 +104,8 @@ class Result:
         roofless: why there is no utilization where there could be one; empty otherwise.
         changed: the versions and variables that differ from those of the newest sitting; empty if none does.
         engine: what the figures depend on beside the code, as `Plan.engine` says it.
+        slower: what got slower, a line each, the chief cause first; empty unless it is a regression.
+        kernels_changed: the kernels that are gone and new though the case is no regression; empty if there are none.
     """
 
     case: Case
@@ -119,6 +122,8 @@ class Result:
     roofless: str = ""
     changed: str = ""
     engine: Mapping[str, Any] = field(default_factory=dict)
+    slower: Sequence[str] = ()
+    kernels_changed: str = ""
 
     @cached_property
     def samples(self) -> list[float]:
@@ -222,6 +227,11 @@ class Result:
             "engagement": first.engagement,
             "engine": {**self.engine, "threads": first.threads},
             "changed": self.changed,
+            "slower": list(self.slower),
+            "kernels_changed": self.kernels_changed,
+            "profile": {
+                phase: one for phase, one in plain(first.profile).items() if metric in ("latency", PHASES[phase])
+            },
             "boundary": self.backend.boundary,
             "throughput": self.throughput,
             "tokens_per_joule": self.tokens_per_joule,

@@ -6,7 +6,8 @@ verdict. ``llm_parity.check()`` calls `Session.check_parity`, ``llm_load.check()
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -21,12 +22,14 @@ from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.backends.base import UNKNOWN
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.explain.difference import LINES, kernels_changed, lines
+from pytest_llmperf.explain.profiles import PHASES, mean, of_metric
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.baseline import Entry, Sitting
 from pytest_llmperf.gate.beside import Beside
 from pytest_llmperf.gate.checkout import naming
 from pytest_llmperf.gate.judge import Judge
-from pytest_llmperf.gate.rule import Outcome
+from pytest_llmperf.gate.rule import Outcome, Verdict
 from pytest_llmperf.gate.update import Change, Update
 from pytest_llmperf.load import LoadRecord, LoadResult, Served, Traffic, arrivals, summarize
 from pytest_llmperf.machine import fingerprint
@@ -129,6 +132,7 @@ class Session:
         if accepts and verdict.outcome is not Outcome.REGRESSION:
             processes = self._record_sitting(case, allowed.stored) or processes
         registered = self.plan.registry[backend]
+        slower, kernels_changed = self._explained(case, verdict, processes)
         result = Result(
             case,
             first,
@@ -143,6 +147,8 @@ class Session:
             roofless=self._roofless(case),
             changed=self._changed(case),
             engine=self.plan.engine(registered),
+            slower=slower,
+            kernels_changed=kernels_changed,
         )
         self.results[case] = result
         if backend == self.settings.reference:  # others may have been measured before it
@@ -155,6 +161,29 @@ class Session:
         """The versions and variables that are not those of this machine's newest sitting of a case; empty if none."""
         own = self.plan.own(case)
         return self.plan.changed(case.backend, self.plan.sitting(own[0])) if own else ""
+
+    def _explained(self, case: Case, verdict: Verdict, processes: Sequence[Measurement]) -> tuple[list[str], str]:
+        """What got slower in a regression, in a few lines; and in any other verdict which kernels changed."""
+        beside = verdict.basis == "base"
+        if not verdict.compared or self.plan.attached(self.plan.registry[case.backend]):
+            return [], ""
+        found = self.beside.profiles(case) if beside else {}
+        base = found["base"] if beside else [self.plan.profile(case)]
+        head = found["head"] if beside else [one.profile for one in processes]
+        tokens = case.workload.max_new_tokens
+        before, after = (mean([of_metric(one, case.metric, tokens) for one in row]) for row in (base, head))
+        if verdict.outcome is not Outcome.REGRESSION:
+            return [], kernels_changed(before, after) if before and after else ""
+        if beside:
+            changed = self.plan.changed_from_base(case.backend)
+        else:
+            own = self.plan.own(case)
+            changed = self.plan.changed_around(case.backend, self.plan.sitting(own[0])) if own else ""
+        also = [f"changed: {changed}"] if changed else []
+        if before is None or after is None:
+            whose = "this run" if after is None else "base" if beside else "the baseline"
+            return [f"what got slower is not known: {whose} has no profile", *also], ""
+        return [*lines(before, after, verdict.ratio, LINES - len(also)), *also], ""
 
     def accepts(self, case: Case) -> bool:
         """Whether this run accepts a case's figures instead of gating them; not what is slower than base."""
@@ -173,10 +202,12 @@ class Session:
         sitting = self.sitting(case.backend, made[0].threads)
         barrier = median_barrier(process.barrier for process in made)
         same_code = partial(store.same_code, sitting, self._has_tree_of)
+        profiles = ((phase, mean([one.profile.get(phase) for one in made])) for phase in PHASES)
+        phases = {phase: one.stored() for phase, one in profiles if one}
         for one, allowed in ((case, tolerance), (replace(case, metric="cold-start"), None)):
             if self.plan.accepts(one):
                 figures = [median(process.figures(one.metric)) for process in made]
-                self.updates.accept(one, sitting, figures, barrier, allowed, self.plan.prior(one), same_code)
+                self.updates.accept(one, sitting, figures, barrier, allowed, self.plan.prior(one), same_code, phases)
         return made
 
     def _possible(self, case: Case, first: Measurement) -> roofline.Utilization | None:
@@ -452,7 +483,7 @@ class Session:
         registered = self.plan.registry[backend]
         chosen = self.plan.devices(registered)
         system: dict[str, Any] = {**fingerprint.system(), **self.machine.limits}
-        system["environment"] = registered.shown_environment
+        system |= {"environment": registered.shown_environment, "libraries": fingerprint.libraries(os.environ)}
         system |= ({} if threads is None else {"threads": threads}) | (
             {} if chosen is None else {"devices": str(chosen)}
         )

@@ -87,11 +87,14 @@ class Engagement:
         engaged: whether it did.
         expected: what had to be seen.
         seen: what was seen, by name: kernels and their counts, graphs, the resolved attention implementation.
+        profile: what the prefill and a decode step spend their time on, as `pytest_llmperf.explain.profiles` reads it;
+            empty where the engine does not say. A slower case is then not explained.
     """
 
     engaged: bool
     expected: str
     seen: Mapping[str, Any] = field(default_factory=dict)
+    profile: Mapping[str, Any] = field(default_factory=dict)
 
     def require(self) -> None:
         """Raise NotEngagedError, with what was seen instead, unless the optimization ran."""

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,6 +35,7 @@ from pytest_llmperf.backends.base import (
     OnToken,
     Score,
 )
+from pytest_llmperf.backends.profiling import Profiler, mark
 from pytest_llmperf.models import ModelError, loading
 from pytest_llmperf.weights import unlike
 
@@ -75,6 +74,7 @@ class Profile:
         durations: seconds by operator, on the device or else of the CPU, with all that it called or waited for.
         seconds: that the whole generation took.
         scores: softmaxes of scores (B, H, Sq, Sk). Those of a router of experts have fewer dimensions.
+        phases: what the prefill and a decode step spend their time on, as `Engagement.profile` has it.
     """
 
     counts: Counter[str]
@@ -82,6 +82,7 @@ class Profile:
     durations: Mapping[str, float]
     seconds: float
     scores: int = 0
+    phases: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self, name: str, prefix: bool = False) -> int:
         if not prefix:
@@ -311,29 +312,23 @@ class TransformersEngine:
             engaged=self.resolved == self.attention and self.engaged(seen),
             expected=f"{expected} ({self.layers} layers, {seen.steps} steps)",
             seen=self.seen(seen),
+            profile=seen.phases,
         )
 
     def profiled(self, steps: int) -> Profile:
         """Operators of the first ``steps`` forward passes for the last prompts."""
-        activities = [ProfilerActivity.CPU]
-        if self.spec.device != "cpu":
-            activities.append(ProfilerActivity.CUDA)
-        # Of all threads: an engine may generate in another one.
-        everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
-        options: dict[str, Any] = {"record_shapes": True, "acc_events": True, "experimental_config": everywhere}
-        with profile(activities=activities, **options) as profiler:
-            start = time.perf_counter()
+        profiler = Profiler(self.spec.device, shapes=True)
+        with profiler:
             self.shortened(steps)
-            seconds = time.perf_counter() - start
-        events = profiler.key_averages()
-        shaped = profiler.key_averages(group_by_input_shape=True)
-        softmaxes = [event for event in shaped if event.key == "aten::_softmax" and event.input_shapes]
+        events = profiler.averages()
+        softmaxes = [event for event in profiler.events if event.name == "aten::_softmax" and event.input_shapes]
         return Profile(
             Counter({event.key: event.count for event in events}),
             steps,
             {event.key: (event.device_time_total or event.cpu_time_total) / 1e6 for event in events},
-            seconds,
-            sum(event.count for event in softmaxes if len(event.input_shapes[0]) == 4),
+            profiler.seconds,
+            sum(len(event.input_shapes[0]) == 4 for event in softmaxes),
+            profiler.phases(),
         )
 
     def shortened(self, steps: int) -> None:
@@ -343,9 +338,13 @@ class TransformersEngine:
         def stop(ids: torch.Tensor, scores: Any) -> torch.Tensor:
             return torch.full((ids.shape[0],), ids.shape[1] >= enough, device=ids.device)
 
+        def at_each_step(request: int, token: int) -> None:
+            if request == 0:
+                mark()
+
         self._examined = True  # a returned cache changes how generate ends, so never where it is timed
         try:
-            self._generate(self._last, self._last_new_tokens, lambda request, token: None, stopping=[stop])
+            self._generate(self._last, self._last_new_tokens, at_each_step, stopping=[stop])
         finally:
             self._examined = False
 

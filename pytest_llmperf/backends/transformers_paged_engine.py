@@ -11,6 +11,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 from pytest_llmperf.backends.base import EngineSpec, Observation, OnToken
+from pytest_llmperf.backends.profiling import mark
 from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
 
 #: Seconds after which the thread that generates is looked at, should no token have come.
@@ -140,8 +141,19 @@ class TransformersPagedEngine(TransformersEngine):
             return super().profiled(steps)
 
     def shortened(self, steps: int) -> None:
-        new_tokens = self._last_new_tokens
-        self._generate(self._last, steps, lambda index, token: None)
+        new_tokens, forward = self._last_new_tokens, self.model.get_decoder().forward
+        begun = 0
+
+        def marked(*arguments: Any, **more: Any) -> Any:
+            nonlocal begun
+            if begun:  # in the thread that generates: this one sees a token when the next step has begun
+                mark()
+            begun += 1
+            return forward(*arguments, **more)
+
+        with patch.object(self.model.get_decoder(), "forward", marked):
+            self._generate(self._last, steps, lambda index, token: None)
+        mark()
         self._last_new_tokens = new_tokens
 
     def engaged(self, profile: Profile) -> bool:

@@ -97,6 +97,7 @@ def queue(accepted: Accepted, update: Update) -> dict[str, str]:
                 accepted.tolerances[case.key],
                 prior_of(kind, case.metric),
                 partial(_same_code, sitting, accepted.same_code.get(entry.sitting, ())),
+                next((one.phases for one in accepted.baseline.profiles.get(case.profile_key, ())), None),
             )
     return left
 

@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import files
 from pytest_llmperf.cases import METRICS
+from pytest_llmperf.explain.profiles import PHASES, Phase
 from pytest_llmperf.gate import old_schemas
 from pytest_llmperf.gate.canonical import canonical, digest
 from pytest_llmperf.gate.stored import centre
@@ -28,6 +29,8 @@ from pytest_llmperf.machine.fitness import Barrier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+    from pytest_llmperf.explain.profiles import Profile
 
 #: Version of the file's layout. `old_schemas` reads some older ones; any other is refused, never guessed at.
 SCHEMA = 5
@@ -116,6 +119,19 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Profiled:
+    """What the prefill and a decode step of a backend and workload spent their time on.
+
+    Attributes:
+        sitting: the id of the sitting that recorded it.
+        phases: `Phase.stored` by phase.
+    """
+
+    sitting: str
+    phases: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Baseline:
     """All entries of one model on one device, and their sittings, by id.
 
@@ -124,6 +140,7 @@ class Baseline:
 
     Attributes:
         migrated: the older schema that the file was read from; None for this version's.
+        profiles: of each backend and workload, named by `Case.profile_key`, the newest one of every machine.
     """
 
     device: str
@@ -131,14 +148,22 @@ class Baseline:
     sittings: Mapping[str, Sitting]
     entries: Mapping[str, tuple[Entry, ...]]
     migrated: int | None = None
+    profiles: Mapping[str, tuple[Profiled, ...]] = field(default_factory=dict)
 
-    def sitting(self, entry: Entry) -> Sitting:
-        """The sitting that recorded an entry."""
+    def sitting(self, entry: Entry | Profiled) -> Sitting:
+        """The sitting that recorded an entry or a profile."""
         return self.sittings[entry.sitting]
 
     def own(self, key: str, machine: Fingerprint) -> list[Entry]:
         """What a machine recorded of a case, newest first."""
         return [one for one in self.entries.get(key, ()) if not machine.difference(self.sitting(one).fingerprint)]
+
+    def profile(self, key: str, machine: Fingerprint) -> Profile:
+        """What a machine recorded last of a backend and workload, by phase; empty where it has recorded none."""
+        for one in self.profiles.get(key, ()):
+            if not machine.difference(self.sitting(one).fingerprint):
+                return {phase: Phase.from_stored(text) for phase, text in one.phases.items()}
+        return {}
 
 
 def path_for(folder: Path, device: str, model: str) -> Path:
@@ -201,6 +226,11 @@ def dumps(baseline: Baseline) -> str:
             key: [_stored(entry) for entry in chain.from_iterable(_by_machine(baseline, baseline.entries[key]))]
             for key in _sorted(baseline.entries)
         }
+        if baseline.profiles:
+            document["profiles"] = {
+                key: [{"sitting": one.sitting, **one.phases} for one in _ordered(baseline, baseline.profiles[key])]
+                for key in _sorted(baseline.profiles)
+            }
         machines: dict[str, Any] = {}
         versions: dict[str, Any] = {}
         sittings: dict[str, dict[str, Any]] = {}
@@ -246,7 +276,16 @@ def merge(old: Baseline | None, new: Baseline, same_code: Collection[str] = ()) 
         ]
         row = dict.fromkeys([*map(_rounded, newer), *kept])
         entries[key] = tuple(chain.from_iterable(sets[:HISTORY] for sets in _by_machine(held, row)))
-    return _holding(held, entries)
+    profiles = dict(old.profiles)
+    for key, found in new.profiles.items():
+        here = [new.sitting(one).fingerprint for one in found]
+        others = [
+            one
+            for one in profiles.get(key, ())
+            if all(old.sitting(one).fingerprint.difference(machine) for machine in here)
+        ]
+        profiles[key] = (*found, *others)
+    return _holding(replace(held, profiles=profiles), entries)
 
 
 def without(baseline: Baseline, machine: Fingerprint, keys: Collection[str]) -> Baseline:
@@ -259,10 +298,16 @@ def without(baseline: Baseline, machine: Fingerprint, keys: Collection[str]) -> 
 
 
 def _holding(baseline: Baseline, entries: Mapping[str, tuple[Entry, ...]]) -> Baseline:
-    """The baseline with these entries and the sittings that they need."""
+    """The baseline with these entries, the sittings that they need, and the profiles of both."""
     used = {entry.sitting for row in entries.values() for entry in row}
     sittings = {key: one for key, one in baseline.sittings.items() if key in used}
-    return replace(baseline, sittings=sittings, entries=entries)
+    measured = {key.rpartition("/")[0] for key in entries}
+    profiles = {
+        key: kept
+        for key, row in baseline.profiles.items()
+        if key in measured and (kept := tuple(one for one in row if one.sitting in used))
+    }
+    return replace(baseline, sittings=sittings, entries=entries, profiles=profiles)
 
 
 def unused(baseline: Baseline, keys_run: Iterable[str]) -> list[str]:
@@ -342,15 +387,26 @@ def _parse(text: str) -> Baseline:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"is no valid file of schema {migrated} ({type(error).__name__}: {error})") from None
     _need(data["schema"] == SCHEMA, f"has schema {data['schema']}, older than this version's {SCHEMA}")
-    _fields(
-        data, "the file", schema=int, device=str, model=str, entries=dict, sittings=dict, machines=dict, versions=dict
-    )
+    data = {"profiles": {}} | data  # files without any are older
+    parts = dict.fromkeys(("entries", "sittings", "machines", "versions", "profiles"), dict)
+    _fields(data, "the file", schema=int, device=str, model=str, **parts)
     sittings = {key: _sitting(key, value, data) for key, value in data["sittings"].items()}
     entries = {key: _entries(f"entry {key!r}", value) for key, value in data["entries"].items()}
     for key, row in entries.items():
         for entry in row:
             _need(entry.sitting in sittings, f"entry {key!r} names the unknown sitting {entry.sitting!r}")
-    return Baseline(data["device"], data["model"], sittings, entries, migrated)
+    profiles = {key: _profiles(f"profile {key!r}", value, sittings) for key, value in data["profiles"].items()}
+    return Baseline(data["device"], data["model"], sittings, entries, migrated, profiles)
+
+
+def _profiles(name: str, data: Any, sittings: Collection[str]) -> tuple[Profiled, ...]:
+    _need(isinstance(data, list) and data, f"{name} is not a list of records")
+    for record in data:
+        _fields(record, name, sitting=str, **dict.fromkeys(record.keys() & PHASES, str))
+        _need(record["sitting"] in sittings, f"{name} names the unknown sitting {record['sitting']!r}")
+        for phase in record.keys() & PHASES:
+            Phase.from_stored(record[phase])
+    return tuple(Profiled(one["sitting"], {phase: one[phase] for phase in PHASES if phase in one}) for one in data)
 
 
 def _sitting(key: str, data: Any, file: Mapping[str, Any]) -> Sitting:
@@ -404,9 +460,9 @@ def _fields(data: Any, name: str, **types: type | tuple[type, ...]) -> None:
     _need(isinstance(data, dict), f"{name} is not an object")
     wrong = sorted(types.keys() ^ data.keys())
     _need(not wrong, f"{name} has fields too many or too few: {wrong}")
-    for field, kind in types.items():
-        right = isinstance(data[field], kind) and not isinstance(data[field], bool)
-        _need(right, f"{name}: {field!r} has the wrong type, {type(data[field]).__name__}")
+    for one, kind in types.items():
+        right = isinstance(data[one], kind) and not isinstance(data[one], bool)
+        _need(right, f"{name}: {one!r} has the wrong type, {type(data[one]).__name__}")
 
 
 def _need(condition: object, message: str) -> None:
@@ -428,6 +484,11 @@ def _stored(entry: Entry) -> dict[str, Any]:
     return {**found, "processes": stored.processes, **met}
 
 
+def _ordered(baseline: Baseline, profiles: Iterable[Profiled]) -> list[Profiled]:
+    """The profiles, the machines in the order of `_by_machine`."""
+    return sorted(profiles, key=lambda one: json.dumps(baseline.sitting(one).fingerprint.as_dict()))
+
+
 def _by_machine(baseline: Baseline, entries: Iterable[Entry]) -> list[list[Entry]]:
     """The entries of each machine, as they came; the machines in an order that new versions of a library keep."""
     machines: list[list[Entry]] = []
@@ -445,8 +506,9 @@ def _sorted(keys: Iterable[str]) -> list[str]:
     """Keys in the order of a report: b2 before b16, and metrics in the order of `METRICS`."""
 
     def rank(key: str) -> tuple[object, ...]:
-        case, _, metric = key.rpartition("/")
-        return re.sub("[0-9]+", lambda n: n[0].zfill(12), case).split("/"), [*METRICS, metric].index(metric), key
+        case, _, metric = key.rpartition("/")  # of a profile the last part is the workload, which is no metric
+        padded = re.sub("[0-9]+", lambda n: n[0].zfill(12), key if metric not in METRICS else case)
+        return padded.split("/"), [*METRICS, metric].index(metric), key
 
     return sorted(keys, key=rank)
 

@@ -19,6 +19,7 @@ from pytest_llmperf.measure.worker_pool import Side
 from pytest_llmperf.measure.worker_process import Arm, BaseLostError, BaseUnableError, SameCodeError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.explain.profiles import Profile
     from pytest_llmperf.measure.process import Sample
     from pytest_llmperf.plan import Plan
     from pytest_llmperf.runtime import Runtime
@@ -119,6 +120,17 @@ class Beside:
         """Whether pairs of a case were measured already, for another metric perhaps."""
         found = self._comparisons.get((base, case.backend, case.workload))
         return found is not None and found.begun
+
+    def profiles(self, case: Case) -> dict[str, list[Profile]]:
+        """The profiles of each arm, by its name, in the pairs of a case."""
+        pairs = [
+            pair
+            for (base, backend, workload), one in self._comparisons.items()
+            if base is not None and (backend, workload) == (case.backend, case.workload)
+            for pair in one.pairs
+            if pair.profiles
+        ]
+        return {arm: [pair.profiles[arm] for pair in pairs] for arm in ("base", "head")}
 
     def self_test(self, case: Case, tolerance: float) -> list[float]:
         """Try the gate on a case: head beside itself, and beside itself slowed.

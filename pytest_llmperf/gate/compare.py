@@ -6,15 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count, product
 
 from pytest_llmperf.cases import Workload
+from pytest_llmperf.explain.profiles import Profile
 from pytest_llmperf.gate import pairs
 from pytest_llmperf.gate.pairs import Block
 from pytest_llmperf.gate.rule import Outcome, Verdict, nothing
 from pytest_llmperf.gate.turns import Turn, Turns
 from pytest_llmperf.machine import fitness
+from pytest_llmperf.measure.process import timed
 from pytest_llmperf.measure.trace import TraceError
 from pytest_llmperf.measure.worker_pool import Side
 from pytest_llmperf.measure.worker_process import BaseUnableError, WorkerError
@@ -35,9 +37,10 @@ MOST_PAIRS = 12
 
 @dataclass(frozen=True)
 class Pair:
-    """One process of each arm, and the turns that they took, in order."""
+    """One process of each arm, the turns that they took, in order, and the profile of each arm."""
 
     turns: tuple[Turn, ...]
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
 
     @property
     def kept(self) -> list[Turn]:
@@ -232,5 +235,6 @@ class Comparison:
             enough = pair.counts and (time.monotonic() >= until or pair.precise(self._asked))
             if enough or kept >= MOST_BLOCKS * kinds or len(pair.turns) - kept > SPARE_TURNS * kinds:
                 break
-        both.prove()
-        return pair
+        evidence = both.prove()
+        samples = {name: [one for turn in pair.turns for one in turn.samples.get(name, ())] for name in evidence}
+        return replace(pair, profiles={name: timed(evidence[name], samples[name]) for name in evidence})

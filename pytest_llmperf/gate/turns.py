@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.gate.pairs import Block
@@ -107,12 +108,14 @@ class Turns:
             turns.append(Turn.of(self._samples(*order), self._pausable))
         return turns
 
-    def prove(self) -> None:
-        """Check that the optimization ran in both. Raises as `take`."""
+    def prove(self) -> dict[str, dict[str, Any]]:
+        """Check that the optimization ran in both. Returns the evidence of each. Raises as `take`."""
+        evidence = {}
         for name in ("base", "head"):  # a base that fell back to a slow path would hide a slowdown of head
             self._progress(f"{name}: proving that the optimization ran")
             with self._side(name) as side:
-                side.prove()
+                evidence[name] = side.prove()
+        return evidence
 
     @contextmanager
     def _side(self, name: str) -> Iterator[Side]:

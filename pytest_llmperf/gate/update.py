@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cases import METRICS, Case
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate import stored
-from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
+from pytest_llmperf.gate.baseline import Baseline, Entry, Profiled, Sitting
 from pytest_llmperf.gate.rule import FLOOR, LARGE
 from pytest_llmperf.gate.stored import Prior, Sittings
 from pytest_llmperf.machine import rates
@@ -107,6 +107,7 @@ class Update:
     _entries: dict[Case, Entry] = field(default_factory=dict)
     _sittings: dict[str, Sitting] = field(default_factory=dict)
     _same_code: dict[str, Callable[[Sitting], bool]] = field(default_factory=dict)
+    _profiles: dict[str, Profiled] = field(default_factory=dict)
 
     def accept(
         self,
@@ -117,6 +118,7 @@ class Update:
         tolerance: float | None,
         prior: Prior,
         same_code: Callable[[Sitting], bool],
+        phases: Mapping[str, str] | None = None,
     ) -> None:
         """Queue a case's figures, instead of what was queued for it.
 
@@ -128,7 +130,10 @@ class Update:
             tolerance: as in `change`.
             prior: as in `change`.
             same_code: whether an old sitting is of the same code.
+            phases: `Phase.stored` by phase; None of a metric that is never gated.
         """
+        if phases:
+            self._profiles[case.profile_key] = Profiled(sitting.id, phases)
         self._sittings[sitting.id] = sitting
         self._same_code[sitting.id] = same_code
         self._entries[case] = Entry(sitting.id, METRICS[case.metric][1], tuple(processes), barrier)
@@ -170,8 +175,13 @@ class Update:
         """What was accepted, but not the refused cases, as a baseline of nothing else."""
         entries = {case.key: (entry,) for case, entry in self._entries.items() if case not in refused}
         used = {entry.sitting for (entry,) in entries.values()}
+        measured = {case.profile_key for case in self._entries if case not in refused}
         return Baseline(
-            self.device, self.model, {key: one for key, one in self._sittings.items() if key in used}, entries
+            self.device,
+            self.model,
+            {key: one for key, one in self._sittings.items() if key in used},
+            entries,
+            profiles={key: (one,) for key, one in self._profiles.items() if key in measured},
         )
 
     def as_dict(self, refused: Collection[Case]) -> dict[str, Any]:

@@ -39,6 +39,11 @@ CPU_VARIABLES = (
     "ATEN_", "BLIS_", "DNNL_", "GLIBC_TUNABLES", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "ONEDNN_",
     "OPENBLAS_",
 )  # fmt: skip
+#: Variables that set how fast other libraries are, and the longest value that is shown.
+LIBRARIES = re.compile(r"(CUDA|HIP|HSA|NCCL|PYTORCH|RCCL|ROCR|TORCH|TRITON|VLLM)[A-Z0-9]*_")
+LONGEST = 60
+#: What the name of one says that may hold a secret.
+SECRET = re.compile("AUTH|CREDENTIAL|KEY|PASS|SECRET|TOKEN")
 PACKAGES = (
     "pytest-llmperf",
     "torch",
@@ -180,6 +185,16 @@ def limits(environ: Mapping[str, str] = os.environ, group: Group | None = None) 
     if "LD_PRELOAD" in found:
         found["LD_PRELOAD"] = " ".join(Path(one).name for one in re.split("[ :]+", found["LD_PRELOAD"]) if one)
     return {"quota": usable if quota is None else min(quota, usable), "variables": found}
+def libraries(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `LIBRARIES` that an environment has, without those that may hold a secret.
+
+    A path, and what is long, is only said to be set.
+    """
+    return {
+        name: value if len(value) <= LONGEST and not re.search(r"[/\\@]", value) else "(set)"
+        for name, value in sorted(environment.items())
+        if LIBRARIES.match(name) and not SECRET.search(name)
+    }
 
 
 def everything_installed(interpreter: Interpreter, root: Path) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
 from pytest_llmperf.backends.base import RequestStatistics
 from pytest_llmperf.cases import Workload
+from pytest_llmperf.explain.profiles import PHASES, Profile, parse
 from pytest_llmperf.machine import fitness
 from pytest_llmperf.machine.fitness import Barrier, Fitness
 from pytest_llmperf.measure import sampling, trace
@@ -57,6 +58,7 @@ class Measurement:
         discarded: contaminated generations that were replaced.
         early: generations that ended early and were replaced. Only parity looks at them.
         clean: whether enough generations were not contaminated. If not, contaminated ones are among the samples.
+        profile: what the prefill and a decode step spent their time on; empty where the engine does not say.
     """
 
     backend: str
@@ -69,6 +71,7 @@ class Measurement:
     discarded: tuple[Sample, ...] = ()
     clean: bool = True
     early: tuple[Sample, ...] = ()
+    profile: Profile = field(default_factory=dict)
 
     @property
     def cold_start(self) -> float:
@@ -210,18 +213,30 @@ def measure(
     for sample, _ in collected.kept:  # not of the first one: engines may not count their set-up
         trace.check_statistics(sample.trace, sample.statistics)
     progress(f"{backend} {workload}: proving that the optimization ran")
+    samples = tuple(replace(sample, culprit=culprit) for sample, culprit in collected.kept)
+    engagement = ask("evidence")
     return Measurement(
         backend=backend,
         workload=workload,
         load=load,
         warm_up=tuple(sample.trace for sample in collected.warm_up),
-        samples=tuple(replace(sample, culprit=culprit) for sample, culprit in collected.kept),
+        samples=samples,
         settled=collected.settled,
-        engagement=ask("evidence"),
+        engagement={name: value for name, value in engagement.items() if name != "profile"},
         discarded=tuple(replace(sample, culprit=culprit) for sample, culprit in collected.discarded),
         clean=collected.clean,
         early=tuple(early),
+        profile=timed(engagement, samples),
     )
+
+
+def timed(evidence: Mapping[str, Any], samples: Iterable[Sample]) -> Profile:
+    """The profile in an engine's evidence, with the times of generations that were not profiled."""
+    traces = [sample.trace for sample in samples]
+    return {
+        phase: replace(one, seconds=median(trace.metric(PHASES[phase]) for trace in traces))
+        for phase, one in parse(evidence.get("profile")).items()
+    }
 
 
 def disturbed(measured: Sequence[Measurement]) -> str | None:

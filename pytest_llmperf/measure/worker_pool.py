@@ -84,13 +84,13 @@ class Side:
         """Call an operation of its worker. Raises WorkerError."""
         return self.host.call(operation, self.timeout, **self._slowed(operation), **arguments)
 
-    def prove(self) -> None:
-        """Check that the optimization ran in what this process has generated.
+    def prove(self) -> dict[str, Any]:
+        """Check that the optimization ran in what this process has generated. Returns the evidence.
 
         Raises:
             WorkerError: the optimization did not run.
         """
-        self("evidence")
+        return self("evidence")  # type: ignore[no-any-return]
 
     def check_code(self) -> None:
         """Check that this process has imported code of its checkout, if it has one.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from pytest_llmperf.report import cells, notes, scaling, trend
 from pytest_llmperf.report.cells import Cell
-from pytest_llmperf.report.document import Document
+from pytest_llmperf.report.document import Document, Row
 
 #: A comment on GitHub takes 65,536 characters. Each part of the report has its share, and says what it leaves out.
 LINES, CASES, OTHERS = 20, 14_000, 6_000
@@ -24,7 +24,7 @@ def render(document: Document) -> str:
         f"### llmperf: {plain(document.headline)}",
         plain(f"{document.title}; {document.boundary}"),
         _lines([*document.servers, *document.chunks]),
-        _lines(row["said"] for row in document.regressions),
+        _regressions(document.regressions),
         _lines(one.against(document.reference) for one in document.wrong),
         _lines(notes.of(document)),
         _folded("What to run", _table(cells.ADVICE, cells.of_advice(document.rows))),
@@ -69,6 +69,14 @@ def _folded(summary: str, body: str) -> str:
 
 def _lines(said: Iterable[str]) -> str:
     lines = [f"- {plain(one)}" for one in said]
+    more = [f"- and {len(lines) - LINES} more"] if len(lines) > LINES else []
+    return "\n".join(lines[:LINES] + more)
+
+
+def _regressions(rows: Iterable[Row]) -> str:
+    """Each regression, and under it what got slower."""
+    found = list(rows)
+    lines = [f"- {plain(row['said'])}" + "".join(f"\n  - {plain(one)}" for one in row["slower"] or ()) for row in found]
     more = [f"- and {len(lines) - LINES} more"] if len(lines) > LINES else []
     return "\n".join(lines[:LINES] + more)
 

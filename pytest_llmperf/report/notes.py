@@ -18,6 +18,7 @@ def of(document: Document) -> list[str]:
         ),
         *_each(document.rows, lambda row: row["slow_start"]),
         *_each(document.rows, lambda row: row["changed"], "changed since the baseline was recorded: "),
+        *_each(document.rows, lambda row: row["kernels_changed"], "kernels changed: "),
     ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import files
+from pytest_llmperf.explain.profiles import plain
 from pytest_llmperf.machine import fingerprint
 from pytest_llmperf.report.document import RESULTS_SCHEMA
 from pytest_llmperf.report.text import verdict_line
@@ -93,13 +94,16 @@ def of(
         {
             "command_ci": in_ci(),
             "narrowed": list(narrowed),
-            "measurements": [asdict(one) for one in run.measurements],
+            "measurements": [asdict(one) | {"profile": plain(one.profile)} for one in run.measurements],
             "comparisons": [
                 {
                     "base": "" if base is None else str(base),
                     "backend": backend,
                     "workload": str(workload),
-                    "pairs": [asdict(pair) for pair in one.pairs],
+                    "pairs": [
+                        asdict(pair) | {"profiles": {arm: plain(found) for arm, found in pair.profiles.items()}}
+                        for pair in one.pairs
+                    ],
                 }
                 for (base, backend, workload), one in run.beside.comparisons.items()
             ],

@@ -120,7 +120,8 @@ def self_test(found: Mapping[Case, Assessment], width: int = WIDTH) -> list[Line
 def _fails(row: Row, strict: bool) -> bool:
     """Whether a case fails its test."""
     questionable = row.outcome == Outcome.FASTER and row["verdict.ratio"] < 1 - LARGE
-    return row.outcome == Outcome.REGRESSION or (strict and (row.outcome in STRICT_FAILURES or questionable))
+    doubtful = row.outcome in STRICT_FAILURES or questionable or row["kernels_changed"]
+    return row.outcome == Outcome.REGRESSION or bool(strict and doubtful)
 
 
 def _figures(document: Document, ending: Ending, width: int) -> list[Line]:

@@ -106,3 +106,11 @@ def verdict_line(result: Result) -> str:
         f"{change(found.ratio, found.low, found.high)} at 99 %, "
         f"allowed {found.tolerance:.0%} ({result.tolerance_source}){reason}{remedy}"
     )
+
+
+def kernels_line(result: Result) -> str:
+    """One line for a person whose test passed by its figures, with other kernels than before."""
+    return (
+        f"{result.case}: {result.verdict.outcome}, but kernels changed: {result.kernels_changed}; "
+        "accept them with --llm-update-baselines"
+    )
