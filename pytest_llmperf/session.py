@@ -23,7 +23,7 @@ from pytest_llmperf.backends.base import UNKNOWN
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.explain.difference import LINES, kernels_changed, lines
-from pytest_llmperf.explain.profiles import PHASES, mean, of_metric
+from pytest_llmperf.explain.profiles import PHASES, of_metric, typical
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.baseline import Entry, Sitting
 from pytest_llmperf.gate.beside import Beside
@@ -171,7 +171,7 @@ class Session:
         base = found["base"] if beside else [self.plan.profile(case)]
         head = found["head"] if beside else [one.profile for one in processes]
         tokens = case.workload.max_new_tokens
-        before, after = (mean([of_metric(one, case.metric, tokens) for one in row]) for row in (base, head))
+        before, after = (typical([of_metric(one, case.metric, tokens) for one in row]) for row in (base, head))
         if verdict.outcome is not Outcome.REGRESSION:
             return [], kernels_changed(before, after) if before and after else ""
         if beside:
@@ -202,7 +202,7 @@ class Session:
         sitting = self.sitting(case.backend, made[0].threads)
         barrier = median_barrier(process.barrier for process in made)
         same_code = partial(store.same_code, sitting, self._has_tree_of)
-        profiles = ((phase, mean([one.profile.get(phase) for one in made])) for phase in PHASES)
+        profiles = ((phase, typical([one.profile.get(phase) for one in made])) for phase in PHASES)
         phases = {phase: one.stored() for phase, one in profiles if one}
         for one, allowed in ((case, tolerance), (replace(case, metric="cold-start"), None)):
             if self.plan.accepts(one):

@@ -6,10 +6,12 @@ which the profiler's own time was taken. Times come from generations that were n
 
 from __future__ import annotations
 
-from collections import defaultdict
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from itertools import pairwise
+from statistics import fmean, median
 from typing import Any
 
 from pytest_llmperf.explain import names
@@ -19,7 +21,7 @@ MARK = "pytest-llmperf step"
 #: The steps that are told apart, and the metric of each.
 PHASES = {"prefill": "ttft", "decode": "tpot"}
 #: Rows that a stored phase has, at most, and the least share of time of one. Waits of the host always have one.
-STORED, LEAST = 30, 0.005
+STORED, LEAST = 30, 0.003
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,14 @@ class Phase:
         """
         one = self.short()
         rows = one.rows | {name: Row(calls, 0.0) for name, calls in one.counts.items()}
-        ranked = sorted(rows.items(), key=lambda item: (-item[1].share, item[0]))
+        ranked = sorted(rows.items(), key=lambda item: (-_rounded(item[1].share), item[0]))
         kept = [
             (name, row)
             for number, (name, row) in enumerate(ranked)
             if (row.share >= LEAST and number < STORED) or names.of_the_host(name)
         ]
-        left = len(rows) - len(kept)
-        share = max(0.0, 1 - one.host - sum(row.share for _, row in kept))
+        left = len(rows) - len(kept) + one.rest[0]
+        share = sum(row.share for row in rows.values()) - sum(row.share for _, row in kept) + one.rest[1]
         return "; ".join(
             [
                 f"{one.seconds * 1e3:.3g} ms",
@@ -158,7 +160,12 @@ class Phase:
 
 
 def _percent(share: float) -> str:
-    return f"{float(f'{share * 100:.2g}'):g}%"
+    return f"{_rounded(share):g}%"
+
+
+def _rounded(share: float) -> float:
+    """Percent with two digits, and at most two of them behind the point."""
+    return float(f"{abs(round(share * 100, 2)):.2g}")
 
 
 def _number(text: str, suffix: str) -> float:
@@ -202,80 +209,91 @@ def of_events(events: Iterable[Event], overhead: float = 0.0) -> dict[str, Phase
     """
     ordered = sorted(events, key=lambda one: (one.start, -one.end))
     marks = [one.start for one in ordered if one.name == MARK]
-    nested = [one for one in ordered if not one.device and one.name != MARK]
-    kernels = [one for one in ordered if one.device]
-    found = {}
-    for phase, bounds in zip(PHASES, (marks[:2], marks[1:]), strict=True):
-        if len(bounds) > 1:
-            steps = len(bounds) - 1
-            inside = [[one for one in row if bounds[0] <= one.start < bounds[-1]] for row in (nested, kernels)]
-            made = _on_device if kernels else _on_host
-            found[phase] = made(*inside, bounds[-1] - bounds[0], steps, overhead)
-    return found
+    device = any(one.device for one in ordered)
+    steps: list[list[Event]] = [[] for _ in marks]
+    for event in ordered:
+        number = bisect_right(marks, event.start) - 1
+        if 0 <= number < len(marks) - 1 and event.name != MARK:
+            steps[number].append(event)
+    walls = [end - start for start, end in pairwise(marks)]
+    every = [(_on_device if device else _on_host)(*step, overhead) for step in zip(steps, walls, strict=False)]
+    return {phase: _phase(found, device) for phase, found in zip(PHASES, (every[:1], every[1:]), strict=True) if found}
 
 
-def _on_host(nested: Sequence[Event], _: Sequence[Event], wall: float, steps: int, overhead: float) -> Phase:
-    """A phase of a CPU, of operators in the order of their start."""
-    own: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+@dataclass
+class _Step:
+    """One step: microseconds in no kernel, calls and microseconds by name, and calls of what only the host does."""
+
+    host: float
+    calls: Counter[str]
+    own: Counter[str]
+    total: Counter[str]
+    counts: Counter[str]
+
+
+def _on_host(events: Sequence[Event], wall: float, overhead: float) -> _Step:
+    """A step of a CPU, of operators in the order of their start."""
+    calls, own, total = Counter[str](), Counter[str](), Counter[str]()
     stacks: dict[int, list[tuple[Event, str]]] = defaultdict(list)
-    top = 0
-    for event in nested:
+    outermost = 0
+    for event in events:
         stack = stacks[event.thread]
         while stack and stack[-1][0].end <= event.start:
             stack.pop()
         name, duration = names.stable(event.name), event.end - event.start
-        row = own[name]
-        row[0] += 1
-        row[1] += duration
+        calls[name] += 1
+        own[name] += duration
         if stack:
-            own[stack[-1][1]][1] -= duration + overhead
+            own[stack[-1][1]] -= duration + overhead
         else:
-            top += 1
+            outermost += 1
         if all(one != name for _, one in stack):  # of an operator that calls itself, the outer one
-            row[2] += duration
+            total[name] += duration
         stack.append((event, name))
-    outermost = _covered(nested)
-    gap = max(0.0, wall - outermost - top * overhead)
-    rows = {name: (calls, max(0.0, seconds), total) for name, (calls, seconds, total) in own.items()}
-    return _phase(rows, gap, steps, wall, outermost, {}, kernels=False)
+    own = Counter({name: max(0.0, seconds) for name, seconds in own.items()})
+    covered = _covered(events)
+    _scale(own, covered - overhead * (len(events) - outermost))
+    return _Step(max(0.0, wall - covered - outermost * overhead), calls, own, total, Counter())
 
 
-def _on_device(nested: Sequence[Event], kernels: Sequence[Event], wall: float, steps: int, overhead: float) -> Phase:
-    """A phase of an accelerator: rows are its kernels and copies, and the host's time is that in which none ran."""
-    rows: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    for event in kernels:
-        row, duration = rows[names.stable(event.name)], event.end - event.start
-        row[:] = [row[0] + 1, row[1] + duration, row[2] + duration]
-    busy = _covered(kernels)
+def _on_device(events: Sequence[Event], wall: float, overhead: float) -> _Step:
+    """A step of an accelerator: rows are its kernels and copies, and the host's time is that in which none ran."""
+    calls, own, counts = Counter[str](), Counter[str](), Counter[str]()
+    for event in events:
+        name = names.stable(event.name)
+        if event.device:
+            calls[name] += 1
+            own[name] += event.end - event.start
+        elif names.of_the_host(event.name):
+            counts[name] += 1
+    busy = _covered([one for one in events if one.device])
+    _scale(own, busy)
     # A host that keeps the device waiting is slower by what the profiler takes.
-    gap = max(0.0, wall - busy - len(nested) * overhead)
-    counts: dict[str, float] = defaultdict(float)
-    for event in nested:
-        if names.of_the_host(event.name):
-            counts[names.stable(event.name)] += 1 / steps
-    return _phase({name: tuple(row) for name, row in rows.items()}, gap, steps, wall, busy, counts, kernels=True)
+    host = max(0.0, wall - busy - sum(not one.device for one in events) * overhead)
+    return _Step(host, calls, own, own.copy(), counts)
 
 
-def _phase(
-    rows: Mapping[str, Sequence[float]],
-    gap: float,
-    steps: int,
-    wall: float,
-    busy: float,
-    counts: Mapping[str, float],
-    kernels: bool,
-) -> Phase:
-    """Shares that add up to 1, of calls, own time and total time by name."""
-    own = sum(row[1] for row in rows.values())
-    scale = min(1.0, busy / own) if own else 1.0  # of what runs beside each other
-    whole = gap + own * scale
+def _scale(own: Counter[str], most: float) -> None:
+    """Make the times add up to at most so much: what runs beside each other shares the time."""
+    whole = sum(own.values())
+    if whole > most > 0:
+        for name in own:
+            own[name] *= most / whole
+
+
+def _phase(steps: Sequence[_Step], device: bool) -> Phase:
+    """The phase of one or several steps: of each time the least, since whatever disturbs a step makes it longer."""
+    every = dict.fromkeys(name for step in steps for name in step.calls)
+    host = min(step.host for step in steps)
+    own = {name: min(step.own[name] for step in steps if step.calls[name]) for name in every}
+    total = {name: min(step.total[name] for step in steps if step.calls[name]) for name in every}
+    calls = {name: fmean(step.calls[name] for step in steps) for name in every}
+    counts = {name: fmean(step.counts[name] for step in steps) for step in steps for name in step.counts}
+    whole = host + sum(own.values())
     if whole <= 0:
-        return Phase(1.0, {}, dict(counts), kernels=kernels, seconds=wall / steps / 1e6)
-    made = {
-        name: Row(calls / steps, seconds * scale / whole, total * scale / whole)
-        for name, (calls, seconds, total) in rows.items()
-    }
-    return Phase(gap / whole, made, dict(counts), kernels=kernels, seconds=wall / steps / 1e6)
+        return Phase(1.0, {}, counts, kernels=device)
+    rows = {name: Row(calls[name], own[name] / whole, total[name] / whole) for name in every}
+    return Phase(host / whole, rows, counts, kernels=device, seconds=whole / 1e6)
 
 
 def _covered(events: Sequence[Event]) -> float:
@@ -288,27 +306,28 @@ def _covered(events: Sequence[Event]) -> float:
     return covered
 
 
-def mean(phases: Iterable[Phase | None]) -> Phase | None:
-    """The mean of the same phase in several processes, of those that have it; None of none."""
+def typical(phases: Iterable[Phase | None]) -> Phase | None:
+    """The same phase in several processes, of those that have it: of each figure the median; None of none."""
     found = [one for one in phases if one is not None]
     if len(found) < 2:
         return found[0] if found else None
     every = dict.fromkeys(name for one in found for name in one.rows)
     counted = dict.fromkeys(name for one in found for name in one.counts)
-    nothing = Row(0, 0)
-
-    def averaged(name: str) -> Row:
-        rows = [one.rows.get(name, nothing) for one in found]
-        return Row(*(fmean(getattr(row, what) for row in rows) for what in ("calls", "share", "total")))
-
+    host, rest = (median(share) for share in zip(*((one.host, one.rest[1]) for one in found), strict=True))
+    rows = {name: _median([one.rows.get(name, Row(0, 0)) for one in found]) for name in every}
+    whole = host + rest + sum(row.share for row in rows.values()) or 1.0
     return Phase(
-        fmean(one.host for one in found),
-        {name: averaged(name) for name in every},
-        {name: fmean(one.counts.get(name, 0.0) for one in found) for name in counted},
-        (max(one.rest[0] for one in found), fmean(one.rest[1] for one in found)),
+        host / whole,
+        {name: Row(row.calls, row.share / whole, row.total / whole) for name, row in rows.items() if row.calls},
+        {name: median(one.counts.get(name, 0.0) for one in found) for name in counted},
+        (max(one.rest[0] for one in found), rest / whole),
         all(one.kernels for one in found),
-        fmean(one.seconds for one in found),
+        median(one.seconds for one in found),
     )
+
+
+def _median(rows: Sequence[Row]) -> Row:
+    return Row(*(median(getattr(row, what) for row in rows) for what in ("calls", "share", "total")))
 
 
 def together(profile: Profile, steps: int) -> Phase | None:
