@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from pytest_llmperf import known
 from pytest_llmperf.backends import tensor_parallel
@@ -31,6 +30,7 @@ from pytest_llmperf.backends.base import (
     OnToken,
     RequestStatistics,
 )
+from pytest_llmperf.backends.profiling import Profiler, mark
 from pytest_llmperf.machine.health import highest_memory, peak_memory
 from pytest_llmperf.models import loading
 
@@ -51,28 +51,37 @@ COMPILED = ("## Call CompiledFxGraph", "Torch-Compiled Region", "cudaGraphLaunch
 
 
 _profiler: Any = None
-_began = 0.0
+_runner: Any = None
 
 
-def begin_profile(_worker: Any, device: str) -> None:
-    """In a rank: note every operator from now on."""
-    global _profiler, _began
-    activities = [ProfilerActivity.CPU]
-    if device != "cpu":
-        activities.append(ProfilerActivity.CUDA)
-    _profiler = profile(activities=activities, acc_events=True)
-    _profiler.start()
-    _began = time.perf_counter()
+def begin_profile(worker: Any, device: str, chunks: int) -> None:
+    """In a rank: note every operator from now on, and where each step begins after the prefill, of so many chunks."""
+    global _profiler, _runner
+    _runner = worker.model_runner
+    execute, begun = _runner.execute_model, 0
+
+    def marked(*arguments: Any, **more: Any) -> Any:
+        nonlocal begun
+        if begun >= chunks:
+            mark()
+        begun += 1
+        return execute(*arguments, **more)
+
+    _runner.execute_model = marked
+    _profiler = Profiler(device)
+    _profiler.__enter__()
 
 
-def end_profile(_worker: Any) -> tuple[dict[str, int], float, str]:
-    """In a rank: how often each operator was called, the share of the time that collectives took, and the host."""
-    seconds = time.perf_counter() - _began
-    _profiler.stop()
-    events = _profiler.key_averages()
+def end_profile(_worker: Any) -> tuple[dict[str, int], float, str, dict[str, Any]]:
+    """In a rank: how often each operator was called, collectives' share of the time, the host, and the phases."""
+    mark()
+    _profiler.__exit__()
+    del _runner.execute_model
+    events = _profiler.averages()
     collectives = [event for event in events if event.key.startswith(COLLECTIVES)]
     waited = sum(event.device_time_total or event.cpu_time_total for event in collectives) / 1e6
-    return {event.key: event.count for event in events}, waited / seconds, platform.node()
+    counts = {event.key: event.count for event in events}
+    return counts, waited / _profiler.seconds, platform.node(), _profiler.phases()
 
 
 class VllmEngine:
@@ -184,16 +193,16 @@ class VllmEngine:
     def evidence(self) -> Engagement:
         """See `Engine.evidence`: a profile of how the last prompts' generation begins."""
         chunks, steps = self._prefill_steps, min(PROFILED, self._last_new_tokens)
-        self.engine.collective_rpc(begin_profile, args=(self.spec.device,))
+        self.engine.collective_rpc(begin_profile, args=(self.spec.device, chunks))
         self._generate(self._last, steps, lambda index, token: None)
-        profiles: list[tuple[dict[str, int], float, str]] = self.engine.collective_rpc(end_profile)
-        counts, in_collectives, _ = profiles[0]
+        profiles: list[tuple[dict[str, int], float, str, dict[str, Any]]] = self.engine.collective_rpc(end_profile)
+        counts, in_collectives, _, phases = profiles[0]
         ranks: dict[str, Any] = {
             "tensor parallel degree": len(profiles),
             TIME_IN_COLLECTIVES: round(in_collectives, 3),
         }
         if self.spec.executor:  # which may span hosts
-            hosts = Counter(host for _, _, host in profiles)
+            hosts = Counter(host for _, _, host, _ in profiles)
             ranks |= {
                 "executor": self.spec.executor,
                 "ranks by host": ", ".join(f"{host} {count}" for host, count in sorted(hosts.items())),
@@ -222,6 +231,7 @@ class VllmEngine:
                 "blocks": config.cache_config.num_gpu_blocks,
                 "steps of the prefill": chunks,
             },
+            profile=phases,
         )
 
     def processes(self) -> list[int]:

@@ -17,8 +17,7 @@ _VIEWS = re.compile(
 VIEWS = "views and allocations"
 #: What waits for the device, or for a value on the host.
 _SYNCHRONISING = re.compile(
-    r"(aten::)?(item|_local_scalar_dense|is_nonzero)$|(cuda|hip)(Stream|Device|Event)Synchronize$|"
-    r"(cuda|hip)(Memcpy|MemcpyWithStream)$"
+    r"(aten::)?item$|(cuda|hip)(Stream|Device|Event)Synchronize$|(cuda|hip)Memcpy(WithStream)?$"
 )
 _GRAPH_LAUNCH = re.compile(r"(cuda|hip)GraphLaunch")
 _REGION = re.compile(r"Torch-Compiled Region|CompiledFxGraph|TorchDynamo Cache Lookup")

@@ -233,8 +233,8 @@ def test_a_changed_set_of_kernels() -> None:
     assert kernels_changed(phase(SDPA), after) == "none -> unified_attention_2d"
     stored = Phase.from_stored(phase(SDPA | {"aten::tiny": (1, 0.05)}).stored())
     assert kernels_changed(stored, phase(SDPA | {"aten::tiny": (1, 0.1)})) == "", "it may be among the others"
-    waits = phase(SDPA | {"aten::_local_scalar_dense": (30, 0.001)})
-    assert kernels_changed(stored, waits) == "none -> _local_scalar_dense"
+    waits = phase(SDPA | {"aten::item": (30, 0.001)})
+    assert kernels_changed(stored, waits) == "none -> item"
 
 
 # Names
