@@ -72,8 +72,10 @@ def parts(base: Phase, head: Phase, ratio: float) -> list[Part]:
     found: list[Part] = []
     for group in _groups([one for one in changes if one.structural]):
         share, said = sum(one.share for one in group), _said(group)
-        if host > 0 and any(names.synchronises(one.name) and one.more > 0 for one in group):
-            share, host, said = share + host, 0.0, f"{said}, for which the host waits"
+        more = [one.name for one in group if one.more > 0]
+        if host > 0 and any(map(names.of_the_host, more)):  # what waits, or leaves a compiled region, is host time
+            why = "for which the host waits" if any(map(names.synchronises, more)) else "with the host time between"
+            share, host, said = share + host, 0.0, f"{said}, {why}"
         found.append(Part(share, said, structural=True))
     for one in changes:
         if not one.structural:

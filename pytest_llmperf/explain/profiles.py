@@ -140,16 +140,16 @@ class Phase:
     @classmethod
     def from_stored(cls, text: str) -> Phase:
         """The inverse of `stored`, as far as that keeps it. Raises ValueError where it is not one."""
-        first, host, *rows, rest = text.split("; ")
-        seconds, share = (_number(one, suffix) for one, suffix in ((first, " ms"), (host, "% host")))
-        parsed = [_row(one) for one in (*rows, rest)]
-        others, row = parsed.pop()
-        if others not in ("others", "others on the device"):
-            raise ValueError(f"{text!r} does not end with the others")
-        device = others != "others"
-        found = {name: one for name, one in parsed if not (device and names.of_the_host(name))}
-        counts = {name: one.calls for name, one in parsed if name not in found}
-        return cls(share / 100, found, counts, (int(row.calls), row.share), device, seconds / 1e3)
+        try:
+            first, host, *lines = text.split("; ")
+            seconds, share = _number(first, " ms") / 1e3, _number(host, "% host") / 100
+            *parsed, (others, rest) = map(_row, lines)
+            device = {"others": False, "others on the device": True}[others]
+        except (KeyError, ValueError):
+            raise ValueError(f"{text!r} is no profile of a step") from None
+        rows = {name: row for name, row in parsed if not (device and names.of_the_host(name))}
+        counts = {name: row.calls for name, row in parsed if name not in rows}
+        return cls(share, rows, counts, (int(rest.calls), rest.share), device, seconds)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Phase:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.cases import METRICS, Case, Workload
 from pytest_llmperf.gate import baseline as store
-from pytest_llmperf.gate.baseline import HISTORY, Baseline, BaselineError, Entry, Sitting
+from pytest_llmperf.gate.baseline import HISTORY, Baseline, BaselineError, Entry, Profiled, Sitting
 from pytest_llmperf.machine.fitness import Barrier
 
 CPU, ANOTHER = {"cpu": "Some CPU", "cpus": 16}, {"cpu": "Another", "cpus": 64}
@@ -604,3 +604,49 @@ def test_so_does_an_old_file(where: tuple[Any, ...], to: Any) -> None:
         store.loads(json.dumps(broken(*where, to=to)), "m.json")
     except BaselineError as error:
         assert_one_line(error, "m.json: ")
+
+
+# Profiles
+
+PHASE = "5 ms; 10% host; 80% 30 mm; 10% 30 copy_; 0% 0 others"
+
+
+def profiled(*keys: str, sitting: Sitting = SITTING, phase: str = PHASE) -> Baseline:
+    found = {key.rpartition("/")[0]: (Profiled(sitting.id, {"decode": phase}),) for key in keys}
+    return replace(of(*keys, sitting=sitting), profiles=found)
+
+
+def test_the_newest_profile_of_every_machine_is_kept() -> None:
+    key, name = case(), case().rpartition("/")[0]
+    held = store.merge(None, profiled(key))
+    held = store.merge(held, profiled(key, sitting=OTHER))
+    newer = store.merge(held, profiled(key, sitting=LATER, phase=PHASE.replace("mm", "addmm")), [SITTING.id])
+    assert {one.sitting for one in newer.profiles[name]} == {LATER.id, OTHER.id}
+    text = store.dumps(newer)
+    assert store.dumps(store.loads(text)) == text
+    here, there = (newer.profile(name, one.fingerprint)["decode"].rows for one in (LATER, OTHER))
+    assert ("addmm" in here, "addmm" in there) == (True, False)
+    assert newer.profile(case(batch=2).rpartition("/")[0], LATER.fingerprint) == {}
+
+
+def test_a_profile_goes_with_the_last_case_that_it_is_of() -> None:
+    first, second = case("ttft"), case("tpot")
+    held = store.merge(None, profiled(first, second))
+    assert store.without(held, SITTING.fingerprint, [first]).profiles == held.profiles
+    assert store.without(held, SITTING.fingerprint, [first, second]).profiles == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"decode": "5 ms; 10% host"}, "is no profile of a step"),
+        ({"decode": 5}, "wrong type"),
+        ({"sitting": "nobody"}, "unknown sitting"),
+        ({"other": PHASE}, "too many"),
+    ],
+)
+def test_a_profile_that_is_none_is_refused(change: dict[str, Any], said: str) -> None:
+    data = json.loads(store.dumps(store.merge(None, profiled(case()))))
+    data["profiles"][case().rpartition("/")[0]][0] |= change
+    with pytest.raises(BaselineError, match=said):
+        store.loads(json.dumps(data))
