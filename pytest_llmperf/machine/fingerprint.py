@@ -185,6 +185,8 @@ def limits(environ: Mapping[str, str] = os.environ, group: Group | None = None) 
     if "LD_PRELOAD" in found:
         found["LD_PRELOAD"] = " ".join(Path(one).name for one in re.split("[ :]+", found["LD_PRELOAD"]) if one)
     return {"quota": usable if quota is None else min(quota, usable), "variables": found}
+
+
 def libraries(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of `LIBRARIES` that an environment has, without those that may hold a secret.
 
