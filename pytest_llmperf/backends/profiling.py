@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pytest_llmperf.explain.profiles import MARK, Event, of_events
@@ -58,7 +57,8 @@ class Profiler:
     @property
     def events(self) -> list[Any]:
         """Everything that was recorded, as PyTorch says it."""
-        return list(self._profile.events() or ())
+        recorded: Any = self._profile
+        return list(recorded.events() or ())
 
     def averages(self) -> list[Any]:
         """PyTorch's sums of the events of each name."""
@@ -85,7 +85,7 @@ def _operator() -> float:
 
 def _events(recorded: Iterable[Any]) -> Iterable[Event]:
     for one in recorded:
-        device = one.device_type != DeviceType.CPU
+        device = one.device_type.name != "CPU"
         if one.is_async or (device and (one.is_user_annotation or one.name == MARK)):
             continue  # a range that somebody named is no kernel, though the device has it too
         yield Event(one.name, one.time_range.start, one.time_range.end, one.thread, device)

@@ -138,8 +138,8 @@ def _changes(base: Phase, head: Phase, ratio: float) -> tuple[list[_Change], flo
         else:
             found.append(_Change(name, before, after, share))
     for name in dict.fromkeys((*base.counts, *head.counts)):
-        calls = (phase.counts.get(name, 0.0) for phase in (base, head))
-        found.append(_Change(name, *(Row(one, 0.0) for one in calls), 0.0))
+        before, after = (Row(phase.counts.get(name, 0.0), 0.0) for phase in (base, head))
+        found.append(_Change(name, before, after, 0.0))
     return found, folded
 
 

@@ -119,7 +119,7 @@ class Phase:
         Shares have two digits, so that unchanged code leaves most of the line as it was.
         """
         one = self.short()
-        rows = one.rows | {name: Row(calls, 0.0) for name, calls in one.counts.items()}
+        rows = {**one.rows, **{name: Row(calls, 0.0) for name, calls in one.counts.items()}}
         ranked = sorted(rows.items(), key=lambda item: (-_rounded(item[1].share), item[0]))
         kept = [
             (name, row)
@@ -226,14 +226,14 @@ class _Step:
 
     host: float
     calls: Counter[str]
-    own: Counter[str]
-    total: Counter[str]
+    own: dict[str, float]
+    total: dict[str, float]
     counts: Counter[str]
 
 
 def _on_host(events: Sequence[Event], wall: float, overhead: float) -> _Step:
     """A step of a CPU, of operators in the order of their start."""
-    calls, own, total = Counter[str](), Counter[str](), Counter[str]()
+    calls, own, total = Counter[str](), defaultdict[str, float](float), defaultdict[str, float](float)
     stacks: dict[int, list[tuple[Event, str]]] = defaultdict(list)
     outermost = 0
     for event in events:
@@ -250,35 +250,35 @@ def _on_host(events: Sequence[Event], wall: float, overhead: float) -> _Step:
         if all(one != name for _, one in stack):  # of an operator that calls itself, the outer one
             total[name] += duration
         stack.append((event, name))
-    own = Counter({name: max(0.0, seconds) for name, seconds in own.items()})
     covered = _covered(events)
-    _scale(own, covered - overhead * (len(events) - outermost))
-    return _Step(max(0.0, wall - covered - outermost * overhead), calls, own, total, Counter())
+    positive = _scaled(
+        {name: max(0.0, took) for name, took in own.items()}, covered - overhead * (len(events) - outermost)
+    )
+    return _Step(max(0.0, wall - covered - outermost * overhead), calls, positive, total, Counter())
 
 
 def _on_device(events: Sequence[Event], wall: float, overhead: float) -> _Step:
     """A step of an accelerator: rows are its kernels and copies, and the host's time is that in which none ran."""
-    calls, own, counts = Counter[str](), Counter[str](), Counter[str]()
+    calls, taken, counts = Counter[str](), defaultdict[str, float](float), Counter[str]()
     for event in events:
         name = names.stable(event.name)
         if event.device:
             calls[name] += 1
-            own[name] += event.end - event.start
+            taken[name] += event.end - event.start
         elif names.of_the_host(event.name):
             counts[name] += 1
     busy = _covered([one for one in events if one.device])
-    _scale(own, busy)
+    own = _scaled(taken, busy)
     # A host that keeps the device waiting is slower by what the profiler takes.
     host = max(0.0, wall - busy - sum(not one.device for one in events) * overhead)
-    return _Step(host, calls, own, own.copy(), counts)
+    return _Step(host, calls, own, own, counts)
 
 
-def _scale(own: Counter[str], most: float) -> None:
-    """Make the times add up to at most so much: what runs beside each other shares the time."""
+def _scaled(own: Mapping[str, float], most: float) -> dict[str, float]:
+    """The times, made to add up to at most so much: what runs beside each other shares the time."""
     whole = sum(own.values())
-    if whole > most > 0:
-        for name in own:
-            own[name] *= most / whole
+    scale = most / whole if whole > most > 0 else 1.0
+    return {name: took * scale for name, took in own.items()}
 
 
 def _phase(steps: Sequence[_Step], device: bool) -> Phase:

@@ -119,6 +119,7 @@ def test_the_first_line_names_the_cause_and_the_lines_add_up(
 
 def test_a_graph_break_shows_as_more_compiled_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = 4
+    dynamo: Any = torch._dynamo
     with dynamo_limits(), handed_to_inductor(monkeypatch):
         phases = []
         for broken in (False, True):
@@ -126,7 +127,7 @@ def test_a_graph_break_shows_as_more_compiled_regions(monkeypatch: pytest.Monkey
             engine = load("compile", spec(num_hidden_layers=layers))
             if broken:
                 for layer in engine.model.model.layers:
-                    layer.self_attn.k_proj.forward = torch._dynamo.disable(layer.self_attn.k_proj.forward)
+                    layer.self_attn.k_proj.forward = dynamo.disable(layer.self_attn.k_proj.forward)
             generate(engine, EQUAL)
             phases.append(decode(engine))
     before, after = phases
