@@ -173,7 +173,10 @@ class Session:
         tokens = case.workload.max_new_tokens
         before, after = (typical([of_metric(one, case.metric, tokens) for one in row]) for row in (base, head))
         if verdict.outcome is not Outcome.REGRESSION:
-            return [], kernels_changed(before, after) if before and after else ""
+            accepted = beside and of_metric(self.plan.profile(case), case.metric, tokens)
+            if before is None or after is None or (accepted and not kernels_changed(accepted, after)):
+                return [], ""
+            return [], kernels_changed(before, after)
         if beside:
             changed = self.plan.changed_from_base(case.backend)
         else:

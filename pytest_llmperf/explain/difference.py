@@ -154,7 +154,17 @@ def _groups(changes: Sequence[_Change]) -> list[list[_Change]]:
     for one in changes:
         replaced = gone and 2 * abs(one.more) >= min(-other.more for other in gone)
         groups["replaced" if replaced else round(one.more, 1)].append(one)
-    return list(groups.values())
+    return _with_views(list(groups.values()))
+
+
+def _with_views(groups: list[list[_Change]]) -> list[list[_Change]]:
+    """The groups; views and allocations, which something else calls, are part of the one with the most calls."""
+    views = [group for group in groups if [one.name for one in group] == [VIEWS]]
+    others = [group for group in groups if group not in views]
+    if others and views:
+        max(others, key=lambda group: abs(group[0].more)).extend(views[0])
+        return others
+    return groups
 
 
 def _said(group: Sequence[_Change]) -> str:

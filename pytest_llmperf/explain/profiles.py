@@ -80,7 +80,8 @@ class Phase:
     @property
     def least(self) -> float:
         """The share of time below which a kernel may have no row."""
-        return min((row.share for row in self.rows.values()), default=0.0) if self.rest[0] else 0.0
+        ranked = [row.share for name, row in self.rows.items() if not names.of_the_host(name)]
+        return max(LEAST, min(ranked, default=0.0)) if self.rest[0] else 0.0
 
     def short(self) -> Phase:
         """With short names, under which several kernels may be one row."""

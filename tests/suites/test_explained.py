@@ -86,3 +86,14 @@ def test_without_a_profile_a_red_test_says_so(suite: Suite) -> None:
     result = suite.decode()
     assert result.ret == 1
     result.stdout.fnmatch_lines(["  what got slower is not known: the baseline has no profile"])
+
+
+def test_kernels_that_were_accepted_hold_beside_a_base_too(suite: Suite) -> None:
+    with_profile(suite, 0.005, "mm=80, math=10")
+    suite.commit()
+    with_profile(suite, 0.005, "mm=80, flash=10")
+    beside = suite.decode("--llm-strict", "--llm-base=HEAD")
+    assert beside.ret == 1
+    assert "kernels changed: math -> flash" in said(beside)
+    assert suite.decode("--llm-update-baselines").ret == 0
+    assert suite.decode("--llm-strict", "--llm-base=HEAD").ret == 0
