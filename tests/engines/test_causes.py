@@ -8,9 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -21,15 +19,14 @@ from tiny import EQUAL, generate, load, spec
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pytest_llmperf.backends.base import EngineSpec
-from pytest_llmperf.explain.difference import lines
-from pytest_llmperf.explain.profiles import Profile, of_metric, parse
+from pytest_llmperf.explain.difference import kernels_changed, lines, parts
+from pytest_llmperf.explain.profiles import Phase, of_metric, parse
 from pytest_llmperf.models import Model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NEW, TURNS = 5, 2
-PROMPT = [[(37 * number) % 40000 + 1 for number in range(192)]]
-Cause = Callable[[Any], AbstractContextManager[Any]]
+NEW, TURNS = 5, 3
+PROMPT = [[(37 * number) % 40000 + 1 for number in range(48)]]
 
 
 @contextmanager
@@ -44,82 +41,84 @@ def before_each(model: Any, name: str, work: Callable[[Any, torch.Tensor], Any])
 
 
 def copies(_: Any, hidden: torch.Tensor) -> None:
-    for _ in range(40):
+    for _ in range(80):
         hidden.clone()
 
 
 def waits(_: Any, hidden: torch.Tensor) -> None:
-    for _ in range(30):
-        hidden.abs().max().item()
+    for _ in range(60):
+        hidden.max().item()
 
 
 def product(module: Any, hidden: torch.Tensor) -> None:
-    for _ in range(4):
+    for _ in range(10):
         torch.nn.functional.linear(hidden, module.weight)
 
 
 def sleeps(*_: Any) -> None:
-    time.sleep(0.001)
+    time.sleep(0.002)
 
 
-CAUSES: dict[str, tuple[Cause, str, str]] = {
-    "copies of the hidden states": (partial(before_each, name="mlp", work=copies), "tpot", r"\bclone\b|\bcopy_"),
-    "waits for the host": (partial(before_each, name="mlp", work=waits), "tpot", r"\bitem\b.*: 1 -> 901 calls"),
-    "a product done again": (
-        partial(before_each, name="mlp.down_proj", work=product),
-        "tpot",
-        r"^\S+ (mm|addmm)\b.*: 211 -> 331 calls",
-    ),
-    "a sleep": (partial(before_each, name="mlp", work=sleeps), "tpot", r"host time between operators"),
-    "attention by its formula": (
-        lambda _: sdpa_kernel(SDPBackend.MATH),
-        "ttft",
-        r"_scaled_dot_product_flash_attention_for_cpu -> .*_math",
-    ),
+#: What is done before each module of a name, and what the first line has to say.
+CAUSES: dict[str, tuple[str, Any, str]] = {
+    "copies of the hidden states": ("mlp", copies, r"(clone|copy_).*2400 calls a step|copy_.* -> "),
+    "waits for the host": ("mlp", waits, r"item\b.*: 1 -> 1801 calls a step"),
+    "a product done again": ("mlp.down_proj", product, r"^\S+ (mm|addmm)\b.*: 211 -> 511 calls a step"),
+    "a sleep": ("mlp", sleeps, r"host time between operators"),
 }
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The shortest prefill and decode step (s) of some generations, and a profile."""
+def step(engine: Any) -> float:
+    """Seconds of the shortest decode step of a generation."""
+    times: list[float] = []
+    engine.generate(PROMPT, NEW, lambda request, token: times.append(time.perf_counter()))
+    return min(end - start for start, end in pairwise(times))
 
-    seconds: dict[str, float]
-    profile: Profile
 
-
-def measured(engine: Any) -> Measured:
-    found: dict[str, list[float]] = {"ttft": [], "tpot": []}
-    for _ in range(TURNS):
-        times = [time.perf_counter()]
-        engine.generate(PROMPT, NEW, lambda request, token: times.append(time.perf_counter()))  # noqa: B023
-        first, *steps = [end - start for start, end in pairwise(times)]
-        found["ttft"].append(first)
-        found["tpot"] += steps
-    return Measured({name: min(taken) for name, taken in found.items()}, parse(engine.evidence().profile))
+def decode(engine: Any) -> Phase:
+    found = of_metric(parse(engine.evidence().profile), "tpot", NEW)
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
-def calm(bundled_model: Model) -> tuple[Any, Measured]:
-    """An engine, and how it is where nothing makes it slower."""
-    engine = load("sdpa", EngineSpec(str(bundled_model.folder), None, "float32", "cpu", 1, 200))
+def sdpa(bundled_model: Model) -> Any:
+    engine = load("sdpa", EngineSpec(str(bundled_model.folder), None, "float32", "cpu", 1, 64))
     engine.engaged = lambda profile: True  # or the fallback would be refused
-    return engine, measured(engine)
+    step(engine)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def calm(sdpa: Any) -> Phase:
+    """A decode step that nothing makes slower."""
+    return decode(sdpa)
 
 
 @pytest.mark.parametrize("name", CAUSES)
-def test_the_first_line_names_the_cause_and_the_lines_add_up(calm: tuple[Any, Measured], name: str) -> None:
-    cause, metric, expected = CAUSES[name]
-    engine, before = calm
-    with cause(engine.model):
-        after = measured(engine)
-    base, head = (of_metric(one.profile, metric, NEW) for one in (before, after))
-    assert base is not None
-    assert head is not None
-    slowdown = after.seconds[metric] / before.seconds[metric] - 1
-    said = lines(base, head, 1 + slowdown)
+def test_the_first_line_names_the_cause_and_the_lines_add_up(sdpa: Any, calm: Phase, name: str) -> None:
+    module, work, expected = CAUSES[name]
+    usual, slow = [], []
+    for _ in range(TURNS):
+        usual.append(step(sdpa))
+        with before_each(sdpa.model, module, work):
+            slow.append(step(sdpa))
+    with before_each(sdpa.model, module, work):
+        head = decode(sdpa)
+    slowdown = min(slow) / min(usual) - 1
+    said = lines(calm, head, 1 + slowdown)
     assert re.search(expected, said[0]), said
     explained = sum(float(line.partition("%")[0]) / 100 for line in said if "not explained" not in line)
     assert explained == pytest.approx(slowdown, rel=0.2), said
+
+
+def test_attention_by_its_formula_shows_as_what_is_gone_and_what_came(sdpa: Any, calm: Phase) -> None:
+    with sdpa_kernel(SDPBackend.MATH):
+        step(sdpa)
+        head = decode(sdpa)
+    (first, *_) = (part.said for part in parts(calm, head, 1.0) if part.structural)
+    assert re.match("_scaled_dot_product_flash_attention_for_cpu -> _scaled_dot_product_attention_math", first)
+    assert kernels_changed(calm, head).startswith("_scaled_dot_product_flash_attention_for_cpu -> ")
 
 
 def test_a_graph_break_shows_as_more_compiled_regions(monkeypatch: pytest.MonkeyPatch) -> None:
