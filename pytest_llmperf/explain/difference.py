@@ -112,28 +112,25 @@ def kernels_changed(base: Phase, head: Phase) -> str:
     A kernel that takes next to nothing of the step's time does not count, unless the host waits in it.
     """
     changes, _ = _changes(base, head, 1.0)
-    gone = [one for one in changes if not one.head.calls and _counts(one.name, one.base, LEAST)]
-    new = [one for one in changes if not one.base.calls and _counts(one.name, one.head, max(LEAST, 2 * base.least))]
+    gone = [one for one in changes if not one.head.calls and _counts(one.name, one.base)]
+    new = [one for one in changes if not one.base.calls and _counts(one.name, one.head)]
     if not gone and not new:
         return ""
     return f"{_list(_ranked(gone)) or 'none'} -> {_list(_ranked(new)) or 'none'}"
 
 
-def _counts(name: str, row: Row, least: float) -> bool:
-    return name != VIEWS and (row.share >= least or names.synchronises(name))
+def _counts(name: str, row: Row) -> bool:
+    return name != VIEWS and (row.share >= LEAST or names.synchronises(name))
 
 
 def _changes(base: Phase, head: Phase, ratio: float) -> tuple[list[_Change], float]:
     """Every kernel's change, and the part of those of which one profile has no row of their own."""
-    folded = head.rest[1] * ratio - base.rest[1]
+    folded = head.rest * ratio - base.rest
     found = []
     for name in dict.fromkeys((*base.rows, *head.rows)):
         before, after = base.rows.get(name, NOTHING), head.rows.get(name, NOTHING)
         share = after.share * ratio - before.share
-        hidden = (not before.calls and after.share < 2 * base.least) or (
-            not after.calls and before.share < 2 * head.least
-        )
-        if hidden and not names.synchronises(name):
+        if any(name not in phase.rows and phase.knows(name) for phase in (base, head)):
             folded += share
         else:
             found.append(_Change(name, before, after, share))

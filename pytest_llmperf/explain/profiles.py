@@ -6,6 +6,7 @@ which the profiler's own time was taken. Times come from generations that were n
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ MARK = "pytest-llmperf step"
 PHASES = {"prefill": "ttft", "decode": "tpot"}
 #: Rows that a stored phase has, at most, and the least share of time of one. Waits of the host always have one.
 STORED, LEAST = 30, 0.003
+#: Hexadecimal digits that tell one of the others from a name that is new; of 30 names it may be wrong in 1 of 100.
+MARKED = 3
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Phase:
         host: share of the step's time in no kernel or operator.
         rows: by whole name, where the engine says it, and by short one, where two phases are compared.
         counts: calls per step of what only the host does, where kernels run on a device.
-        rest: of kernels that have no row: how many, and their share. A stored phase has rows of the longest alone.
+        others: the `marks` of kernels that have no row. A stored phase has rows of the longest alone.
+        rest: the share of these.
         kernels: whether the rows are kernels on a device.
         seconds: that the step takes.
     """
@@ -73,15 +77,14 @@ class Phase:
     host: float
     rows: Mapping[str, Row]
     counts: Mapping[str, float] = field(default_factory=dict)
-    rest: tuple[int, float] = (0, 0.0)
+    others: frozenset[str] = frozenset()
+    rest: float = 0.0
     kernels: bool = False
     seconds: float = 0.0
 
-    @property
-    def least(self) -> float:
-        """The share of time below which a kernel may have no row."""
-        ranked = [row.share for name, row in self.rows.items() if not names.of_the_host(name)]
-        return max(LEAST, min(ranked, default=0.0)) if self.rest[0] else 0.0
+    def knows(self, name: str) -> bool:
+        """Whether a kernel was called, if only as one of those without a row."""
+        return name in self.rows or mark(name) in self.others
 
     def short(self) -> Phase:
         """With short names, under which several kernels may be one row."""
@@ -98,6 +101,7 @@ class Phase:
                 for name, found in rows.items()
             },
             dict(counts),
+            self.others,
             self.rest,
             self.kernels,
             self.seconds,
@@ -127,14 +131,15 @@ class Phase:
             for number, (name, row) in enumerate(ranked)
             if (row.share >= LEAST and number < STORED) or names.of_the_host(name)
         ]
-        left = len(rows) - len(kept) + one.rest[0]
-        share = sum(row.share for row in rows.values()) - sum(row.share for _, row in kept) + one.rest[1]
+        left = rows.keys() - {name for name, _ in kept}
+        marks = sorted({*map(mark, left), *one.others})
+        share = sum(rows[name].share for name in left) + one.rest
         return "; ".join(
             [
                 f"{one.seconds * 1e3:.3g} ms",
                 f"{_percent(one.host)} host",
                 *(f"{_percent(row.share)} {row.calls:.4g} {name}" for name, row in kept),
-                f"{_percent(share)} {left} {'others on the device' if one.kernels else 'others'}",
+                f"{_percent(share)} {len(marks)} other {'kernels' if one.kernels else 'operators'} {''.join(marks)}",
             ]
         )
 
@@ -144,20 +149,27 @@ class Phase:
         try:
             first, host, *lines = text.split("; ")
             seconds, share = _number(first, " ms") / 1e3, _number(host, "% host") / 100
-            *parsed, (others, rest) = map(_row, lines)
-            device = {"others": False, "others on the device": True}[others]
+            *parsed, (last, rest) = map(_row, lines)
+            others, kind, marks = last.split(" ")
+            device = {"other operators": False, "other kernels": True}[f"{others} {kind}"]
         except (KeyError, ValueError):
             raise ValueError(f"{text!r} is no profile of a step") from None
         rows = {name: row for name, row in parsed if not (device and names.of_the_host(name))}
         counts = {name: row.calls for name, row in parsed if name not in rows}
-        return cls(share, rows, counts, (int(rest.calls), rest.share), device, seconds)
+        found = (marks[at : at + MARKED] for at in range(0, len(marks), MARKED))
+        return cls(share, rows, counts, frozenset(found), rest.share, device, seconds)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Phase:
         """The inverse of `as_dict`. Raises KeyError, TypeError or ValueError where it is not one."""
         rows = {str(name): Row(*map(float, values)) for name, values in data["rows"].items()}
         counts = {str(name): float(calls) for name, calls in data["counts"].items()}
-        return cls(float(data["host"]), rows, counts, (0, 0.0), bool(data["kernels"]), float(data["seconds"]))
+        return cls(float(data["host"]), rows, counts, kernels=bool(data["kernels"]), seconds=float(data["seconds"]))
+
+
+def mark(name: str) -> str:
+    """A few digits that stand for a name."""
+    return hashlib.sha256(name.encode()).hexdigest()[:MARKED]
 
 
 def _percent(share: float) -> str:
@@ -314,14 +326,15 @@ def typical(phases: Iterable[Phase | None]) -> Phase | None:
         return found[0] if found else None
     every = dict.fromkeys(name for one in found for name in one.rows)
     counted = dict.fromkeys(name for one in found for name in one.counts)
-    host, rest = (median(share) for share in zip(*((one.host, one.rest[1]) for one in found), strict=True))
+    host, rest = (median(share) for share in zip(*((one.host, one.rest) for one in found), strict=True))
     rows = {name: _median([one.rows.get(name, Row(0, 0)) for one in found]) for name in every}
     whole = host + rest + sum(row.share for row in rows.values()) or 1.0
     return Phase(
         host / whole,
         {name: Row(row.calls, row.share / whole, row.total / whole) for name, row in rows.items() if row.calls},
         {name: median(one.counts.get(name, 0.0) for one in found) for name in counted},
-        (max(one.rest[0] for one in found), rest / whole),
+        frozenset().union(*(one.others for one in found)),
+        rest / whole,
         all(one.kernels for one in found),
         median(one.seconds for one in found),
     )

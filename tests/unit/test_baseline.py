@@ -608,7 +608,7 @@ def test_so_does_an_old_file(where: tuple[Any, ...], to: Any) -> None:
 
 # Profiles
 
-PHASE = "5 ms; 10% host; 80% 30 mm; 10% 30 copy_; 0% 0 others"
+PHASE = "5 ms; 10% host; 80% 30 mm; 10% 30 copy_; 0% 0 other operators "
 
 
 def profiled(*keys: str, sitting: Sitting = SITTING, phase: str = PHASE) -> Baseline:

@@ -237,6 +237,7 @@ def test_a_changed_set_of_kernels() -> None:
     after = phase(SDPA | {"aten::tiny": (1, 0.4), "aten::item": (1, 0.001)})
     assert kernels_changed(stored, after) == "", "it may be among the others"
     assert kernels_changed(phase(SDPA), after) == "none -> item, tiny"
+    assert kernels_changed(Phase.from_stored(phase(SDPA).stored()), after) == "none -> item, tiny"
 
 
 # Names
