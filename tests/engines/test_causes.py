@@ -25,29 +25,35 @@ from pytest_llmperf.models import Model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NEW, TURNS = 5, 3
+NEW, TURNS, TRIES = 6, 2, 4
+#: Rows of the hidden states, as of so many requests.
+MANY = 200
 PROMPT = [[(37 * number) % 40000 + 1 for number in range(48)]]
 
 
 @contextmanager
-def before_each(model: Any, name: str, work: Callable[[Any, torch.Tensor], Any]) -> Iterator[None]:
-    """Do some work before each module of that name, with the module and the hidden states that it is given."""
+def before_each(model: Any, name: str, work: Callable[[Any, torch.Tensor], None]) -> Iterator[None]:
+    """In decode steps, do some work before each module of that name, with it and the hidden states that it is given."""
+
+    def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].shape[1] == 1:
+            work(module, inputs[0])
+
     with ExitStack() as hooks:
         for path, module in model.named_modules():
             if re.fullmatch(rf"model\.layers\.\d+\.{name}", path):
-                hook = module.register_forward_pre_hook(lambda module, inputs: work(module, inputs[0]) and None)
-                hooks.callback(hook.remove)
+                hooks.callback(module.register_forward_pre_hook(hook).remove)
         yield
 
 
 def copies(_: Any, hidden: torch.Tensor) -> None:
-    for _ in range(80):
-        hidden.clone()
+    for _ in range(40):
+        hidden.expand(MANY, -1, -1).clone()
 
 
 def waits(_: Any, hidden: torch.Tensor) -> None:
-    for _ in range(60):
-        hidden.max().item()
+    for _ in range(20):
+        hidden.expand(MANY, -1, -1).max().item()
 
 
 def product(module: Any, hidden: torch.Tensor) -> None:
@@ -61,8 +67,8 @@ def sleeps(*_: Any) -> None:
 
 #: What is done before each module of a name, and what the first line has to say.
 CAUSES: dict[str, tuple[str, Any, str]] = {
-    "copies of the hidden states": ("mlp", copies, r"(clone|copy_).*2400 calls a step|copy_.* -> "),
-    "waits for the host": ("mlp", waits, r"item\b.*: 1 -> 1801 calls a step"),
+    "copies of the hidden states": ("mlp", copies, r"(clone|copy_).*1200 calls a step|copy_.* -> "),
+    "waits for the host": ("mlp", waits, r"item\b.*: 1 -> 601 calls a step"),
     "a product done again": ("mlp.down_proj", product, r"^\S+ (mm|addmm)\b.*: 211 -> 511 calls a step"),
     "a sleep": ("mlp", sleeps, r"host time between operators"),
 }
@@ -98,17 +104,20 @@ def calm(sdpa: Any) -> Phase:
 @pytest.mark.parametrize("name", CAUSES)
 def test_the_first_line_names_the_cause_and_the_lines_add_up(sdpa: Any, calm: Phase, name: str) -> None:
     module, work, expected = CAUSES[name]
-    usual, slow = [], []
-    for _ in range(TURNS):
-        usual.append(step(sdpa))
-        with before_each(sdpa.model, module, work):
-            slow.append(step(sdpa))
     with before_each(sdpa.model, module, work):
         head = decode(sdpa)
-    slowdown = min(slow) / min(usual) - 1
-    said = lines(calm, head, 1 + slowdown)
+    for _ in range(TRIES):
+        usual, slow = [], []
+        for _ in range(TURNS):
+            usual.append(step(sdpa))
+            with before_each(sdpa.model, module, work):
+                slow.append(step(sdpa))
+        slowdown = min(slow) / min(usual) - 1
+        said = lines(calm, head, 1 + slowdown)
+        explained = sum(float(line.partition("%")[0]) / 100 for line in said if "not explained" not in line)
+        if explained == pytest.approx(slowdown, rel=0.2):
+            break  # else something else used the machine in one of the two
     assert re.search(expected, said[0]), said
-    explained = sum(float(line.partition("%")[0]) / 100 for line in said if "not explained" not in line)
     assert explained == pytest.approx(slowdown, rel=0.2), said
 
 
@@ -133,7 +142,7 @@ def test_a_graph_break_shows_as_more_compiled_regions(monkeypatch: pytest.Monkey
                 for layer in engine.model.model.layers:
                     layer.self_attn.k_proj.forward = dynamo.disable(layer.self_attn.k_proj.forward)
             generate(engine, EQUAL)
-            phases.append(of_metric(parse(engine.evidence().profile), "tpot", NEW))
+            phases.append(decode(engine))
     before, after = phases
     first, *others = lines(before, after, max(1.1, after.seconds / before.seconds))
     assert "Torch-Compiled Region" in first, others
