@@ -113,7 +113,7 @@ class Step:
         found: what came of it; of the one with its parent, None.
         said: it, as a clause.
         seconds: how long it took.
-        verdicts: of its cases, as in the results file.
+        verdicts: of its cases, as in the results file, with what got slower.
     """
 
     candidate: int
@@ -197,7 +197,7 @@ class Bisection:
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         raw = json.loads(results.read_text(encoding="utf-8")) if code in RAN and results.exists() else {"results": []}
-        verdicts = {result["case"]: result["verdict"] for result in raw["results"]}
+        verdicts = {one["case"]: one["verdict"] | {"slower": one["slower"]} for one in raw["results"]}
         against = cases or [case for case, said in verdicts.items() if said["outcome"] == "regression"] or verdicts
         found = judged(verdicts, list(against) or [""])
         said = _worst(verdicts, against)
@@ -227,6 +227,9 @@ class Bisection:
             step = next(one for one in reversed(self._steps) if (one.candidate, one.base) == (bad, good))
             self._say(f"the first slower {kind} is {names[bad]}")
             self._say(f"  beside the {kind} before it: {step.said}")
+            for case, verdict in step.verdicts.items():
+                for line in verdict["slower"]:
+                    self._say(f"  {case.rpartition('/')[2]}: {line}")
         else:
             self._say(f"the first slower {kind} is one of these {bad - good}, which cannot be told apart:")
             for one in range(good + 1, bad + 1):

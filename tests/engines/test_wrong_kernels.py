@@ -16,7 +16,7 @@ from pytest_llmperf.plan import cpu_dtype
 
 #: Two requests of 16 tokens: one untimed batch has few positions.
 WORKLOAD = Workload(batch_size=2, prompt_length=48, max_new_tokens=16)
-SEEDS = range(3)
+SEEDS = range(2)
 #: In bfloat16 their errors are near what rounding explains.
 NEAR = ("softmax scale off by 5 %", "softmax scale off by 3 %", "one key-value slot stale")
 
@@ -67,7 +67,7 @@ def test_other_orders_of_summation_pass_every_time(bench: Bench) -> None:
     passed, rows = 0, 10  # requests that are computed together, which share the reading of the weights
     # In float64, by which float32 is judged, a request takes half a second; in emulated bfloat16, five, for nothing.
     emulated = bench.dtype == "bfloat16" and cpu_dtype() != "bfloat16"
-    wanted = 10 if emulated else {"float32": 20, "bfloat16": 40}[bench.dtype]
+    wanted = 10 if emulated else {"float32": 10, "bfloat16": 20}[bench.dtype]
     lengths = random.Random(1)
     for seed in range(wanted // rows):
         kernel.split = random.Random(seed).randrange

@@ -106,9 +106,9 @@ class Simulated(Bisection):
         outcome = "inconclusive" if one in self.open else "regression" if slower else "ok"
         ratio = 1.08 if slower else 1.0
         verdict = {"outcome": outcome, "ratio": ratio, "low": ratio - 0.01, "high": ratio + 0.01, "reason": ""}
-        results.write_text(
-            json.dumps({"results": [{"case": CASE, "verdict": verdict | {"count": 4, "basis": "base"}}]})
-        )
+        verdict |= {"count": 4, "basis": "base"}
+        why = ["+7.9% copy_: new, 30 calls a step"] if slower else []
+        results.write_text(json.dumps({"results": [{"case": CASE, "verdict": verdict, "slower": why}]}))
         return int(outcome == "regression")
 
 
@@ -123,9 +123,10 @@ def lines(tmp_path: Path, count: int = 17, **what: Any) -> tuple[int, list[str]]
 def test_the_first_slower_one_is_named_with_its_interval_beside_the_one_before_it(tmp_path: Path) -> None:
     code, said = lines(tmp_path)
     assert code == 0
-    assert said[-3:] == [
+    assert said[-4:] == [
         "the first slower revision is c7",
         "  beside the revision before it: tpot b1-p16-n8 sim +8.0% [+7.0%, +9.0%] in 4 pairs",
+        "  tpot: +7.9% copy_: new, 30 calls a step",
         "6 comparisons in 0.0 min; 24 pairs in all",
     ]
     assert "  c16: bad: tpot b1-p16-n8 sim +8.0% [+7.0%, +9.0%] in 4 pairs (0 s)" in said
@@ -151,7 +152,7 @@ def test_a_stopped_one_goes_on(tmp_path: Path) -> None:
     code, said = lines(tmp_path)
     assert (code, said[0]) == (0, "goes on after 2 comparisons that were made before")
     assert sum(one.startswith("comparing") for one in said) == 4
-    assert said[-3] == "the first slower revision is c7"
+    assert said[-4] == "the first slower revision is c7"
     assert lines(tmp_path)[1][0] == "comparing c16", "what was finished is not gone on with"
 
 
