@@ -333,7 +333,7 @@ OPTIONS = (
            "tree's. Default: the tree. Example: --llm-base=v1.2 --llm-head=v1.3"),
     Option("compare", _comparison, "WHICH", "Cases to compare with base. flagged: a case that looks slower than its "
            "baseline, or is faster by more than 20%%, or was recorded in another state of the machine; if you named a "
-           "base, also a case that has no baseline or is not ok. unresolved: every case that is not ok or faster. "
+           "base, also a case that has no baseline or is inconclusive. unresolved: every case not ok or faster. "
            "always: every case. never: none. Default: flagged. Example: --llm-compare=unresolved", "flagged"),
     Option("visible-devices", _devices, "LIST", "Devices to use, by index, comma-separated. Each die is a device. A "
            "backend takes the first ones, as many as its degree. If the environment makes only some devices visible, "
