@@ -23,8 +23,8 @@ from pytest_llmperf.output import end_of, last_lines
 
 #: pytest's exit codes of a run whose tests ran.
 RAN = {0, 1}
-#: Of one that was interrupted.
-INTERRUPTED = 2
+#: Of one that was interrupted, or whose tests could not be collected; and what it prints only of the former.
+INTERRUPTED, INTERRUPTION = 2, "KeyboardInterrupt"
 #: Of a command that Ctrl-C ended, by the shell's convention.
 STOPPED = 130
 
@@ -142,7 +142,7 @@ class Bisection:
         self._folder = folder
         self._say = say
         self._last = len(candidates.names) - 1
-        self._steps = [_step(one) for one in _kept(folder / "steps.json")]
+        self._steps = _kept(folder / "steps.json")
 
     def run(self) -> int:
         """Find the first slower candidate and say which it is.
@@ -194,7 +194,7 @@ class Bisection:
         results.unlink(missing_ok=True)
         began = time.monotonic()
         code = self._pytest(self._candidates.options(one, base), results, log)
-        if code == INTERRUPTED:
+        if code == INTERRUPTED and INTERRUPTION in _end(log):
             raise KeyboardInterrupt
         raw = json.loads(results.read_text(encoding="utf-8")) if code in RAN and results.exists() else {"results": []}
         verdicts = {one["case"]: one["verdict"] | {"slower": one["slower"]} for one in raw["results"]}
@@ -211,9 +211,13 @@ class Bisection:
 
     def _pytest(self, options: list[str], results: Path, log: Path) -> int:
         own = ["--llm-compare=always", f"--llm-baseline-dir={self._folder / 'none'}", f"--llm-results={results}"]
-        with log.open("wb") as file:
-            command = [sys.executable, "-m", "pytest", *self._tests, *options, *own]
-            return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        command = [sys.executable, "-m", "pytest", *self._tests, *options, *own]
+        with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                process.wait()  # Ctrl-C has reached it too, and it removes what it made
+                raise
 
     def _line(self, step: Step) -> str:
         names = self._candidates.names
@@ -247,19 +251,22 @@ def _step(kept: dict[str, Any]) -> Step:
     return Step(**kept | {"found": None if kept["found"] is None else Found(kept["found"])})
 
 
-def _kept(file: Path) -> list[dict[str, Any]]:
+def _kept(file: Path) -> list[Step]:
     """What an earlier command found. A file that cannot be read costs that, and no more."""
     try:
-        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return [_step(one) for one in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError):
         return []
-    return found
+
+
+def _end(log: Path) -> str:
+    with log.open("rb") as file:
+        return end_of(file)
 
 
 def _why(log: Path) -> str:
     """The error that pytest's output ends with."""
-    with log.open("rb") as file:
-        lines = [line.strip() for line in last_lines(end_of(file)) if line.strip(" =")]
+    lines = [line.strip() for line in last_lines(_end(log)) if line.strip(" =")]
     return next((line for line in reversed(lines) if "error: " in line.lower()), (lines or ["no output"])[-1])
 
 

@@ -329,6 +329,8 @@ class Plan:
     @cached_property
     def clean_revision(self) -> str | None:
         """The revision under test; None if files differ from it, or outside a repository."""
+        if self.head is not None:
+            return self.head.revision
         return checkout.clean_revision(self.root, self.apart)
 
     def is_at(self, revision: str) -> bool:

@@ -194,8 +194,11 @@ class VllmEngine:
         """See `Engine.evidence`: a profile of how the last prompts' generation begins."""
         chunks, steps = self._prefill_steps, min(PROFILED, self._last_new_tokens)
         self.engine.collective_rpc(begin_profile, args=(self.spec.device, chunks))
-        self._generate(self._last, steps, lambda index, token: None)
-        profiles: list[tuple[dict[str, int], float, str, dict[str, Any]]] = self.engine.collective_rpc(end_profile)
+        profiles: list[tuple[dict[str, int], float, str, dict[str, Any]]]
+        try:
+            self._generate(self._last, steps, lambda index, token: None)
+        finally:
+            profiles = self.engine.collective_rpc(end_profile)
         counts, in_collectives, _, phases = profiles[0]
         ranks: dict[str, Any] = {
             "tensor parallel degree": len(profiles),

@@ -47,7 +47,7 @@ def of_the_host(name: str) -> bool:
 @cache
 def stable(name: str) -> str:
     """The name without what differs between processes of the same code: numbers of regions, hashes, addresses."""
-    name = name.strip().strip("#").strip()
+    name = name.strip().strip("#").strip().replace(";", ",")  # which separates the rows of a stored profile
     if name.startswith("Torch-Compiled Region"):
         return "Torch-Compiled Region"
     name = re.sub(r"^Call CompiledFxGraph\b.*", "CompiledFxGraph", name)

@@ -354,18 +354,25 @@ def together(profile: Profile, steps: int) -> Phase | None:
         return None
     rows: dict[str, Row] = {}
     counts: dict[str, float] = defaultdict(float)
-    host = 0.0
-    for phase, number in (("prefill", 1), ("decode", steps)):
-        one, weight = profile[phase], weights[phase] / whole
+    host = rest = 0.0
+    others: set[str] = set()
+    for phase, beside, number in (("prefill", "decode", 1), ("decode", "prefill", steps)):
+        one, other, weight = profile[phase], profile[beside], weights[phase] / whole
         host += one.host * weight
+        rest += one.rest * weight
+        others |= one.others
         for name, row in one.rows.items():
+            if name not in other.rows and other.knows(name):  # its calls in the other phase are not known
+                rest += row.share * weight
+                others.add(mark(name))
+                continue
             old = rows.get(name, Row(0, 0))
             calls = old.calls + row.calls * number / (steps + 1)
             rows[name] = Row(calls, old.share + row.share * weight, old.total + row.total * weight)
         for name, calls in one.counts.items():
             counts[name] += calls * number / (steps + 1)
     seconds = whole / (steps + 1)
-    return Phase(host, rows, dict(counts), kernels=profile["decode"].kernels, seconds=seconds)
+    return Phase(host, rows, dict(counts), frozenset(others), rest, profile["decode"].kernels, seconds)
 
 
 def of_metric(profile: Profile, metric: str, new_tokens: int) -> Phase | None:

@@ -57,6 +57,7 @@ class Beside:
         self._progress = progress
         self._finally = ExitStack()
         self._arms: dict[Base, Callable[[str], Arm]] = {}
+        self._bases: dict[Case, Base] = {}
         self._comparisons: dict[tuple[Base | None, str, Workload], Comparison] = {}
         self._asked: dict[tuple[Base | None, str], set[str]] = {}
         self.assessments: dict[Case, Assessment] = {}
@@ -94,6 +95,7 @@ class Beside:
             SameCodeError: base is the baseline's own code, and the worker imports nothing of the repository.
             BaseError: git could not check the base out.
         """
+        self._bases[case] = base
         try:
             return self._comparison(case.backend, case.workload, base).judge(case.metric, tolerance)
         except BaseLostError as error:
@@ -123,13 +125,8 @@ class Beside:
 
     def profiles(self, case: Case) -> dict[str, list[Profile]]:
         """The profiles of each arm, by its name, in the pairs of a case."""
-        pairs = [
-            pair
-            for (base, backend, workload), one in self._comparisons.items()
-            if base is not None and (backend, workload) == (case.backend, case.workload)
-            for pair in one.pairs
-            if pair.profiles
-        ]
+        compared = self._comparisons[self._bases[case], case.backend, case.workload]
+        pairs = [pair for pair in compared.pairs if pair.profiles]
         return {arm: [pair.profiles[arm] for pair in pairs] for arm in ("base", "head")}
 
     def self_test(self, case: Case, tolerance: float) -> list[float]:

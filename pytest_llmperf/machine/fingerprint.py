@@ -184,7 +184,8 @@ def limits(environ: Mapping[str, str] = os.environ, group: Group | None = None) 
     found = {name: value for name, value in sorted(environ.items()) if name.startswith(CPU_VARIABLES)}
     if "LD_PRELOAD" in found:
         found["LD_PRELOAD"] = " ".join(Path(one).name for one in re.split("[ :]+", found["LD_PRELOAD"]) if one)
-    return {"quota": usable if quota is None else min(quota, usable), "variables": found}
+    worth = usable if quota is None else float(f"{min(quota, usable):.6g}")  # as a baseline keeps it
+    return {"quota": worth, "variables": found}
 
 
 def libraries(environment: Mapping[str, str]) -> dict[str, str]:

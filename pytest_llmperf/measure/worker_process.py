@@ -150,6 +150,14 @@ def started_reaper(lifeline: int, group: int, folder: str) -> subprocess.Popen[b
         )
 
 
+def _pipe(made: contextlib.ExitStack) -> tuple[int, int]:
+    """The ends of a new pipe, both of which are closed with ``made``. Raises OSError."""
+    ends = os.pipe()
+    for end in ends:
+        made.callback(os.close, end)
+    return ends
+
+
 class Host:
     """One worker process. Not thread-safe; one call at a time.
 
@@ -162,23 +170,23 @@ class Host:
     def __init__(
         self, arm: Arm, environment: Mapping[str, str] | None = None, search_path: Sequence[str | None] = ()
     ) -> None:
-        folder = None
-        try:
-            folder = reaper.scratch()
-            self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
-        except OSError as error:
-            if folder is not None:
-                reaper.end(folder)
-            raise WorkerLostError(f"cannot start a worker: {error}; {ROOM}") from None
+        with contextlib.ExitStack() as made:
+            try:
+                folder = reaper.scratch()
+                made.callback(reaper.end, folder)
+                self._log: IO[bytes] = made.enter_context(tempfile.TemporaryFile())
+                (requests_read, self._requests), (self._replies, replies_write), (lifeline_read, self._lifeline) = (
+                    _pipe(made) for _ in range(3)
+                )
+            except OSError as error:
+                raise WorkerLostError(f"cannot start a worker: {error}; {ROOM}") from None
+            made.pop_all()
         self._buffer = b""
         self._busy = False
         #: The answer that came instead of a step. `answer` returns it.
         self._early: dict[str, Any] | None = None
         #: Pieces of the secrets that this worker was told. A server may repeat them in its messages.
         self._secret: set[str] = set()
-        requests_read, self._requests = os.pipe()
-        self._replies, replies_write = os.pipe()
-        lifeline_read, self._lifeline = os.pipe()
         # The lifeline is the reaper's. A worker of an older version, of a base, wants it too.
         passed = (requests_read, replies_write, lifeline_read)
         package = Path(pytest_llmperf.__file__).parent.parent

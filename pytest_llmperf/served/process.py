@@ -82,13 +82,21 @@ def launcher(pid: int) -> int:
     return pid
 
 
+#: How often it is looked who listens. The kernel's list may lack a socket while others come and go.
+LOOKS = 3
+
+
 def listening(port: int) -> list[int]:
     """The processes of whoever listens on a port of this machine, as far as this user may see."""
-    try:
-        found = psutil.net_connections("tcp")
-    except (psutil.Error, OSError):
-        return []
-    pids = {one.pid for one in found if one.pid and one.status == psutil.CONN_LISTEN and one.laddr[1:] == (port,)}
+    pids: set[int] = set()
+    for _ in range(LOOKS):
+        with contextlib.suppress(psutil.Error, OSError):
+            found = psutil.net_connections("tcp")
+            pids = {
+                one.pid for one in found if one.pid and one.status == psutil.CONN_LISTEN and one.laddr[1:] == (port,)
+            }
+        if pids:
+            break
     return sorted({member.pid for pid in map(launcher, pids) for member in family(pid)})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -520,3 +521,21 @@ def test_no_worker_is_traced_or_debugged_and_that_is_said_once(suite: Suite, mon
     assert not dev_mode
     result.stdout.fnmatch_lines(f"workers ran without {', '.join(sorted(TRACED))}: tracing and debugging *")
     assert debugger.skip_subprocess_arg_patch.call_count == 1
+
+
+def test_a_worker_that_gets_no_pipe_is_lost_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def pipe() -> tuple[int, int]:
+        if made:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made.extend(ends := original())
+        return ends
+
+    original = os.pipe
+    monkeypatch.setattr(os, "pipe", pipe)
+    with pytest.raises(WorkerLostError, match=r"cannot start a worker: .*Too many open files"):
+        Host(Arm())
+    for descriptor in made:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)

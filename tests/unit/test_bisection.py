@@ -90,15 +90,19 @@ class Row(Candidates):
 class Simulated(Bisection):
     """A bisection whose runs of pytest are made up: candidates from ``first_bad`` on are 8 % slower.
 
-    ``open`` are inconclusive, ``broken`` end with a usage error, ``stop`` is one at which Ctrl-C comes.
+    ``open`` are inconclusive, ``broken`` end with a usage error, ``uncollected`` while tests are collected, and
+    ``stop`` is one at which Ctrl-C comes.
     """
 
-    first_bad, open, broken, stop = 7, frozenset[int](), frozenset[int](), -1
+    first_bad, open, broken, uncollected, stop = 7, frozenset[int](), frozenset[int](), frozenset[int](), -1
 
     def _pytest(self, options: list[str], results: Path, log: Path) -> int:
         one, base = map(int, options)
         log.write_text("collected\nERROR: no module named this\n")
         if one == self.stop:
+            log.write_text("!!!! KeyboardInterrupt !!!!\n")
+            return bisecting.INTERRUPTED
+        if one in self.uncollected:
             return bisecting.INTERRUPTED
         if one in self.broken:
             return 4
@@ -156,8 +160,9 @@ def test_a_stopped_one_goes_on(tmp_path: Path) -> None:
     assert lines(tmp_path)[1][0] == "comparing c16", "what was finished is not gone on with"
 
 
-def test_steps_that_cannot_be_read_are_made_again(tmp_path: Path) -> None:
-    (tmp_path / "steps.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", '[{"candidate": 16}]', '[{"found": "good", "more": 1}]', "[1]", "{}"])
+def test_steps_that_cannot_be_read_are_made_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "steps.json").write_text(text)
     assert lines(tmp_path)[1][0] == "comparing c16"
 
 
@@ -166,6 +171,7 @@ def test_steps_that_cannot_be_read_are_made_again(tmp_path: Path) -> None:
     [
         ({"first_bad": 99}, "nothing to find: beside the first revision the last one, c16, is ok, tpot .*; name tests"),
         ({"broken": frozenset({16})}, "c16: ERROR: no module named this"),
+        ({"uncollected": frozenset({16})}, "c16: ERROR: no module named this"),
         ({"open": frozenset({16})}, "nothing to find: .* is inconclusive, "),
     ],
 )

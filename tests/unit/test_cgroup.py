@@ -65,6 +65,8 @@ def test_limits_are_cpu_time_and_the_variables_of_cpus(tmp_path: Path, monkeypat
     for text in ("800000 100000\n", "max 100000\n", ""):  # more than there are, or none
         (tmp_path / "sys/fs/cgroup/cpu.max").write_text(text)
         assert fingerprint.limits({}, own) == {"quota": 4, "variables": {}}
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("1000000 300000")
+    assert fingerprint.limits({}, own)["quota"] == 3.33333, "as a baseline keeps it"
 
 
 @pytest.mark.parametrize(

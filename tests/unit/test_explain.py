@@ -150,6 +150,24 @@ def test_a_latency_is_a_prefill_and_its_decode_steps() -> None:
     assert found.rows["mm"].calls == pytest.approx(10)
 
 
+@pytest.mark.parametrize("small", ["sin", "sin; cos"])
+def test_a_stored_latency_knows_kernels_without_a_row(small: str) -> None:
+    """One that is below the least share in a phase, or in both, is neither new nor called more often later on."""
+
+    def profile(prefill: float, decode: float) -> dict[str, Phase]:
+        weights = (("prefill", prefill), ("decode", decode))
+        return {name: phase({"aten::mm": (10, 1 - one), small: (5, one)}, host=0) for name, one in weights}
+
+    for stored in (profile(0.002, 0.002), profile(0.004, 0.002), profile(0.002, 0.004)):
+        read = {name: Phase.from_stored(one.stored()) for name, one in stored.items()}
+        before, after = of_metric(read, "latency", 5), of_metric(profile(0.005, 0.005), "latency", 5)
+        assert before is not None
+        assert after is not None
+        assert kernels_changed(before, after) == ""
+        assert not any(part.structural for part in parts(before, after, 1.1))
+        assert sum(part.share for part in parts(before, after, 1.1)) == pytest.approx(0.1, abs=0.005)
+
+
 # The difference
 
 
