@@ -133,10 +133,6 @@ class Judge:
             or self._machine.differs(sitting.rates)
         )
 
-    def _moment(self, entry: Entry) -> str:
-        """When the sitting of an entry was."""
-        return self._plan.sitting(entry).recorded
-
     def _has_rates(self, entries: Sequence[Entry]) -> bool:
         """Whether the machine's state was recorded with every entry: a rate that is measured now too."""
         return all(self._plan.sitting(one).rates.keys() & self._machine.rates.keys() for one in entries)
@@ -218,8 +214,8 @@ class Judge:
             return self._out_of_time(screened)
         entries = plan.own(case)
         # A backend with an interpreter or devices of its own has another sitting of the same moment.
-        of_reference = {self._moment(one): one for one in plan.own(replace(case, backend=reference))}
-        beside = case.backend != reference and all(self._moment(one) in of_reference for one in entries)
+        of_reference = {plan.sitting(one).recorded: one for one in plan.own(replace(case, backend=reference))}
+        beside = case.backend != reference and all(plan.sitting(one).recorded in of_reference for one in entries)
         began = monotonic()
         made, others = self._measurements.in_turns(
             case.backend, case.workload, reference if beside else None, stored.FEWEST_TO_FAIL
@@ -243,8 +239,9 @@ class Judge:
             why_not += "; the baseline has nothing that tells slow code from a slow machine"
         if beside:
             scale = stored.centre(over)
+            theirs = [of_reference[plan.sitting(one).recorded].processes for one in entries]
             relative = stored.interval(
-                [stored.over_reference(one.processes, of_reference[self._moment(one)].processes) for one in entries],
+                [stored.over_reference(one.processes, other) for one, other in zip(entries, theirs, strict=True)],
                 stored.over_reference(figures, over),
                 plan.prior(case),
             )
