@@ -27,6 +27,8 @@ RAN = {0, 1}
 INTERRUPTED, INTERRUPTION = 2, "KeyboardInterrupt"
 #: Of a command that Ctrl-C ended, by the shell's convention.
 STOPPED = 130
+#: The file of what was found so far.
+STEPS = "steps.json"
 
 
 class BisectError(ValueError):
@@ -142,7 +144,7 @@ class Bisection:
         self._folder = folder
         self._say = say
         self._last = len(candidates.names) - 1
-        self._steps = _kept(folder / "steps.json")
+        self._steps = _kept(folder / STEPS)
 
     def run(self) -> int:
         """Find the first slower candidate and say which it is.
@@ -205,7 +207,7 @@ class Bisection:
             said = _why(log)
         step = Step(one, base, None if base else found, said, time.monotonic() - began, verdicts)
         self._steps.append(step)
-        files.replace(self._folder / "steps.json", json.dumps([asdict(one) for one in self._steps], indent=1))
+        files.replace(self._folder / STEPS, json.dumps([asdict(one) for one in self._steps], indent=1))
         self._say(self._line(step))
         return step
 
@@ -244,7 +246,7 @@ class Bisection:
         self._forget()
 
     def _forget(self) -> None:
-        (self._folder / "steps.json").unlink(missing_ok=True)
+        (self._folder / STEPS).unlink(missing_ok=True)
 
 
 def _step(kept: dict[str, Any]) -> Step:
@@ -327,7 +329,7 @@ def bisect(candidates: Candidates, tests: Sequence[str], again: bool = False) ->
         raise BisectError(f"there is nothing between the first {candidates.kind} and the last")
     with _own([str(Path.cwd()), candidates.kind, *candidates.identity, *tests]) as folder:
         if again:
-            (folder / "steps.json").unlink(missing_ok=True)
+            (folder / STEPS).unlink(missing_ok=True)
         print(f"{len(candidates.names) - 1} {candidates.kind}s after {candidates.names[0]}; output is kept in {folder}")
         try:
             return Bisection(candidates, tests, folder).run()

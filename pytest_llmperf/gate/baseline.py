@@ -266,25 +266,19 @@ def merge(old: Baseline | None, new: Baseline, same_code: Collection[str] = ()) 
     if (old.device, old.model) != (new.device, new.model):
         raise BaselineError(f"{new.model!r} on {new.device!r} cannot be merged into {old.model!r} on {old.device!r}")
     held = Baseline(new.device, new.model, {**old.sittings, **new.sittings}, {})
+
+    def elsewhere(one: Entry | Profiled, newer: Iterable[Entry | Profiled]) -> bool:
+        """Whether an old one is of another machine than all newer ones."""
+        return all(old.sitting(one).fingerprint.difference(new.sitting(two).fingerprint) for two in newer)
+
     entries = dict(old.entries)
     for key, newer in new.entries.items():
-        here = [new.sitting(one).fingerprint for one in newer]
-        kept = [
-            one
-            for one in entries.get(key, ())
-            if one.sitting in same_code or all(old.sitting(one).fingerprint.difference(machine) for machine in here)
-        ]
+        kept = [one for one in entries.get(key, ()) if one.sitting in same_code or elsewhere(one, newer)]
         row = dict.fromkeys([*map(_rounded, newer), *kept])
         entries[key] = tuple(chain.from_iterable(sets[:HISTORY] for sets in _by_machine(held, row)))
     profiles = dict(old.profiles)
     for key, found in new.profiles.items():
-        here = [new.sitting(one).fingerprint for one in found]
-        others = [
-            one
-            for one in profiles.get(key, ())
-            if all(old.sitting(one).fingerprint.difference(machine) for machine in here)
-        ]
-        profiles[key] = (*found, *others)
+        profiles[key] = (*found, *(one for one in profiles.get(key, ()) if elsewhere(one, found)))
     return _holding(replace(held, profiles=profiles), entries)
 
 
