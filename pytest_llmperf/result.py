@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any
 from pytest_llmperf.backends.base import SERVED_MODEL
 from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.cases import METRICS, Case
+from pytest_llmperf.explain.families import families
 from pytest_llmperf.explain.profiles import PHASES, plain
 from pytest_llmperf.gate.rule import Verdict
 from pytest_llmperf.measure.process import Measurement
@@ -196,6 +198,14 @@ class Result:
         watts = [gpu.power for gpu in gpus if gpu is not None and gpu.power]
         return self.throughput / fmean(watts) if watts and self.backend.tp == 1 else None
 
+    @property
+    def implementations(self) -> dict[str, str]:
+        """Whose attention, MoE and GEMM ran in the prefill and in a decode step, those with the most time first."""
+        weights: Counter[str] = Counter()
+        for phase in self.first.profile.values():
+            weights.update({name: row.share for name, row in phase.rows.items()})
+        return families(weights)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, under the names of the results file."""
         metric, first = self.case.metric, self.first
@@ -225,6 +235,7 @@ class Result:
             "slow_start": self.slow_start,
             "peak_memory": first.peak_memory,
             "engagement": first.engagement,
+            "implementations": self.implementations,
             "engine": {**self.engine, "threads": first.threads},
             "changed": self.changed,
             "slower": list(self.slower),

@@ -174,7 +174,7 @@ class RequestStatistics:
         ttft: seconds from the request's arrival to its first token; None where it does not say.
         tpot: seconds per further token; likewise.
         cached_tokens: prompt tokens that were not computed but found in a prefix cache.
-        preemptions: how often the request lost its cache and was computed again.
+        preemptions: how often the request lost its cache and was computed again; 0 where the engine does not say.
         untimed: tokens that a server counts, and of which nobody saw when they came.
     """
 

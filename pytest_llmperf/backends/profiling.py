@@ -29,10 +29,12 @@ class Profiler:
         shapes: whether the shapes of operators' inputs are kept.
 
     Attributes:
+        device: torch's device string.
         seconds: that it lasted.
     """
 
     def __init__(self, device: str, shapes: bool = False) -> None:
+        self.device = device
         activities = [ProfilerActivity.CPU, *([] if device == "cpu" else [ProfilerActivity.CUDA])]
         # Of all threads: an engine may generate in another one.
         everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)

@@ -31,6 +31,8 @@ from pytest_llmperf.backends.base import (
     RequestStatistics,
 )
 from pytest_llmperf.backends.profiling import Profiler, mark
+from pytest_llmperf.explain.families import calls, family
+from pytest_llmperf.explain.names import short
 from pytest_llmperf.machine.health import highest_memory, peak_memory
 from pytest_llmperf.models import loading
 
@@ -40,10 +42,8 @@ PROFILED = 3
 LARGEST_BLOCK = 128
 #: Blocks beyond what the requests fill: vLLM keeps one empty.
 SPARE_BLOCKS = 2
-#: The operator that every attention layer of vLLM goes through, whichever kernel is behind it.
+#: The operator that every attention layer of vLLM goes through on a CPU, whichever kernel is behind it.
 ATTENTION = "vllm::unified_attention"
-#: What attention kernels are called on a GPU, where a replayed graph calls no operators.
-ATTENTION_KERNELS = ("flash_fwd", "flash_attn", "attention", "fmha")
 #: What collectives are called: those of PyTorch's backends, and vLLM's own over shared memory or between GPUs.
 COLLECTIVES = (*tensor_parallel.COLLECTIVES, "_C::shm_", "void vllm::cross_device_reduce")
 #: What a compiled graph and a replayed one show.
@@ -73,14 +73,17 @@ def begin_profile(worker: Any, device: str, chunks: int) -> None:
 
 
 def end_profile(_worker: Any) -> tuple[dict[str, int], float, str, dict[str, Any]]:
-    """In a rank: how often each operator was called, collectives' share of the time, the host, and the phases."""
+    """In a rank: how often each operator or kernel ran, collectives' share of the time, the host, and the phases.
+
+    On a GPU a replayed graph calls no operators, so kernels alone count there, and calls of graphs.
+    """
     mark()
     _profiler.__exit__()
     del _runner.execute_model
     events = _profiler.averages()
     collectives = [event for event in events if event.key.startswith(COLLECTIVES)]
     waited = sum(event.device_time_total or event.cpu_time_total for event in collectives) / 1e6
-    counts = {event.key: event.count for event in events}
+    counts = {event.key: event.count for event in events if _counts(event, _profiler.device)}
     return counts, waited / _profiler.seconds, platform.node(), _profiler.phases()
 
 
@@ -210,12 +213,11 @@ class VllmEngine:
                 "executor": self.spec.executor,
                 "ranks by host": ", ".join(f"{host} {count}" for host, count in sorted(hosts.items())),
             }
-        attention = {name: number for name, number in counts.items() if _is_attention(name, self.spec.device)}
+        attention = attention_calls(counts, self.spec.device)
         graphs = sum(number for name, number in counts.items() if name.startswith(COMPILED))
         config = self.engine.vllm_config
-        # On a GPU several kernels share the work, and a replayed graph calls no operator.
-        kernels = [number for name, number in attention.items() if "::" not in name]
-        ran = max(attention.values(), default=0) if self.spec.device == "cpu" else sum(kernels)
+        # On a GPU several kernels share the work.
+        ran = max(attention.values(), default=0) if self.spec.device == "cpu" else calls("attention", attention)
         paged = ran >= self.layers * steps and len(profiles) == self.spec.tp
         graph = "a compiled graph in every step" if self.compiled else "no compiled graph"
         mode = str(getattr(config.compilation_config.mode, "name", config.compilation_config.mode))
@@ -330,8 +332,22 @@ def available_memory(file: Path = Path("/proc/meminfo")) -> float:
         return float("inf")
 
 
-def _is_attention(name: str, device: str) -> bool:
-    return name.startswith(ATTENTION) or (device != "cpu" and any(one in name.lower() for one in ATTENTION_KERNELS))
+def _counts(event: Any, device: str) -> bool:
+    """Whether how often it ran tells something: on a GPU, of a kernel and of a call of a graph."""
+    if device == "cpu" or event.key.startswith(COMPILED):
+        return True
+    return event.device_type.name != "CPU" and not event.is_user_annotation
+
+
+def attention_calls(counts: Mapping[str, int], device: str) -> dict[str, int]:
+    """How often attention ran, by name: vLLM's operator on a CPU; on a GPU each kernel, by its short name."""
+    if device == "cpu":
+        return {name: number for name, number in counts.items() if name.startswith(ATTENTION)}
+    found: Counter[str] = Counter()
+    for name, number in counts.items():
+        if (one := family(name)) is not None and one[0] == "attention":
+            found[short(name)] += number
+    return dict(found)
 
 
 def _statistics(output: Any, max_new_tokens: int) -> RequestStatistics:
@@ -340,8 +356,8 @@ def _statistics(output: Any, max_new_tokens: int) -> RequestStatistics:
     return RequestStatistics(
         ttft=own.first_token_latency,
         tpot=(own.last_token_ts - own.first_token_ts) / max(1, max_new_tokens - 1),
-        cached_tokens=output.num_cached_tokens or 0,
-        preemptions=own.num_preemptions,
+        cached_tokens=getattr(output, "num_cached_tokens", None) or 0,
+        preemptions=getattr(own, "num_preemptions", 0),  # which older versions do not say
     )
 
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pytest_llmperf.explain import names
+from pytest_llmperf.explain import families, names
 from pytest_llmperf.explain.names import VIEWS
 from pytest_llmperf.explain.profiles import LEAST, Phase, Row
 
@@ -116,7 +116,14 @@ def kernels_changed(base: Phase, head: Phase) -> str:
     new = [one for one in changes if not one.base.calls and _counts(one.name, one.head)]
     if not gone and not new:
         return ""
-    return f"{_list(_ranked(gone)) or 'none'} -> {_list(_ranked(new)) or 'none'}"
+    return _replaced(gone, new)
+
+
+def _replaced(gone: Sequence[_Change], new: Sequence[_Change]) -> str:
+    """The kernels that are gone and those in their place, and first of which implementation they are."""
+    implementations = families.changed(*([one.name for one in group] for group in (gone, new)))
+    said = f"{_list(_ranked(gone)) or 'none'} -> {_list(_ranked(new)) or 'none'}"
+    return f"{implementations} ({said})" if implementations else said
 
 
 def _counts(name: str, row: Row) -> bool:
@@ -169,7 +176,7 @@ def _said(group: Sequence[_Change]) -> str:
     gone = [one for one in group if not one.head.calls]
     more = [one for one in group if one.more > 0]
     if gone and more:
-        return f"{_list(_ranked(gone))} -> {_list(_ranked(more))}"
+        return _replaced(gone, more)
     ranked = _ranked(group)
     first = ranked[0]
     if gone:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
+from pytest_llmperf.explain.families import family
+
 #: What PyTorch calls operators that move or compute nothing. Each takes microseconds and says nothing by itself.
 _VIEWS = re.compile(
     r"(alias|as_strided|broadcast_to|chunk|contiguous|detach_?|diagonal|empty(_like|_strided)?|expand(_as)?|flatten|"
@@ -22,7 +24,7 @@ _SYNCHRONISING = re.compile(
 _GRAPH_LAUNCH = re.compile(r"(cuda|hip)GraphLaunch")
 _REGION = re.compile(r"Torch-Compiled Region|CompiledFxGraph|TorchDynamo Cache Lookup")
 #: Templates of kernels whose arguments say what they compute.
-_GENERIC = re.compile(r"(\w*elementwise_kernel\w*|reduce_kernel|[kK]ernel2?|device_kernel|\w*kernel_impl)$")
+_GENERIC = re.compile(r"(\w*elementwise_kernel\w*|reduce_kernel|[kK]ernel2?|device_kernel|kentry\w*|\w*kernel_impl)$")
 #: Words of a C++ template's arguments that tell no kernel from another.
 _COMMON = re.compile(
     r"(at|native|detail|internal|gpu|cuda|hip|c10|std|cutlass|gemm|kernel|device|threadblock|thrust|cub|namespace|const|"
@@ -73,9 +75,10 @@ def short(name: str) -> str:
     outer, arguments = _split(name.removeprefix("void "))
     last = re.split(r"::", outer)[-1] or outer
     if not _GENERIC.match(last):
-        return _fitting(last)
+        return _fitting(last if family(last) == family(name) else outer)  # whose it is may be in the namespace
     words = [word for word in re.findall(r"[A-Za-z_]\w*", arguments) if len(word) > 2 and not _COMMON.match(word)]
-    return _fitting(f"{last}<{max(words, key=len)}>" if words else last)
+    told = next(filter(family, words), max(words, key=len, default=""))
+    return _fitting(f"{last}<{told}>" if told else last)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -98,7 +98,7 @@ def of_cold(rows: Iterable[Row]) -> list[list[Cell]]:
     ]
 
 
-ENGINES = ("backend", "threads", "computes in", "versions", "variables")
+ENGINES = ("backend", "threads", "computes in", "kernels", "versions", "variables")
 
 
 def of_engines(rows: Iterable[Row]) -> list[list[Cell]]:
@@ -111,6 +111,7 @@ def of_engines(rows: Iterable[Row]) -> list[list[Cell]]:
             Cell(row.backend),
             Cell(str(row["engine.threads"] or "-"), row["engine.threads"]),
             Cell(row["engine.compute_dtype"] or "-"),
+            Cell("; ".join(f"{kind}: {names}" for kind, names in (row["implementations"] or {}).items()) or "-"),
             Cell(", ".join(f"{name} {version}" for name, version in (row["engine.versions"] or {}).items()) or "-"),
             Cell(", ".join(f"{name}={value}" for name, value in (row["engine.environment"] or {}).items()) or "-"),
         ]
