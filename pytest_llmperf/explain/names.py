@@ -75,7 +75,7 @@ def short(name: str) -> str:
     outer, arguments = _split(name.removeprefix("void "))
     last = re.split(r"::", outer)[-1] or outer
     if not _GENERIC.match(last):
-        return _fitting(last if family(last) == family(name) else outer)  # whose it is may be in the namespace
+        return _fitting(last if family(name) in (None, family(last)) else outer)  # the namespace may say whose it is
     words = [word for word in re.findall(r"[A-Za-z_]\w*", arguments) if len(word) > 2 and not _COMMON.match(word)]
     told = next(filter(family, words), max(words, key=len, default=""))
     return _fitting(f"{last}<{told}>" if told else last)

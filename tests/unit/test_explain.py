@@ -214,7 +214,8 @@ def test_a_fallback_names_what_is_gone_and_what_came_in_its_place() -> None:
     math = {"_scaled_dot_product_attention_math": (30, 1.0), "_softmax": (30, 4.0), "bmm": (60, 20.0)}
     head = SDPA | {f"aten::{name}": row for name, row in math.items()}
     first, *others = slower(head)
-    assert first.startswith("+17.0% _scaled_dot_product_flash_attention_for_cpu -> ")
+    implementations = "attention: PyTorch's flash of the CPU -> PyTorch's math"
+    assert first.startswith(f"+17.0% {implementations} (_scaled_dot_product_flash_attention_for_cpu -> ")
     assert "bmm" in first
     assert not others
 

@@ -119,7 +119,7 @@ def test_what_only_calls_attention_or_does_something_else_has_no_family(name: st
     assert family(short(name)) is None
 
 
-@pytest.mark.parametrize("kernels", ATTENTION.values())
+@pytest.mark.parametrize("kernels", list(ATTENTION.values()))
 def test_vllm_s_attention_on_a_gpu_is_counted_whatever_namespace_its_kernel_has(kernels: list[str]) -> None:
     if any("cpu" in name for name in kernels):
         return
@@ -138,7 +138,7 @@ def test_reductions_do_not_count_as_attention() -> None:
     assert calls("attention", combined) == 32
 
 
-@pytest.mark.parametrize(("base", "head"), permutations(ATTENTION, 2))
+@pytest.mark.parametrize(("base", "head"), list(permutations(ATTENTION, 2)))
 def test_a_fallback_to_another_attention_is_said_by_name(base: str, head: str) -> None:
     """vllm-project/vllm#39965: a silent fallback made prefill 5.5 times slower."""
     before, after = (
