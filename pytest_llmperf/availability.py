@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
 from packaging.version import Version
 
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.backends.toolchain import why_not_compiled
 from pytest_llmperf.interpreter import Interpreter
+from pytest_llmperf.machine import cards, detect
 from pytest_llmperf.machine.table import Device
 from pytest_llmperf.secret import Secret
+from pytest_llmperf.settings import Settings
 
 
 class UnusableError(ValueError):
@@ -32,6 +35,26 @@ def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> I
         raise UnusableError(f"--llm-python={what}: {backend.name} needs one interpreter; name one for all its parts")
     stated_path = next(iter(found), paths.get(""))
     return Interpreter() if stated_path is None else Interpreter(stated_path)
+
+
+def chosen_device(settings: Settings, registry: Registry) -> Device:
+    """The device to measure on, with its memory: the one named, else one that the reference's torch can use.
+
+    Raises:
+        KeyError, ValueError: there is no such device, no such reference, or an interpreter cannot be asked.
+    """
+    torch = torch_of(settings, registry) if settings.device is None else None
+    found = detect.resolve(settings.device, torch=torch)
+    return replace(found, memory_bytes=cards.memory(found)) if found.memory_bytes is None else found
+
+
+def torch_of(settings: Settings, registry: Registry) -> str | None:
+    """The version of torch in the reference's interpreter, or None.
+
+    Raises:
+        KeyError, ValueError: there is no such reference, or its interpreter cannot be asked.
+    """
+    return interpreter_of(registry[settings.reference], settings.python).version("torch")
 
 
 def check_interpreters(stated: Sequence[tuple[str, str]], registry: Registry) -> None:

@@ -217,8 +217,8 @@ def _ending(state: State, run: Session, skips: Sequence[str]) -> Ending:
 def _doubts(run: Session) -> list[str]:
     """What may not be as the user thinks."""
     doubts = []
-    if passed_over := ", ".join(run.plan.passed_over):
-        doubts.append(f"the CPU was measured: {passed_over} is no device that is known by name")
+    if passed_over := run.plan.passed_over:
+        doubts.append(f"the CPU was measured: {passed_over}")
     if run.plan.base_is_head:
         doubts.append(f"base, {run.plan.base}, is the code under test, so nothing is compared with it")
     return doubts

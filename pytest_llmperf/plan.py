@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf import known, models
-from pytest_llmperf.availability import UnusableError, check_interpreters, check_servers, interpreter_of, why_not
+from pytest_llmperf.availability import (
+    UnusableError,
+    check_interpreters,
+    check_servers,
+    chosen_device,
+    interpreter_of,
+    torch_of,
+    why_not,
+)
 from pytest_llmperf.backends.registry import DEFAULT_ATTENTION, Combination, Registry
 from pytest_llmperf.backends.tensor_parallel import why_not_sharded
 from pytest_llmperf.cases import GATED, Case, Workload
@@ -119,7 +127,7 @@ class Plan:
         self.cache = cache
         self.root = root
         try:
-            self.device = detect.resolve(settings.device)
+            self.device = chosen_device(settings, registry)
             self.model = models.resolve(settings.model, settings.random_weights, cache)
             self.backends = self._backends()
             check_interpreters(settings.python, registry)
@@ -145,9 +153,12 @@ class Plan:
             raise UnusableError(f"model {self.model.name}: {why}; no backend of this run can load it")
 
     @property
-    def passed_over(self) -> tuple[str, ...]:
-        """Accelerators that are here and not in the table, so that the CPU is measured, for which nobody asked."""
-        return detect.found() if self.settings.device is None and self.device.kind == "cpu" else ()
+    def passed_over(self) -> str:
+        """Why the accelerators that are here are not measured, though nobody asked for the CPU; empty if none is."""
+        if self.settings.device is not None or self.device.kind != "cpu" or not detect.found():
+            return ""
+        version = torch_of(self.settings, self.registry)
+        return f"torch {version or '(which is not installed)'} cannot use {', '.join(detect.found())}"
 
     def _backends(self) -> tuple[str, ...]:
         everything = self.settings.backends == ("all",)
@@ -226,15 +237,15 @@ class Plan:
         """Whether the device's memory holds the reference, idle, beside another engine.
 
         That is the reference with its more exact twin (three times the weights), another engine, and as much again for
-        caches and activations. Not where the weights' size is unknown.
+        caches and activations. Not where the size of the weights or of the memory is unknown.
         """
         memory = self.device.memory_bytes
-        if memory is None:
+        if self.device.kind == "cpu":
             import psutil
 
             memory = int(psutil.virtual_memory().total)
         weights = self.model.architecture.weight_bytes(self.dtype)
-        return weights is not None and memory >= 5 * weights
+        return weights is not None and memory is not None and memory >= 5 * weights
 
     # The tests
 
@@ -564,20 +575,20 @@ class Plan:
             return "vLLM does not run over Ray on a CPU"  # 0.32: "current platform cpu does not support ray"
         if degree > 1 and self.attached(backend):
             return f"the server of --llm-server already runs, with a degree of its own; leave out tp{degree}"
-        if degree == 1 or self.device.memory_bytes is None or self._elsewhere(backend):
+        if degree == 1 or self.device.kind == "cpu" or self._elsewhere(backend):
             return None
         if (here := detect.count(self.device)) < degree:
             return f"{degree} ranks need {degree} {self.device.name} dies, and this machine has {here}"
         model, largest = self.model.architecture, self.largest
         tokens = largest.batch_size * (largest.prompt_length + largest.max_new_tokens)
-        weights = model.weight_bytes(self.dtype)
-        if weights is None:
+        weights, memory = model.weight_bytes(self.dtype), self.device.memory_bytes
+        if weights is None or memory is None:
             return None
         share = (weights + tokens * model.kv_bytes_per_token(self.dtype)) / degree
-        if share > self.device.memory_bytes:
+        if share > memory:
             return (
                 f"each rank's share of the weights and the KV cache is {share / 2**30:.0f} GiB, and a "
-                f"{self.device.name} die has {self.device.memory_bytes / 2**30:.0f} GiB; use more ranks"
+                f"{self.device.name} die has {memory / 2**30:.0f} GiB; use more ranks"
             )
         return None
 

@@ -445,14 +445,14 @@ def _reason_to_skip(item: pytest.Item, session: State, run: Session) -> str | No
     Raises:
         pytest.UsageError: its marker is wrong, or it was asked for with --llm-strict.
     """
-    from pytest_llmperf.machine.table import DEVICES
+    from pytest_llmperf.machine.table import DEVICES, kind_of
 
     try:
         devices = _marker_arguments(item).get("devices")
     except ValueError as error:
         raise pytest.UsageError(f"llmperf: {error}") from None
     known = {*DEVICES, *(device.kind for device in DEVICES.values())}
-    if unknown := set(devices or ()) - known:
+    if unknown := {name for name in set(devices or ()) - known if kind_of(name) is None}:
         raise pytest.UsageError(
             f"llmperf: {item.nodeid}: the llm marker's devices name {', '.join(sorted(unknown))}; "
             f"known: {', '.join(sorted(known))}"

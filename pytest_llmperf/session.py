@@ -226,7 +226,7 @@ class Session:
         return found
 
     def _utilization(self, case: Case, seconds: float) -> roofline.Utilization | None:
-        """What a latency means on the device's roofs; None where nobody knows the device, or its peak in a type.
+        """What a latency means on the device's roofs; None where nobody knows its peak in a type.
 
         Raises:
             ImpossibleError: it is faster than they allow. A roof that was measured is measured again before that is
@@ -236,7 +236,7 @@ class Session:
         if self.plan.attached(backend):
             return None
         measured = self.device.peak_flops is None
-        dies = 1 if measured else backend.tp  # a CPU's ranks share the one that was measured
+        dies = 1 if self.device.kind == "cpu" else backend.tp  # a CPU's ranks share the one that was measured
         for attempt in range(2 if measured else 1):
             if attempt:
                 self._measure_roofs_again(backend)
@@ -251,7 +251,7 @@ class Session:
                 peaks,
                 backend.weight_bytes,
             )
-            reason = found and roofline.impossible(found, seconds, measured)
+            reason = found and roofline.impossible(found, seconds, measured, self.device.strict)
             if not reason:
                 return None if flops is None and case.metric == "ttft" else found
         raise ImpossibleError(f"{case}: impossible figure {seconds * 1e3:.4g} ms: {reason}")
@@ -279,7 +279,7 @@ class Session:
         return f"no MFU of {backend.name}: it computes in {kind}, whose peak on {self.device.name} is not known"
 
     def _measure_roofs_again(self, backend: Combination) -> None:
-        """Keep the best of what was measured so far and what is measured now, of a CPU."""
+        """Keep the best of what was measured so far and what is measured now."""
         again = self.runtime.measure_rates()
         self.peaks.update({name: max(rate, again[name]) for name, rate in self.peaks.items()})
         if (kind := backend.compute_dtype or self.dtype) in self._flops:
@@ -469,7 +469,7 @@ class Session:
 
     @cached_property
     def peaks(self) -> dict[str, float]:
-        """FLOP/s and bytes/s: of the device's data sheet, or measured where it has none (a CPU)."""
+        """FLOP/s and bytes/s of a die: of its data sheet, or measured where there is none, as of a CPU."""
         if self.device.peak_flops is not None and self.device.peak_bandwidth is not None:
             return {"flops": self.device.peak_flops, "bandwidth": self.device.peak_bandwidth}
         return {name: self.machine.rates[name] for name in ("flops", "bandwidth")}

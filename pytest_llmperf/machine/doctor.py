@@ -9,6 +9,7 @@ from typing import Literal
 
 from pytest_llmperf.folders import REMEDY, Cache
 from pytest_llmperf.machine.fitness import CONTAMINATED, NORMAL_UNDER_LOAD, STALLED
+from pytest_llmperf.machine.table import can_use
 
 Level = Literal["ok", "warn", "bad", "unknown"]
 #: The worst first.
@@ -380,11 +381,9 @@ def _versions(facts: Facts) -> Iterator[Finding]:
     subject, why = "versions", "a kernel's speed is its version's; torch computes only on what it was built for"
     torch = facts.versions.get("torch")
     seen = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    build = (torch or "").partition("+")[2]
-    wrong = {"cuda": ("cpu", "rocm"), "rocm": ("cpu", "cu")}.get(facts.kind, ())
     if torch is None:
         yield Finding(subject, "bad", f"torch is not installed; {seen}", why, "install it in the workers' interpreter")
-    elif build.startswith(wrong) and wrong:
+    elif not can_use(torch, facts.kind):
         yield Finding(
             subject, "bad", f"torch {torch} cannot use this device; {seen}", why, "install its build of torch"
         )

@@ -2,7 +2,7 @@
 
 A rate is measured at the start of a run (`pytest_llmperf.worker.rates`), and stored with a baseline:
 
-- ``flops``: GEMM FLOP/s, and ``bandwidth``: bytes/s read from memory. On a CPU; a known accelerator has a data sheet.
+- ``flops``: GEMM FLOP/s, and ``bandwidth``: bytes/s read from memory. Not where the device has a data sheet.
 - ``interpreter ...``: rounds/s of a loop in Python, named after the interpreter.
 - ``meetings N``: how often per second N threads of torch meet, on a CPU.
 - ``launches``: kernel launches/s from Python, and ``to host``: tokens/s brought to the host one by one. On an

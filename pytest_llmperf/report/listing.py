@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_llmperf import models
-from pytest_llmperf.availability import check_interpreters, check_servers, interpreter_of, why_not
+from pytest_llmperf.availability import check_interpreters, check_servers, chosen_device, interpreter_of, why_not
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.machine import detect
-from pytest_llmperf.machine.table import DEVICES, Device
+from pytest_llmperf.machine.table import DEVICES, Device, device_of
 from pytest_llmperf.settings import Settings
 
 HERE = "yes"
@@ -27,13 +27,14 @@ def listing(settings: Settings, registry: Registry) -> list[str]:
     Raises:
         KeyError, ValueError: the device, a backend of ``--llm-python`` or its interpreter is not there.
     """
-    device = detect.resolve(settings.device)
     check_interpreters(settings.python, registry)
     check_servers(dict(settings.server), registry)
+    device = chosen_device(settings, registry)
     names = [*registry.names(), *(name for name in registry.everything() if "+" in name)]
     backends = [_backend(name, registry, device, settings) for name in names]
     found = [(name, _model(name)) for name in models.CONFIGS]
-    devices = [(one.name, _device(one), _peak(one)) for one in DEVICES.values()]
+    here = {one.name: one for product in detect.found() if (one := device_of(product))}
+    devices = [(one.name, _device(one), _peak(one)) for one in (DEVICES | here).values()]
     width = max(100, shutil.get_terminal_size((160, 24)).columns)
     return [
         *table(("backend", f"on {device.name}", "package", "optimizes", "proven by"), backends, width),
@@ -84,13 +85,11 @@ def _device(device: Device) -> str:
 
 
 def _peak(device: Device) -> str:
-    if device.peak_flops is None or device.peak_bandwidth is None or device.memory_bytes is None:
+    if device.peak_flops is None or device.peak_bandwidth is None:
         return device.source
     dies = f" a die, {device.dies} dies" if device.dies > 1 else ""
-    return (
-        f"{device.peak_flops / 1e12:g} TFLOP/s, {device.peak_bandwidth / 1e12:g} TB/s, "
-        f"{device.memory_bytes / 1e9:g} GB{dies}"
-    )
+    memory = "" if device.memory_bytes is None else f", {device.memory_bytes / 1e9:g} GB"
+    return f"{device.peak_flops / 1e12:g} TFLOP/s, {device.peak_bandwidth / 1e12:g} TB/s{memory}{dies}"
 
 
 def table(header: tuple[str, ...], body: Sequence[tuple[str, ...]], width: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -172,3 +173,140 @@ def test_they_are_the_usual_rates_and_not_the_best(accelerator: Clock, monkeypat
 @pytest.mark.usefixtures("accelerator")
 def test_each_is_measured_at_least_once() -> None:
     assert measure("cuda", "bfloat16", 2**20, roofs=False, seconds=0.0).keys() == {INTERPRETER, "launches", "to host"}
+
+
+# An accelerator's roofs, where it has no data sheet
+
+#: FLOP/s in each type, and bytes/s.
+SPEED = {"float32": 2e13, "float16": 1e14, "bfloat16": 1.1e14, "int8": 2e14, "float8_e4m3fn": 2.2e14, "memory": 1e12}
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
+
+
+class Matrix:
+    """A matrix, or a vector, on a device; ``T`` is laid out the other way."""
+
+    def __init__(self, clock: Clock, shape: tuple[int, ...], dtype: str, turned: bool = False) -> None:
+        self.clock, self.shape, self.dtype, self.turned = clock, shape, dtype, turned
+
+    @property
+    def T(self) -> Matrix:  # noqa: N802  as torch has it
+        return Matrix(self.clock, self.shape[::-1], self.dtype, not self.turned)
+
+    def to(self, dtype: str) -> Matrix:
+        return Matrix(self.clock, self.shape, dtype)
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def element_size(self) -> int:
+        return SIZES[self.dtype]
+
+    def sum(self) -> None:
+        self.clock.now += self.numel() * self.element_size() / SPEED["memory"]
+
+    def __matmul__(self, _: Matrix) -> None:
+        self.sum()
+
+
+class Gpu:
+    """A fake ``torch`` whose device multiplies as fast as `SPEED` says, and int8 in one layout alone."""
+
+    int8, float32, float16, bfloat16 = "int8", "float32", "float16", "bfloat16"
+    float8_e4m3fn, float8_e4m3fnuz = "float8_e4m3fn", "float8_e4m3fnuz"
+
+    def __init__(self, clock: Clock, free: int) -> None:
+        self.clock = clock
+        self.made: list[Matrix] = []
+        self.kept = False
+        self.cuda = SimpleNamespace(
+            synchronize=clock.tick(250e-6), mem_get_info=lambda: (free, 2 * free), empty_cache=self.give_back
+        )
+
+    def give_back(self) -> None:
+        self.kept = False
+
+    def randn(self, *shape: int, device: str, dtype: str = "float32") -> Matrix:
+        assert device == "cuda"
+        self.kept = True
+        self.made.append(Matrix(self.clock, shape, dtype))
+        return self.made[-1]
+
+    def randint(self, low: int, high: int, shape: tuple[int, int], dtype: str, device: str) -> Matrix:
+        return self.randn(*shape, dtype=dtype, device=device)
+
+    def ones(self, shape: tuple[int, ...], device: str) -> Matrix:
+        return self.randn(*shape, device=device)
+
+    def matmul(self, a: Matrix, b: Matrix) -> None:
+        if a.dtype not in SPEED:
+            raise RuntimeError("not supported")
+        self.clock.now += 2 * a.shape[0] ** 3 / SPEED[a.dtype]
+
+    def _int_mm(self, a: Matrix, b: Matrix) -> None:
+        if not b.turned:
+            raise RuntimeError("no kernel for this layout")
+        self.matmul(a, b)
+
+    def _scaled_mm(self, a: Matrix, b: Matrix, scale_a: Matrix, scale_b: Matrix, out_dtype: str) -> None:
+        assert b.turned
+        self.matmul(a, b)
+
+
+@pytest.fixture
+def unlisted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Gpu]:
+    def make(free: int) -> Gpu:
+        clock = Clock()
+        monkeypatch.setattr(rates, "time", clock)
+        monkeypatch.setattr(rates, "torch", gpu := Gpu(clock, free))
+        monkeypatch.setattr(rates, "_host", lambda device, seconds: {})
+        return gpu
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fastest"),
+    [
+        ("bfloat16", "bfloat16"),
+        ("float16", "float16"),
+        ("float32", "float16"),  # which TF32 is not faster than
+        ("int8", "int8"),
+        ("fp8", "float8_e4m3fn"),
+        ("int3", None),
+    ],
+)
+@pytest.mark.parametrize(("free", "side"), [(2**35, 8192), (2**30, 4096), (2**20, 2048)])
+def test_an_accelerator_s_peak_is_its_gemm_s_rate_without_the_waiting(
+    unlisted: Callable[[int], Gpu], dtype: str, fastest: str | None, free: int, side: int
+) -> None:
+    gpu = unlisted(free)
+    found = rates.peak("cuda", dtype)
+    assert (found is None) == (fastest is None)
+    if fastest is not None:
+        amount = rates.BURST * 2 * side**3
+        assert found == pytest.approx(amount / (amount / SPEED[fastest] + 250e-6))
+        assert {matrix.shape for matrix in gpu.made} <= {(side, side), ()}
+    assert not gpu.kept
+
+
+def test_a_type_that_the_libraries_refuse_has_no_peak(
+    unlisted: Callable[[int], Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlisted(2**35)
+    for name in ("int8", "float8_e4m3fn"):
+        monkeypatch.delitem(SPEED, name)
+    assert rates.peak("cuda", "int8") is rates.peak("cuda", "fp8") is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "free", "read"), [(2**28, 2**35, 2**28), (2**34, 2**35, 2**30), (2**34, 2**30, 2**28)]
+)
+def test_an_accelerator_s_memory_is_read_beside_what_engines_have(
+    unlisted: Callable[[int], Gpu], weights: int, free: int, read: int
+) -> None:
+    gpu = unlisted(free)
+    found = measure("cuda", "bfloat16", weights)
+    assert found.keys() == {"flops", "bandwidth"}
+    assert found["bandwidth"] == pytest.approx(SPEED["memory"], rel=0.1)
+    assert max(matrix.numel() * matrix.element_size() for matrix in gpu.made if matrix.shape[1:] == (4096,)) == read
+    assert not gpu.kept

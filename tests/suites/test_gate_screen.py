@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from gated import SIM, SLOWER, TPOT, decode, gate, looking, record, verdicts
 from inner import BUSY, RATES, Suite
 
-from pytest_llmperf.machine import detect
+from pytest_llmperf import availability, plan
+from pytest_llmperf.machine import detect, fingerprint
 
 
 @pytest.fixture
@@ -32,15 +35,33 @@ def test_nothing_is_written_without_the_flag(suite: Suite) -> None:
     assert not (suite.path / "baselines").exists()
 
 
-def test_an_accelerator_that_is_not_in_the_table_is_said_not_to_be_measured(
+def test_an_accelerator_that_torch_cannot_use_is_said_not_to_be_measured(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = "*the CPU was measured: NVIDIA GeForce RTX 4090 is no device that is known by name*"
+    said = "*the CPU was measured: torch 2.13.0+cpu cannot use NVIDIA RTX A6000*"
     nothing_stated = "-ollm_device="
+    monkeypatch.setattr(availability, "torch_of", lambda *_: "2.13.0+cpu")
+    monkeypatch.setattr(plan, "torch_of", lambda *_: "2.13.0+cpu")
     suite.decode(nothing_stated).stdout.no_fnmatch_line(said)
-    monkeypatch.setattr(detect, "found", lambda: ("NVIDIA GeForce RTX 4090",))
+    monkeypatch.setattr(detect, "found", lambda: ("NVIDIA RTX A6000",))
     suite.decode(nothing_stated).stdout.fnmatch_lines(said)
     suite.decode("--llm-device=cpu").stdout.no_fnmatch_line(said)
+
+
+def test_an_accelerator_that_nobody_listed_is_measured_under_its_product_s_name(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fingerprint.take()  # which is kept for other tests
+    monkeypatch.setattr(availability, "torch_of", lambda *_: "2.13.0+cu128")
+    monkeypatch.setattr(detect, "found", lambda: ("NVIDIA RTX A6000",))
+    name = "nvidia-rtx-a6000"
+    suite.decode("-ollm_device=", "--llm-update-baselines")
+    stored = json.loads((suite.path / f"baselines/{name}/tiny.json").read_text())
+    assert stored["device"] == name
+    assert all({"flops", "bandwidth"} <= sitting["rates"].keys() for sitting in stored["sittings"].values())
+    result, said = decode(suite, f"--llm-device={name}")
+    assert (result.ret, said["outcome"], said["basis"], said["tolerance"]) == (0, "inconclusive", "stored", 0.05)
+    assert json.loads((suite.path / "raw.json").read_text())["device"] == name
 
 
 # Slower, faster, the same

@@ -32,7 +32,7 @@ def bare(tmp_path: Path) -> Path:
 
 def rows(suite: Suite, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The listing's rows by their first word, each with its continuation."""
-    monkeypatch.setattr(detect, "found", tuple)
+    monkeypatch.setattr(detect, "found", lambda: ("NVIDIA RTX A6000",))
     monkeypatch.setenv("COLUMNS", "4000")
     result = suite.run("--llm-list", *arguments)
     assert result.ret == 0, result.stdout.str() + result.stderr.str()
@@ -50,7 +50,8 @@ def test_every_backend_model_and_device_is_listed_and_nothing_is_loaded(
     assert "no: it has no CPU kernel" in found["flash-attention-2"]
     assert "no: TunableOp exists in the CUDA and ROCm builds" in found["eager+tunableop"]
     assert "2 dies" in found["mi250"]
-    assert "no: not present; found no accelerator" in found["mi250"]
+    assert "no: not present; found NVIDIA RTX A6000" in found["mi250"]
+    assert found["nvidia-rtx-a6000"].split(maxsplit=2)[1:] == ["yes", "measured at start"]
     assert suite.loads == {"ref": 0, "sim": 0}
 
 

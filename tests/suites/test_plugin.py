@@ -276,13 +276,13 @@ def test_the_marker_chooses_what_a_test_runs_with(suite: Suite, arguments: str, 
     assert re.findall(r"test_it\[(.*)]", result.stdout.str()) == ids
 
 
-@pytest.mark.parametrize(("devices", "skipped"), [("['h100', 'rocm']", 1), ("['cpu']", 0)])
+@pytest.mark.parametrize(("devices", "skipped"), [("['h100', 'nvidia-rtx-a6000', 'rocm']", 1), ("['cpu']", 0)])
 def test_a_test_for_other_devices_is_skipped(suite: Suite, devices: str, skipped: int) -> None:
     suite.test(f"import pytest\n@pytest.mark.llm(devices={devices})\ndef test_it(llm_perf):\n    llm_perf.gate('tpot')")
     result = suite.run("test_it.py", "-rs", "--llm-backends=sim")
     result.assert_outcomes(passed=1 - skipped, skipped=skipped)
     if skipped:
-        result.stdout.fnmatch_lines("SKIPPED*needs h100 or rocm, and this is cpu")
+        result.stdout.fnmatch_lines("SKIPPED*needs h100 or nvidia-rtx-a6000 or rocm, and this is cpu")
         assert suite.loads["sim"] == 0
 
 

@@ -16,15 +16,24 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.machine import detect, fingerprint, health
 from pytest_llmperf.machine.fingerprint import Fingerprint
-from pytest_llmperf.machine.table import DEVICES, device_for_product
+from pytest_llmperf.machine.table import DEVICES, HALF, MEASURED, device_for_product, device_of, kind_of
 
 PRODUCTS = {
     "AMD Instinct MI210": "mi210",
     "AMD INSTINCT MI250 (MCM) OAM AC MBA": "mi250",
     "AMD Instinct MI250X": "mi250x",
     "AMD Instinct MI250X / MI250": "mi250",  # amdgpu.ids, PCI id 740c: seen on MI250s of 104 CUs a die
+    "AMD Instinct MI300A": "mi300a",
     "AMD Instinct MI300X": "mi300x",
+    "AMD Instinct MI300X VF": "mi300x",
+    "AMD Instinct MI308X": "mi308x",
     "AMD Instinct MI325X": "mi325x",
+    "AMD Instinct MI350X": "mi350x",
+    "AMD Instinct MI350X VF": "mi350x",
+    "AMD Instinct MI355X": "mi355x",
+    "AMD Radeon RX 7900 XTX": "rx-7900-xtx",
+    "NVIDIA A10": "a10",
+    "NVIDIA A10-24Q": "a10",
     "NVIDIA A100-SXM4-40GB": "a100-40",
     "NVIDIA A100-PCIE-40GB": "a100-40",
     "NVIDIA A100-SXM4-80GB": "a100",
@@ -32,12 +41,50 @@ PRODUCTS = {
     "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA H100 PCIe": "h100-pcie",
     "NVIDIA H100 80GB HBM2e": "h100-pcie",
+    "NVIDIA H100 NVL": "h100-nvl",
     "NVIDIA H200": "h200",
     "NVIDIA H200 NVL": "h200",
+    "NVIDIA H20": "h20",
+    "NVIDIA L4": "l4",
+    "NVIDIA L40": "l40",
     "NVIDIA L40S": "l40s",
     "NVIDIA B200": "b200",
+    "NVIDIA GB200": "gb200",
+    "NVIDIA B300 SXM6 AC": "b300",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "NVIDIA GeForce RTX 5090": "rtx-5090",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "rtx-pro-6000",
 }
-STRANGERS = ["NVIDIA H100 NVL", "NVIDIA L40", "NVIDIA GH200 480GB", "NVIDIA GB200", "AMD Instinct MI300A", "Arc", ""]
+#: Products of the two vendors that are no row's, by the name that each has as a device.
+UNLISTED = {
+    "AMD Instinct MI100": "amd-instinct-mi100",
+    "AMD Instinct MI300X HF": "amd-instinct-mi300x-hf",
+    "AMD Instinct MI308X HF": "amd-instinct-mi308x-hf",
+    "AMD Radeon RX 7900 XT": "amd-radeon-rx-7900-xt",
+    "AMD Radeon RX 7900 GRE": "amd-radeon-rx-7900-gre",
+    "AMD Radeon RX 7900M": "amd-radeon-rx-7900m",
+    "Navi 31 [Radeon RX 7900 XT/7900 XTX/7900M]": "navi-31-radeon-rx-7900-xt-7900-xtx-7900m",
+    "NVIDIA A10G": "nvidia-a10g",
+    "NVIDIA A800-SXM4-80GB": "nvidia-a800-sxm4-80gb",
+    "NVIDIA B100": "nvidia-b100",
+    "NVIDIA GB300": "nvidia-gb300",
+    "NVIDIA GH200 480GB": "nvidia-gh200-480gb",
+    "NVIDIA H20-3e": "nvidia-h20-3e",
+    "NVIDIA H800": "nvidia-h800",
+    "NVIDIA L40G": "nvidia-l40g",
+    "NVIDIA GeForce RTX 4090 D": "nvidia-geforce-rtx-4090-d",
+    "NVIDIA GeForce RTX 4090 Laptop GPU": "nvidia-geforce-rtx-4090-laptop-gpu",
+    "NVIDIA GeForce RTX 5090 D v2": "nvidia-geforce-rtx-5090-d-v2",
+    "NVIDIA RTX A6000": "nvidia-rtx-a6000",
+    "NVIDIA RTX 6000 Ada Generation": "nvidia-rtx-6000-ada-generation",
+    "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": (
+        "nvidia-rtx-pro-6000-blackwell-max-q-workstation-edition"
+    ),
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "nvidia-rtx-pro-6000-blackwell-server-edition",
+    "Tesla T4": "tesla-t4",
+}
+#: What torch cannot use here, whatever its build.
+STRANGERS = ["Intel Arc", "Matrox G200", ""]
 
 
 @pytest.mark.parametrize(("product", "name"), PRODUCTS.items())
@@ -48,9 +95,36 @@ def test_a_product_is_one_device(product: str, name: str) -> None:
         assert found.name == name
 
 
-@pytest.mark.parametrize("product", STRANGERS)
-def test_a_product_that_only_resembles_one_is_none(product: str) -> None:
+@pytest.mark.parametrize(("product", "name"), UNLISTED.items())
+def test_a_product_that_only_resembles_one_is_a_device_of_its_own(product: str, name: str) -> None:
     assert device_for_product(product) is None
+    found = device_of(product)
+    assert found is not None
+    assert found.name == name == found.name.lower()
+    assert found.kind == ("cuda" if "NVIDIA" in product or "Tesla" in product else "rocm")
+    assert (found.peak_flops, found.peak_bandwidth, found.memory_bytes, found.source) == (None, None, None, MEASURED)
+    assert (found.dtypes, found.max_regression, found.torch_device) == (HALF, 0.05, "cuda")
+    assert re.search(found.match, product)
+    assert kind_of(name) == found.kind, "a marker or a baseline may name it on another machine"
+
+
+@pytest.mark.parametrize("product", STRANGERS)
+def test_what_is_no_product_of_the_two_vendors_is_no_device(product: str) -> None:
+    assert device_for_product(product) is device_of(product) is kind_of(product) is None
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_listed_product_is_its_row(product: str) -> None:
+    assert device_of(product) == device_for_product(product)
+    assert kind_of(product) == DEVICES[PRODUCTS[product]].kind == kind_of(PRODUCTS[product])
+
+
+@given(st.text(max_size=40))
+def test_a_device_has_a_name_that_a_file_can_have(product: str) -> None:
+    found = device_of(f"NVIDIA {product}")
+    assert found is not None
+    assert re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", found.name)
+    assert detect.resolve(found.name.upper(), (f"NVIDIA {product}",)) == found
 
 
 def test_every_device_is_complete() -> None:
@@ -61,8 +135,15 @@ def test_every_device_is_complete() -> None:
         accelerator = device.kind != "cpu"
         assert device.torch_device == ("cuda" if accelerator else "cpu")
         assert device.max_regression == (0.05 if accelerator else 0.10)
-        for peak in (device.peak_flops, device.peak_bandwidth, device.memory_bytes):
-            assert (peak is not None and peak > 0) == accelerator
+        assert (device.memory_bytes is not None and device.memory_bytes > 0) == accelerator
+        peaks = (device.peak_flops, device.peak_bandwidth)
+        assert peaks == (None, None) or all(peak is not None and peak > 0 for peak in peaks)
+        assert (device.peak_flops is None) == device.source.startswith(MEASURED)
+        assert device.kind == kind_of(name)
+        if accelerator:
+            assert re.match("measured|NVIDIA|AMD", device.source)
+            assert ("AMD" in device.source) == (device.kind == "rocm")
+    assert [name for name, device in DEVICES.items() if device.peak_flops is None] == ["mi308x", "cpu"]
 
 
 @pytest.mark.parametrize("name", [name for name in DEVICES if name != "cpu"])
@@ -70,16 +151,48 @@ def test_a_narrower_type_is_at_least_as_fast(name: str) -> None:
     device = DEVICES[name]
     for dtype in device.dtypes:
         assert device.peak(dtype) == device.peak_flops
-    assert device.peak_flops is not None
     assert device.narrow.keys() <= {"int8", "fp8"}
+    # A GeForce multiplies half types, accumulated in FP32, at half the rate of its cores.
+    most = 4.01 if name in ("rtx-4090", "rtx-5090") else 2.03
     for dtype, peak in device.narrow.items():
+        assert device.peak_flops is not None
         assert device.peak(dtype) == peak
-        assert device.peak_flops <= peak <= 2.03 * device.peak_flops, "a dense peak, not one of sparse matrices"
+        assert device.peak_flops <= peak <= most * device.peak_flops, "a dense peak, not one of sparse matrices"
     assert device.peak("int3") is None
 
 
+def test_the_page_of_devices_is_what_the_table_says() -> None:
+    def rate(value: float | None) -> str:
+        return "-" if value is None else f"{value / 1e12:g}"
+
+    rows = []
+    for device in DEVICES.values():
+        if device.memory_bytes is not None:
+            dies = f" (a die of {device.dies})" if device.dies > 1 else ""
+            peaks = (device.peak_flops, device.narrow.get("int8"), device.narrow.get("fp8"), device.peak_bandwidth)
+            memory = f"{device.memory_bytes / 1e9:g}"
+            cells = (f"`{device.name}`{dies}", *map(rate, peaks), memory, device.source)
+            rows.append(f"| {' | '.join(cells)} |")
+    page = (Path(__file__).parents[2] / "docs/reference/devices.md").read_text().splitlines()
+    assert [line for line in page if line.startswith("| `")] == rows
+
+
+def test_a_variant_has_no_lower_roof_than_its_own() -> None:
+    """What one card of a name may reach, its row allows: the fastest of them, or a margin."""
+    assert {name for name, device in DEVICES.items() if not device.strict} == {
+        "rx-7900-xtx",
+        "h20",
+        "rtx-4090",
+        "rtx-5090",
+        "rtx-pro-6000",
+    }
+    h100 = [DEVICES[name] for name in ("h100-pcie", "h100-nvl", "h100")]
+    assert [device.peak_flops for device in h100] == sorted(device.peak_flops or 0 for device in h100)
+
+
 def test_a_type_that_a_generation_does_not_have_has_no_peak() -> None:
-    assert DEVICES["a100"].peak("fp8") is DEVICES["mi210"].peak("fp8") is None
+    for name in ("a100", "a10", "mi210", "rx-7900-xtx"):
+        assert DEVICES[name].peak("fp8") is None
     assert DEVICES["h100"].peak("fp8") == 1979e12
 
 
@@ -134,7 +247,42 @@ def test_without_drivers_nothing_is_found(tmp_path: Path) -> None:
 
 
 def test_no_name_means_the_first_accelerator_that_the_table_knows() -> None:
-    assert detect.resolve(None, ("Intel Arc", "NVIDIA H200", "NVIDIA B200")).name == "h200"
+    here = ("Intel Arc", "NVIDIA RTX A6000", "NVIDIA H200", "NVIDIA B200")
+    assert detect.resolve(None, here).name == "h200"
+
+
+def test_else_it_is_the_first_that_it_does_not_know() -> None:
+    assert detect.resolve(None, ("Intel Arc", "Tesla T4", "NVIDIA RTX A6000")).name == "tesla-t4"
+
+
+@pytest.mark.parametrize(
+    ("torch", "name"),
+    [
+        ("2.13.0+cpu", "cpu"),
+        ("2.13.0+cu128", "nvidia-rtx-a6000"),
+        ("2.13.0+rocm6.4", "mi210"),
+        ("2.13.0", "mi210"),
+        ("2.13.0a0+gitc0ffee", "mi210"),
+        (None, "mi210"),
+    ],
+)
+def test_it_is_one_that_torch_can_use(torch: str | None, name: str) -> None:
+    here = ("NVIDIA RTX A6000", "AMD Instinct MI210")
+    assert detect.resolve(None, here, torch).name == name
+    assert detect.resolve("mi210", here, torch).name == "mi210", "who names it is told by the doctor"
+
+
+def test_a_product_that_is_here_may_be_named_by_its_name() -> None:
+    here = ("NVIDIA H200", "NVIDIA RTX A6000")
+    assert detect.resolve("NVIDIA-RTX-A6000", here) == device_of("NVIDIA RTX A6000")
+    assert detect.resolve("nvidia-h200", here) == DEVICES["h200"]
+    with pytest.raises(detect.UnknownDeviceError, match=r"known: mi210, .*, cpu, nvidia-rtx-a6000$"):
+        detect.resolve("nvidia-rtx-a5000", here)
+
+
+def test_devices_of_a_name_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "found", lambda: ("NVIDIA RTX A6000", "NVIDIA H200", "NVIDIA RTX A6000"))
+    assert [detect.count(detect.resolve(name)) for name in ("nvidia-rtx-a6000", "h200")] == [2, 1]
 
 
 @pytest.mark.parametrize("here", [(), ("Intel Arc",)])

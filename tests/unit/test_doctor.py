@@ -23,7 +23,7 @@ from pytest_llmperf.cases import Workload
 from pytest_llmperf.machine import cards, facts
 from pytest_llmperf.machine.doctor import GIB, LEVELS, MIB, Facts, Finding, Gpu, Need, examine
 from pytest_llmperf.machine.facts import Asked, Busy
-from pytest_llmperf.machine.table import DEVICES
+from pytest_llmperf.machine.table import DEVICES, device_of
 from pytest_llmperf.models import CONFIGS
 from pytest_llmperf.report import checkup, write
 from pytest_llmperf.report.document import Document, of
@@ -153,6 +153,20 @@ def the(subject: str, read: Facts) -> Finding:
 
 
 # Hosts
+
+
+@pytest.mark.parametrize("libraries", [True, False])
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_device_s_memory_is_what_its_driver_says(name: str, libraries: bool, tmp_path: Path) -> None:
+    host = Host(name, tmp_path, libraries)
+    found, listed = cards.memory(host.device, host.root, host.ask, host.load), host.device.memory_bytes
+    assert found is not None
+    assert listed is not None
+    assert 0.95 < found / listed < 1.1
+    assert cards.memory(DEVICES["cpu"], host.root, host.ask, host.load) is None
+    other = device_of({"cuda": "NVIDIA RTX A6000", "rocm": "AMD Instinct MI100"}[host.device.kind])
+    assert other is not None
+    assert cards.memory(other, host.root, host.ask, host.load) is None, "of the cards of this name there is none"
 
 
 def test_an_mi210_host_with_amdsmi_is_fit(tmp_path: Path) -> None:

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 from inner import Suite
 
+from pytest_llmperf import availability
 from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
 from pytest_llmperf.gate.checkout import Base
 from pytest_llmperf.gate.rule import Outcome, Verdict, nothing
+from pytest_llmperf.gate.stored import ACCELERATOR_DECODE
 from pytest_llmperf.interpreter import Interpreter
-from pytest_llmperf.machine import detect, fingerprint
+from pytest_llmperf.machine import cards, detect, fingerprint
 from pytest_llmperf.plan import Plan
 from pytest_llmperf.secret import Secret
 
@@ -262,6 +264,49 @@ def test_a_share_that_does_not_fit_a_die_is_said(make: Any, tmp_path: Path) -> N
     ray = make(*GPU_RUN, *arguments, "--llm-backends=vllm,sdpa", "--llm-tp=16", "--llm-executor=ray")
     assert ray._too_few(REGISTRY["vllm+tp16"]) is None, "its ranks may be on other hosts"
     assert ray._too_few(REGISTRY["sdpa+tp16"]) is not None
+
+
+# An accelerator that nobody listed
+
+
+@pytest.fixture
+def two_a6000(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Bytes of their memory, in a list."""
+    memory: list[int | None] = [48 * 2**30]
+    monkeypatch.setattr(detect, "found", lambda: ("NVIDIA RTX A6000",) * 2)
+    monkeypatch.setattr(cards, "memory", lambda device: None if device.kind == "cpu" else memory[0])
+    monkeypatch.setattr(availability, "torch_of", lambda *_: "2.13.0+cu128")
+    return memory
+
+
+A6000_RUN = ("--llm-device=nvidia-rtx-a6000", *GPU_RUN[1:])
+
+
+@pytest.mark.usefixtures("two_a6000")
+def test_an_unlisted_accelerator_is_an_accelerator_under_its_product_s_name(make: Any) -> None:
+    plan = make(*A6000_RUN)
+    assert (plan.device.name, plan.device.kind, plan.device.memory_bytes) == ("nvidia-rtx-a6000", "cuda", 48 * 2**30)
+    assert plan.dtype == "float16"
+    assert plan.largest.batch_size > 1
+    assert plan.passed_over == ""
+    assert plan.baseline_path.parent.name == "nvidia-rtx-a6000"
+    case = Case("llama-2-7b", "float16", "sdpa", Workload(1, 8, 8), "tpot")
+    assert plan.prior(case) == ACCELERATOR_DECODE
+    assert plan.allowed(case, None).by_baseline[0] == 0.05
+    assert make(*A6000_RUN[1:], device=None).device == plan.device
+
+
+@pytest.mark.parametrize(("gib", "twice"), [(80, True), (48, False), (None, False)])
+def test_its_memory_is_the_driver_s(make: Any, two_a6000: list[int | None], gib: int | None, twice: bool) -> None:
+    two_a6000[0] = gib and gib * 2**30
+    assert make(*A6000_RUN).fits_twice == twice, "and never the host's"
+
+
+def test_its_ranks_need_devices_also_where_the_memory_is_unknown(make: Any, two_a6000: list[int | None]) -> None:
+    two_a6000[0] = None
+    plan = make(*A6000_RUN)
+    assert plan._too_few(REGISTRY["sdpa+tp2"]) is None
+    assert plan._too_few(REGISTRY["sdpa+tp4"]) == "4 ranks need 4 nvidia-rtx-a6000 dies, and this machine has 2"
 
 
 def test_ray_on_a_cpu_is_skipped_with_the_reason(make: Any) -> None:

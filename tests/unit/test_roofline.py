@@ -355,10 +355,13 @@ def test_only_what_is_faster_than_the_roof_is_impossible(
 
 
 @pytest.mark.parametrize(("fraction", "data_sheet", "measured"), [(1.0, 0, 0), (1.1, 1, 0), (1.15, 1, 0), (1.2, 1, 1)])
-def test_a_measured_roof_is_allowed_its_noise(fraction: float, data_sheet: bool, measured: bool) -> None:
+def test_a_measured_roof_is_allowed_its_noise_and_a_card_its_clock(
+    fraction: float, data_sheet: bool, measured: bool
+) -> None:
     found = roofline.Utilization("MFU", fraction, fraction, "compute", 1.0, 1.0)
     assert bool(roofline.impossible(found, 1.0, measured_roof=False)) == bool(data_sheet)
-    assert bool(roofline.impossible(found, 1.0, measured_roof=True)) == bool(measured)
+    for measured_roof, strict in ((True, True), (True, False), (False, False)):
+        assert bool(roofline.impossible(found, 1.0, measured_roof, strict)) == bool(measured)
 
 
 def test_an_impossible_figure_says_why() -> None:
