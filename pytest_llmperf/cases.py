@@ -4,15 +4,63 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Metric name -> (what a reader calls it, unit). The order is the order of every report.
-METRICS: dict[str, tuple[str, str]] = {
-    "ttft": ("prefill latency (mean TTFT)", "s"),
-    "tpot": ("decode latency (mean TPOT)", "s/token"),
-    "latency": ("end-to-end latency", "s"),
-    "cold-start": ("cold start (load, compile, first generation)", "s"),
+#: Seconds that are never a regression: stamping a token costs microseconds.
+FLOOR = 50e-6
+#: The metrics of a generation's times, which ``--llm-max-regression`` is for.
+LATENCIES = ("ttft", "tpot", "latency")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a figure is, and how it is said.
+
+    Attributes:
+        title: what a reader calls it.
+        unit: of its figures: ``s``, ``s/token``, or ``B`` for bytes.
+        gated: whether a test can gate it.
+        floor: a difference, in the unit, that is never a regression.
+        allowed: the growth allowed by default, a fraction, on a CPU and on an accelerator; None where that is the
+            device's own.
+    """
+
+    title: str
+    unit: str
+    gated: bool = True
+    floor: float = FLOOR
+    allowed: tuple[float, float] | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is a time, so that a slow machine has a larger figure."""
+        return self.unit != "B"
+
+    @property
+    def more(self) -> str:
+        """What a larger figure is called."""
+        return "slower" if self.timed else "more memory"
+
+    @property
+    def less(self) -> str:
+        """What a smaller figure is called."""
+        return "faster" if self.timed else "less memory"
+
+    @property
+    def growth(self) -> str:
+        """What the gate looks for, with its article."""
+        return "a slowdown" if self.timed else "an increase"
+
+
+#: The metrics by name, in the order of every report.
+METRICS = {
+    "ttft": Metric("prefill latency (mean TTFT)", "s"),
+    "tpot": Metric("decode latency (mean TPOT)", "s/token"),
+    "latency": Metric("end-to-end latency", "s"),
+    "memory": Metric("peak memory beyond what is loaded", "B", floor=4 * 2**20, allowed=(0.05, 0.02)),
+    "weights": Metric("memory when loaded", "B", floor=4 * 2**20, allowed=(0.05, 0.02)),
+    "cold-start": Metric("cold start (load, compile, first generation)", "s", gated=False),
 }
-#: The metrics that a test can gate. Every generation has them.
-GATED = ("ttft", "tpot", "latency")
+#: The metrics that a test can gate.
+GATED = tuple(name for name, metric in METRICS.items() if metric.gated)
 
 
 @dataclass(frozen=True, order=True)

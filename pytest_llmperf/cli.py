@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.bisecting import BisectError, Environments, Revisions, bisect
+from pytest_llmperf.cases import METRICS
 from pytest_llmperf.gate import accept, prune
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.update import Update
@@ -167,7 +168,7 @@ def _accept_one(path: Path, accepted: accept.Accepted, folder: Path) -> bool:
         changes = list(update.changes.values())
         refused = {change.case for change in changes if change.slower and in_ci()}
         written = update.write(refused)
-    left |= {case.key: "slower than the gate allows, so not written in CI" for case in refused}
+    left |= {case.key: f"{METRICS[case.metric].more} than the gate allows, so not written in CI" for case in refused}
     taken = [change for change in changes if change.case in written]
     for line in (*tables.changes(taken), *tables.about_changes(taken)):
         print(line)

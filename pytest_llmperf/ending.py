@@ -14,6 +14,7 @@ import pytest
 
 from pytest_llmperf import files
 from pytest_llmperf import settings as options
+from pytest_llmperf.cases import METRICS
 from pytest_llmperf.gate import baseline
 from pytest_llmperf.gate.baseline import BaselineError
 from pytest_llmperf.gate.rule import Outcome
@@ -235,8 +236,9 @@ def _written(run: Session, written: dict[Case, Entry], accepting: Sequence[Case]
 def refusal(slower: Sequence[Change]) -> str:
     """What is said of an update in CI that would have accepted slowdowns."""
     cases = ", ".join(f"{one.case.key} {one.ratio - 1:+.1%}" for one in slower if one.ratio is not None)
+    more = " or ".join(dict.fromkeys(METRICS[one.case.metric].more for one in slower))
     return (
-        f"slower than the gate allows, so not written in CI: {cases}; "
+        f"{more} than the gate allows, so not written in CI: {cases}; "
         "accept with --llm-update-baselines=slower if it is intended"
     )
 

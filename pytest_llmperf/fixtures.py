@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmperf import load
 from pytest_llmperf.availability import UnusableError
-from pytest_llmperf.cases import GATED, METRICS
+from pytest_llmperf.cases import GATED, LATENCIES, METRICS
 from pytest_llmperf.gate.beside import DisturbedError
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.measure import trace
@@ -116,12 +116,15 @@ class Perf:
         self.workload = workload
 
     def gate(self, metric: str) -> Result | None:
-        """Measure ``ttft``, ``tpot`` or ``latency`` and compare it with the baseline; once a test.
+        """Measure a metric and compare it with the baseline; once a test.
+
+        ``ttft``, ``tpot`` and ``latency`` are times. ``memory`` is the peak of a generation in bytes, beyond
+        ``weights``, which is what was in use when the engine was ready.
 
         The test fails on a confirmed regression, an impossible figure, an engine that failed or did not engage, wrong
         tokens that were timed after the test of parity; with
         ``--llm-strict`` also where the comparison is inconclusive or missing, or other kernels ran than before. Figures
-        go to pytest-benchmark.
+        go to pytest-benchmark, but for bytes. The test is skipped where the memory cannot be read.
 
         Returns:
             The result, or None with ``--benchmark-disable``, where one generation is made and nothing is judged.
@@ -140,10 +143,15 @@ class Perf:
             failing_plainly(lambda: run.generate_once(name, self.workload))
             return None
         if run.settings.self_test:
+            if metric not in LATENCIES:
+                pytest.skip("--llm-self-test slows the steps of a generation down: it tries the gate on latencies")
             figures = failing_plainly(lambda: run.self_test(name, self.workload, metric, self._stated))
             self._play(figures)
             return None
-        result = failing_plainly(lambda: run.gate(name, self.workload, metric, self._stated))
+        try:
+            result = failing_plainly(lambda: run.gate(name, self.workload, metric, self._stated))
+        except UnusableError as error:
+            pytest.skip(str(error))
         self.result = result
         self._hand_over(result)
         later = failing_plainly(lambda: run.check_later(name, self.workload))
@@ -160,14 +168,21 @@ class Perf:
         return result
 
     def _hand_over(self, result: Result) -> None:
-        self._benchmark.group = f"{METRICS[result.case.metric][0]}, {result.case.workload}"
+        """Give the figures to pytest-benchmark, which counts seconds: bytes are none of its figures."""
+        if not METRICS[result.case.metric].timed:
+            self._benchmark.disabled = True
+            self._benchmark.pedantic(lambda: None)
+            return
+        memory = result.first.memory
+        self._benchmark.group = f"{METRICS[result.case.metric].title}, {result.case.workload}"
         self._benchmark.extra_info.update(
             case=str(result.case),
             speedup=result.speedup,
             utilization=result.utilization and asdict(result.utilization),
             throughput=result.throughput,
             cold_start=result.first.cold_start,
-            peak_memory=result.first.peak_memory,
+            peak_memory=memory and memory.peak,
+            loaded_memory=memory and memory.loaded,
             verdict=result.verdict.outcome.value,
         )
         self._play(result.samples)

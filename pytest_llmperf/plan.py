@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ from pytest_llmperf.availability import (
 )
 from pytest_llmperf.backends.registry import DEFAULT_ATTENTION, Combination, Registry
 from pytest_llmperf.backends.tensor_parallel import why_not_sharded
-from pytest_llmperf.cases import GATED, Case, Workload
+from pytest_llmperf.cases import GATED, LATENCIES, METRICS, Case, Workload
 from pytest_llmperf.explain.profiles import Profile
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate import checkout
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
 from pytest_llmperf.gate.checkout import Base
+from pytest_llmperf.gate.priors import Prior, prior_of
 from pytest_llmperf.gate.rule import Verdict
-from pytest_llmperf.gate.stored import Prior, prior_of
 from pytest_llmperf.installed import changes, normal
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.load import Traffic
@@ -400,6 +401,19 @@ class Plan:
         """What this machine recorded last of what a case's steps spend their time on; empty if nothing."""
         return self.stored.profile(case.profile_key, fingerprint.take()) if self.stored else {}
 
+    @property
+    def room(self) -> list[int]:
+        """What engines have room for: requests, and tokens of one request."""
+        return [self.largest.batch_size, self.largest.prompt_length + self.largest.max_new_tokens]
+
+    def more_room(self, sitting: Sitting) -> str | None:
+        """Whether engines have room for larger cases than in a sitting, in a clause; None if not, or not known."""
+        recorded = sitting.system.get("room")
+        if recorded is None or all(map(le, self.room, recorded)):
+            return None
+        then, now = (f"{requests} requests of {tokens} tokens" for requests, tokens in (recorded, self.room))
+        return f"recorded with room for {then}, and this run has room for {now}"
+
     def same_variables(self, backend: str, sitting: Sitting) -> bool:
         """Whether a backend has the variables that it had in a sitting, as far as that is known."""
         now = self.registry[backend].shown_environment
@@ -616,6 +630,8 @@ class Plan:
     def allowed(self, case: Case, stated: float | None) -> Allowed:
         """The slowdown that a case is allowed and where that was stated; the strictest of the stated ones.
 
+        ``--llm-max-regression`` is for latencies. Other metrics have a default of their own.
+
         Args:
             case: which.
             stated: by its test's marker; None without one.
@@ -625,13 +641,17 @@ class Plan:
             (value, source)
             for value, source in (
                 (stated, "marker"),
-                (self.settings.max_regression, option),
+                (self.settings.max_regression if case.metric in LATENCIES else None, option),
                 *((value, f"llm_tolerances: {pattern}") for pattern, value in self.matching(case)),
             )
             if value is not None
         ]
+        usual = (self.device.max_regression, f"default of {self.device.name}")
+        with_base = (BASE_TOLERANCE, "default with a base")
+        if (own := METRICS[case.metric].allowed) is not None:
+            usual = with_base = (own[self.device.kind != "cpu"], f"default of {case.metric} on {self.device.name}")
         return Allowed(
-            by_baseline=min(candidates, default=(self.device.max_regression, f"default of {self.device.name}")),
-            beside_base=min(candidates, default=(BASE_TOLERANCE, "default with a base")),
+            by_baseline=min(candidates, default=usual),
+            beside_base=min(candidates, default=with_base),
             named_base=self.base is not None and not self.base_is_head,
         )

@@ -139,8 +139,8 @@ class Result:
 
     @property
     def speedup(self) -> float | None:
-        """The reference's median over this one's, both measured in this run; None without a reference."""
-        if self.reference is None:
+        """The reference's median over this one's, both measured in this run; None without a reference, or of bytes."""
+        if self.reference is None or not METRICS[self.case.metric].timed:
             return None
         return median(self.reference.figures(self.case.metric)) / self.spread.median
 
@@ -212,7 +212,7 @@ class Result:
         return {
             "case": self.case.key,
             "model": self.case.model,
-            "unit": METRICS[metric][1],
+            "unit": METRICS[metric].unit,
             "spread": asdict(self.spread),
             "samples": self.samples,
             "invocations": [one.figures(metric) for one in self.processes],
@@ -233,7 +233,8 @@ class Result:
             "compile_time": first.compile_time,
             "compiles": self.compiles,
             "slow_start": self.slow_start,
-            "peak_memory": first.peak_memory,
+            "peak_memory": first.memory and first.memory.peak,
+            "loaded_memory": first.memory and first.memory.loaded,
             "engagement": first.engagement,
             "implementations": self.implementations,
             "engine": {**self.engine, "threads": first.threads},

@@ -21,7 +21,7 @@ from pytest_llmperf import folders, roofline
 from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.backends.base import UNKNOWN
 from pytest_llmperf.backends.registry import Combination, Registry
-from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.cases import LATENCIES, METRICS, Case, Workload
 from pytest_llmperf.explain.difference import LINES, kernels_changed, lines
 from pytest_llmperf.explain.profiles import PHASES, of_metric, typical
 from pytest_llmperf.gate import baseline as store
@@ -36,7 +36,7 @@ from pytest_llmperf.machine import fingerprint
 from pytest_llmperf.machine.doctor import Finding
 from pytest_llmperf.machine.rates import Machine
 from pytest_llmperf.measure.measurements import Measurements
-from pytest_llmperf.measure.process import Measurement, Sample, generate, median_barrier
+from pytest_llmperf.measure.process import Measurement, MemoryUnknownError, Sample, generate, median_barrier
 from pytest_llmperf.measure.trace import Trace, checked
 from pytest_llmperf.measure.worker_pool import Engines
 from pytest_llmperf.measure.worker_process import WorkerError
@@ -119,9 +119,10 @@ class Session:
         Raises:
             WorkerError, TraceError: it could not be measured.
             ImpossibleError: the figure cannot be true.
+            UnusableError: it is of memory that cannot be read.
         """
         case = self.plan.case(backend, workload, metric)
-        first = self.measurements.first(backend, workload)
+        first = self._measured(case)
         utilization = self._possible(case, first)
         accepts, allowed = self.plan.accepts(case), self.plan.allowed(case, stated_tolerance)
         if accepts and self.plan.base is None:
@@ -157,6 +158,17 @@ class Session:
                     self.results[other] = replace(one, reference=first)
         return result
 
+    def _measured(self, case: Case) -> Measurement:
+        """What the running engine measures of a case. Raises as `gate` does, but no ImpossibleError."""
+        if not METRICS[case.metric].timed and self.plan.attached(self.plan.registry[case.backend]):
+            raise UnusableError(f"{case}: the memory of a server that runs already cannot be read from here")
+        found = self.measurements.first(case.backend, case.workload)
+        try:
+            found.figures(case.metric)
+        except MemoryUnknownError as error:
+            raise UnusableError(f"{case}: {error}") from None
+        return found
+
     def _changed(self, case: Case) -> str:
         """The versions and variables that are not those of this machine's newest sitting of a case; empty if none."""
         own = self.plan.own(case)
@@ -167,6 +179,9 @@ class Session:
         beside = verdict.basis == "base"
         if not verdict.compared or self.plan.attached(self.plan.registry[case.backend]):
             return [], ""
+        also = self._changed_too(case, beside) if verdict.outcome is Outcome.REGRESSION else []
+        if case.metric not in LATENCIES:
+            return also, ""
         found = self.beside.profiles(case) if beside else {}
         base = found["base"] if beside else [self.plan.profile(case)]
         head = found["head"] if beside else [one.profile for one in processes]
@@ -177,16 +192,19 @@ class Session:
             if before is None or after is None or (accepted and not kernels_changed(accepted, after)):
                 return [], ""
             return [], kernels_changed(before, after)
+        if before is None or after is None:
+            whose = "this run" if after is None else "base" if beside else "the baseline"
+            return [f"what got slower is not known: {whose} has no profile", *also], ""
+        return [*lines(before, after, verdict.ratio, LINES - len(also)), *also], ""
+
+    def _changed_too(self, case: Case, beside: bool) -> list[str]:
+        """The versions, variables and drivers that are not those of base or of the baseline, in a line if any."""
         if beside:
             changed = self.plan.changed_from_base(case.backend)
         else:
             own = self.plan.own(case)
             changed = self.plan.changed_around(case.backend, self.plan.sitting(own[0])) if own else ""
-        also = [f"changed: {changed}"] if changed else []
-        if before is None or after is None:
-            whose = "this run" if after is None else "base" if beside else "the baseline"
-            return [f"what got slower is not known: {whose} has no profile", *also], ""
-        return [*lines(before, after, verdict.ratio, LINES - len(also)), *also], ""
+        return [f"changed: {changed}"] if changed else []
 
     def accepts(self, case: Case) -> bool:
         """Whether this run accepts a case's figures instead of gating them; not what is slower than base."""
@@ -233,7 +251,7 @@ class Session:
                 said, since a probe of half a second may have been disturbed.
         """
         backend = self.plan.registry[case.backend]
-        if self.plan.attached(backend):
+        if case.metric not in LATENCIES or self.plan.attached(backend):
             return None
         measured = self.device.peak_flops is None
         dies = 1 if self.device.kind == "cpu" else backend.tp  # a CPU's ranks share the one that was measured
@@ -269,7 +287,7 @@ class Session:
     def _roofless(self, case: Case) -> str:
         """Why a case has no roof, if nobody knows the sizes of the model, or the peak of the type of a prefill."""
         backend = self.plan.registry[case.backend]
-        if self.plan.attached(backend):
+        if case.metric not in LATENCIES or self.plan.attached(backend):
             return ""
         if (why := self.plan.uncounted) is not None:
             return f"no roof and no memory verdict: {why}"
@@ -487,6 +505,7 @@ class Session:
         chosen = self.plan.devices(registered)
         system: dict[str, Any] = {**fingerprint.system(), **self.machine.limits}
         system |= {"environment": registered.shown_environment, "libraries": fingerprint.libraries(os.environ)}
+        system |= {"room": self.plan.room}
         system |= ({} if threads is None else {"threads": threads}) | (
             {} if chosen is None else {"devices": str(chosen)}
         )
@@ -550,7 +569,8 @@ class Session:
         refused |= {
             case: "its tokens were not shown to be right" for case in self.updates.changes if case.backend in wrong
         }
-        return refused | {one.case: "it is slower than the gate allows" for one in self.slower()}
+        slower = [one.case for one in self.slower()]
+        return refused | {case: f"it is {METRICS[case.metric].more} than the gate allows" for case in slower}
 
     def slower(self) -> list[Change]:
         """Slowdowns beyond the tolerance, which an update does not write in CI unless that was asked for."""

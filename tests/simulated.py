@@ -8,9 +8,11 @@ from typing import Any
 
 from pytest_llmperf import Engagement, Observation, Score
 from pytest_llmperf.machine import health
+from pytest_llmperf.machine import memory as meters
 from pytest_llmperf.machine.fitness import Barrier, Fitness
 from pytest_llmperf.worker import recorder, watch
 
+MIB = 2**20
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -25,11 +27,27 @@ CONFIG = {
 }
 
 
+class Scripted:
+    """A `Meter` that says what a script says."""
+
+    def __init__(self, weights: int, memory: int | Callable[[int], int]) -> None:
+        self._weights, self._memory, self._made = weights, memory, count()
+
+    def begin(self) -> None:
+        pass
+
+    def end(self, alone: bool) -> meters.Memory:
+        number = next(self._made)
+        beyond = self._memory(number) if callable(self._memory) else self._memory
+        return meters.Memory(self._weights, self._weights + beyond)
+
+
 class Simulated:
     """Emits varied tokens at scripted times on a scripted clock; scores tokens as a reference would.
 
     ``ttft`` and ``tpot`` are seconds, or functions of the generation's number (0 is the cold one). ``fitness`` says
-    of a generation's number what is seen of the machine during it.
+    of a generation's number what is seen of the machine during it. ``weights`` are bytes in use when it is loaded, and
+    ``memory`` those that a generation takes beyond them, or a function of its number.
     """
 
     def __init__(
@@ -43,6 +61,8 @@ class Simulated:
         pausable: bool = True,
         barrier: float | None = None,
         threads: int = 2,
+        weights: int = 512 * MIB,
+        memory: int | Callable[[int], int] = 64 * MIB,
     ) -> None:
         self.pausable = pausable
         self.now = 0.0
@@ -56,6 +76,7 @@ class Simulated:
         health.busiest = lambda _processes: None
         watch.canary = lambda: 0.002
         watch.barrier = lambda: None if barrier is None else Barrier(barrier, threads)
+        meters.meter = lambda _engine, _device, _tp: Scripted(weights, memory)
         if fitness is not None:
             made = count()
             watch.Watch.end = lambda _watch, _before: fitness(next(made))

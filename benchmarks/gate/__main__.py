@@ -41,7 +41,7 @@ from benchmarks.gate.repository import (
     slowed,
     tpots_of,
 )
-from pytest_llmperf.cases import GATED
+from pytest_llmperf.cases import LATENCIES
 from pytest_llmperf.machine import fingerprint
 from pytest_llmperf.measure.trace import Trace
 from pytest_llmperf.plan import BASE_TOLERANCE
@@ -116,15 +116,15 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, default="same", help="what head does more (default: same)")
     parser.add_argument("--max-regression", metavar="FRACTION", help="the tolerance (default: the plugin's)")
     parser.add_argument("--load", action="store_true", help="beside a process that uses a core half of the time")
-    parser.add_argument("--metrics", default=",".join(GATED), help="what is judged (default: all three)")
+    parser.add_argument("--metrics", default=",".join(LATENCIES), help="what is judged (default: all three)")
     for name, default in SIZES.items():
         parser.add_argument(f"--{name}", default=default, help=f"of the workloads (default: {default})")
     parser.add_argument("--budget", type=float, default=3600.0, help="--llm-budget, seconds a run (default: 3600)")
     options = parser.parse_args()
     asked = set(options.metrics.split(","))
-    if unknown := asked - set(GATED):
-        parser.error(f"--metrics: no such metric: {', '.join(sorted(unknown))}; there are {', '.join(GATED)}")
-    metrics = [metric for metric in GATED if metric in asked]
+    if unknown := asked - set(LATENCIES):
+        parser.error(f"--metrics: no such metric: {', '.join(sorted(unknown))}; there are {', '.join(LATENCIES)}")
+    metrics = [metric for metric in LATENCIES if metric in asked]
     affected = [metric for metric in metrics if options.kind == "same" or metric != "ttft"]
     if not affected:
         parser.error(f"--metrics: {options.kind} does not show in {options.metrics}; measure tpot or latency too")
@@ -133,7 +133,7 @@ def main() -> int:
     if options.max_regression:
         command += f" --max-regression {options.max_regression}"
         arguments.append(f"--llm-max-regression={options.max_regression}")
-    if len(metrics) < len(GATED):
+    if len(metrics) < len(LATENCIES):
         command += f" --metrics {','.join(metrics)}"
         arguments += ["-k", " or ".join(TESTS[metric] for metric in metrics)]
     sizes = {name: getattr(options, name.replace("-", "_")) for name in SIZES}

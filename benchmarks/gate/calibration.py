@@ -17,9 +17,9 @@ from statistics import fmean, variance
 
 from benchmarks.gate.h200 import Comparison
 from benchmarks.gate.records import OTHER_STATE, Trial
-from pytest_llmperf.cases import GATED
+from pytest_llmperf.cases import LATENCIES
 from pytest_llmperf.gate import stored
-from pytest_llmperf.gate.stored import Prior
+from pytest_llmperf.gate.priors import Prior, prior_of
 
 HEADER = ["data", "differences", "root mean square", "spread", "prior", "intervals that miss 1"]
 #: A run is quiet if so few looks found the CPUs elsewhere.
@@ -86,8 +86,8 @@ def rows(trials: Iterable[Trial], gpu: Iterable[Comparison]) -> list[list[str]]:
 
 def line(data: str, metrics: Mapping[str, Sequence[Difference]]) -> list[str]:
     """A row of the table: in each cell the metrics' figures."""
-    found = [metrics[metric] for metric in GATED]
-    priors = [stored.prior_of("cuda" if data.startswith("H200") else "cpu", metric) for metric in GATED]
+    found = [metrics[metric] for metric in LATENCIES]
+    priors = [prior_of("cuda" if data.startswith("H200") else "cpu", metric) for metric in LATENCIES]
     return [
         data,
         " / ".join(str(len(row)) for row in found),

@@ -32,10 +32,10 @@ from typing import Any
 
 from benchmarks import script
 from benchmarks.gate.repository import SAME, SIZES, TESTS, by_workload, git, measure, repository, tpots_of
-from pytest_llmperf.cases import GATED
+from pytest_llmperf.cases import LATENCIES
 
 #: Kinds, and the metrics that a kind shows in.
-KINDS = {"same": GATED, "spin-10": ("tpot", "latency"), "seventh": ("tpot", "latency")}
+KINDS = {"same": LATENCIES, "spin-10": ("tpot", "latency"), "seventh": ("tpot", "latency")}
 #: What is kept of a verdict.
 KEPT = ("outcome", "ratio", "low", "high", "upper", "basis", "count", "tolerance", "reason", "other_state")
 #: Spins in each step for 10 % of what the step took, whatever the machine does meanwhile.
@@ -159,7 +159,7 @@ def main() -> int:
             git(folder, "commit", "--quiet", "--all", "--message", kind)
             found[kind], ended[kind] = [], Counter()
             how = ["--llm-base=base"] if kind == "seventh" else [f"--llm-max-regression={options.max_regression}"]
-            if len(KINDS[kind]) < len(GATED):
+            if len(KINDS[kind]) < len(LATENCIES):
                 how += ["-k", " or ".join(TESTS[metric] for metric in KINDS[kind])]
             for _ in range(1 if kind == "seventh" else options.runs):
                 began = time.monotonic()

@@ -9,8 +9,8 @@ from benchmarks.gate.h200 import Comparison
 from benchmarks.gate.records import OTHER_STATE, Decision, Trial
 from pytest_llmperf.gate import pairs, rule, stored
 from pytest_llmperf.gate.pairs import Pairs
+from pytest_llmperf.gate.priors import CPU, Prior, prior_of
 from pytest_llmperf.gate.rule import Outcome, Verdict
-from pytest_llmperf.gate.stored import Prior
 
 #: The tolerance on an accelerator where nobody states one.
 ON_H200 = 0.05
@@ -104,17 +104,17 @@ def by_pairs(decision: Decision) -> Judged:
 def by_sitting(decision: Decision) -> Judged:
     """A decision by a stored baseline of one sitting, on a CPU."""
     sitting, head = decision.processes("base"), decision.processes("head")
-    verdict = screen(sitting, head[0], stored.CPU, decision.tolerance, decision.flag == OTHER_STATE)
+    verdict = screen(sitting, head[0], CPU, decision.tolerance, decision.flag == OTHER_STATE)
     fresh = None
     if len(head) >= stored.FEWEST_TO_FAIL and decision.flag is None:
         over = ([1.0], [decision.drift]) if decision.drift else None
-        fresh = by_fresh(sitting, head[-stored.FEWEST_TO_FAIL :], stored.CPU, decision.tolerance, over)
+        fresh = by_fresh(sitting, head[-stored.FEWEST_TO_FAIL :], CPU, decision.tolerance, over)
     return Judged(verdict, decision.tolerance, fresh, decision)
 
 
 def on_h200(found: Comparison) -> Judged:
     """A later sitting by an earlier one. Nobody recorded whether the machine was in the same state."""
-    prior = stored.prior_of("cuda", found.metric)
+    prior = prior_of("cuda", found.metric)
     fresh = None
     if len(found.head) >= stored.FEWEST_TO_FAIL:
         fresh = by_fresh(found.sitting, found.head[: stored.FEWEST_TO_FAIL], prior, ON_H200, found.over)

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,14 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
 
 
-def repository(folder: Path) -> None:
+def repository(folder: Path, tests: Iterable[str] = tuple(TESTS.values())) -> None:
     """Base is what is committed; head's ``extra.py`` is written over it."""
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / ".gitignore").write_text("raw.json\nbaselines\nas-recorded\nflagged\n__pycache__\n.pytest_cache\n")
     (folder / "conftest.py").write_text(script.SLOWED)
     (folder / "extra.py").write_text(NOTHING)
     (folder / "suites").mkdir()
-    for test in TESTS.values():
+    for test in tests:
         shutil.copy(ROOT / "suites" / f"{test}.py", folder / "suites")
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")

@@ -192,6 +192,13 @@ class Timekeeper(Protocol):
         """Of the last generation, a record per request, in the order of the prompts."""
 
 
+class Elsewhere(Protocol):
+    """An engine that takes memory in other processes than the worker: ranks or a server that it started."""
+
+    def resident(self) -> list[int] | None:
+        """The processes whose memory is the engine's; none where that is not known, None where it is the worker's."""
+
+
 class Ending(Protocol):
     """An engine that cannot go on past end-of-sequence, as most can.
 

@@ -33,7 +33,6 @@ from pytest_llmperf.backends.base import (
 from pytest_llmperf.backends.profiling import Profiler, mark
 from pytest_llmperf.explain.families import calls, family
 from pytest_llmperf.explain.names import short
-from pytest_llmperf.machine.health import highest_memory, peak_memory
 from pytest_llmperf.models import loading
 
 #: Forward passes that `evidence` profiles.
@@ -245,11 +244,9 @@ class VllmEngine:
 
         return [child.pid for child in psutil.Process().children(recursive=True)] if self.spec.tp > 1 else []
 
-    def peak_memory(self) -> int:
-        """Bytes: of the one process, or of the largest rank; 0, for not known, of ranks on a GPU."""
-        if self.spec.tp == 1:
-            return peak_memory(self.spec.device)
-        return max(map(highest_memory, self.processes()), default=0) if self.spec.device == "cpu" else 0
+    def resident(self) -> list[int] | None:
+        """The processes whose memory is the engine's; None for this one alone."""
+        return self.processes() if self.spec.tp > 1 else None
 
     def close(self) -> None:
         """Stop what vLLM started."""

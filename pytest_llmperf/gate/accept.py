@@ -12,7 +12,7 @@ from typing import Any
 from pytest_llmperf.cases import Case
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
-from pytest_llmperf.gate.stored import prior_of
+from pytest_llmperf.gate.priors import prior_of
 from pytest_llmperf.gate.update import Update
 from pytest_llmperf.machine.table import kind_of
 

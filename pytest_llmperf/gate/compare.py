@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import count, product
 
-from pytest_llmperf.cases import Workload
+from pytest_llmperf.cases import LATENCIES, METRICS, Workload
 from pytest_llmperf.explain.profiles import Profile
 from pytest_llmperf.gate import pairs
 from pytest_llmperf.gate.pairs import Block
@@ -54,11 +54,11 @@ class Pair:
         return all(kept[name] >= FEWEST_BLOCKS for turn in self.turns for name in turn.samples)
 
     def precise(self, metrics: Iterable[str]) -> bool:
-        """Whether more turns would tell nothing more, for any of these metrics and any arm beside base."""
+        """Whether more turns would tell nothing more, for any of these latencies and any arm beside base."""
         arms = {name for turn in self.turns for name in turn.samples} - {"base"}
         return all(
             pairs.precise(pair)
-            for metric, arm in product(metrics, arms)
+            for metric, arm in product({*LATENCIES}.intersection(metrics), arms)
             for pair in blocks([self], metric, head=arm) or [[]]
         )
 
@@ -134,7 +134,7 @@ class Comparison:
         undisturbed = blocks(self.pairs, metric)
         if len(undisturbed) < 2:
             return replace(nothing(Outcome.INCONCLUSIVE, self.disturbance()), basis="base"), False
-        found, final = pairs.compare(undisturbed, tolerance)
+        found, final = pairs.compare(undisturbed, tolerance, METRICS[metric])
         if not final and len(undisturbed) < len(self.pairs):
             found = replace(found, reason=f"{found.reason}; {self.disturbance()}")
         return found, final
@@ -155,7 +155,7 @@ class Comparison:
     def processes(self, metric: str) -> list[list[float]]:
         """The figures of each process, in its undisturbed turns."""
         return [
-            [sample.trace.metric(metric) for turn in pair.kept for sample in turn.samples.get(name, ())]
+            [sample.figure(metric) for turn in pair.kept for sample in turn.samples.get(name, ())]
             for pair in self.pairs
             if pair.counts
             for name in ("base", "head")

@@ -16,6 +16,7 @@ from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.cases import METRICS
 from pytest_llmperf.gate import checkout, rule, stored
 from pytest_llmperf.gate.checkout import Base, BaseError
 from pytest_llmperf.gate.rule import Interval, Outcome, Verdict
@@ -24,7 +25,7 @@ from pytest_llmperf.measure.process import disturbed
 from pytest_llmperf.measure.worker_process import SameCodeError
 
 if TYPE_CHECKING:
-    from pytest_llmperf.cases import Case
+    from pytest_llmperf.cases import Case, Metric
     from pytest_llmperf.gate.baseline import Entry, Sitting
     from pytest_llmperf.gate.beside import Beside
     from pytest_llmperf.machine.rates import Machine
@@ -37,6 +38,8 @@ COMPARE = "run with --llm-compare=unresolved"
 SITTING = "record another sitting of the baseline's code, with --llm-update-baselines at its revision"
 ANOTHER = "name another revision with --llm-base, or leave it out"
 QUIETER = "run this test alone on a quieter machine, with --llm-compare=always"
+OTHER_STATE = "this machine is not in the state in which the baseline was recorded"
+NOTHING = "the worker imports nothing of this repository"
 SAME = "are those of the baseline: it is the machine"
 
 
@@ -74,6 +77,11 @@ class Judge:
         base = self.base_of(case, screened)
         if isinstance(base, Verdict):
             return base
+        alone = self._plan.base is None and screened.compared and not screened.other_state
+        if alone and not METRICS[case.metric].timed:
+            found = self._by_themselves(case, screened, allowed.stored)
+            if found.outcome is not Outcome.INCONCLUSIVE or isinstance(base, str):
+                return found
         if isinstance(base, str):
             return self._by_fresh_processes(case, screened, allowed.stored, base)
         if self.time_is_up and not self._beside.begun(case, base):
@@ -81,12 +89,12 @@ class Judge:
         try:
             found = self._beside.compare(case, base, allowed.usual)
         except SameCodeError:
-            return self._unchanged(screened, f"the worker imports nothing of this repository, and versions {SAME}")
+            return self._unchanged(case, screened, f"{NOTHING}, and versions {SAME}")
         except BaseError as error:
             return self._by_fresh_processes(case, screened, allowed.stored, str(error))
         if found.basis != "base" and self._plan.own(case):  # a base that broke is no reason to let a slowdown pass
             return self._by_fresh_processes(case, screened, allowed.stored, found.reason)
-        return self._explained(found, screened, base)
+        return self._explained(found, screened, base, METRICS[case.metric])
 
     # The stored baseline
 
@@ -95,13 +103,14 @@ class Judge:
         own = self._plan.own(case)
         if not own:
             return rule.nothing(Outcome.NO_BASELINE, self._no_baseline(case), RECORD)
-        alike = self._in_this_state(own, first)
+        metric = METRICS[case.metric]
+        alike = self._in_this_state(own, first, metric)
         figures = [median(first.figures(case.metric))]
         found = self._decided(case, alike or own, figures, tolerance)
         if not alike:
-            state = f"this machine is not in the state in which the baseline was recorded: {self._state(own[0], first)}"
+            state = f"{OTHER_STATE}: {self._state(own[0], first, metric)}"
             return replace(found, outcome=Outcome.INCONCLUSIVE, reason=state, remedy=COMPARE, other_state=True)
-        if found.outcome is Outcome.FASTER and (doubt := disturbed([first])):
+        if found.outcome is Outcome.FASTER and metric.timed and (doubt := disturbed([first])):
             faster = f"{rule.change_of(found.ratio)} than the baseline in 1 process"
             return replace(found, outcome=Outcome.INCONCLUSIVE, reason=f"{faster}, but {doubt}", remedy=QUIETER)
         return found if found.outcome is not Outcome.INCONCLUSIVE else replace(found, remedy=COMPARE)
@@ -116,16 +125,18 @@ class Judge:
         differs = self._machine.fingerprint.difference(held.sitting(others[0]).fingerprint)
         return f"the baseline is of another machine; here {differs[0]}"
 
-    def _in_this_state(self, entries: Sequence[Entry], first: Measurement) -> list[Entry]:
+    def _in_this_state(self, entries: Sequence[Entry], first: Measurement, metric: Metric) -> list[Entry]:
         """The entries whose sitting was recorded while the machine was as it is now."""
-        return [one for one in entries if self._state(one, first) is None]
+        return [one for one in entries if self._state(one, first, metric) is None]
 
-    def _state(self, entry: Entry, measured: Measurement) -> str | None:
+    def _state(self, entry: Entry, measured: Measurement, metric: Metric) -> str | None:
         """How the machine differs from its state in an entry's sitting, in a clause; None if it does not."""
         sitting = self._plan.sitting(entry)
         # A variable of the backend that changed is a change of its code, and the threads may follow from it.
         comparable = self._plan.same_variables(measured.backend, sitting)
         now = {**self._machine.limits, "threads": measured.threads if comparable else None}
+        if not metric.timed:  # however fast it is; but engines that have room for larger cases keep more
+            return other_limits(now, sitting.system) or self._plan.more_room(sitting)
         return (
             other_limits(now, sitting.system)
             or measured.over_quota  # before the host is blamed, since threads that are stopped meet late
@@ -142,7 +153,7 @@ class Judge:
     ) -> Verdict:
         """The rule on the stored interval."""
         found = stored.interval([one.processes for one in entries], figures, self._plan.prior(case))
-        return rule.decide(replace(found, enough=enough), tolerance)
+        return rule.decide(replace(found, enough=enough), tolerance, METRICS[case.metric])
 
     # Whether and with what to compare
 
@@ -164,7 +175,8 @@ class Judge:
         if plan.attached(plan.registry[case.backend]):
             return "a server that runs already answers both base and head"
         if plan.base is not None and plan.base_is_head:
-            return self._unchanged(screened, f"base, {plan.base}, is head, so nothing is compared with it", ANOTHER)
+            head = f"base, {plan.base}, is head, so nothing is compared with it"
+            return self._unchanged(case, screened, head, ANOTHER)
         if plan.base is not None:
             return plan.base
         sitting = self._recorded_by(case)
@@ -175,7 +187,7 @@ class Judge:
         if changed := plan.changed(case.backend, sitting):
             return f"versions differ from the baseline's ({changed})"
         if plan.is_at(sitting.revision):
-            return self._unchanged(screened, f"code and versions {SAME}")
+            return self._unchanged(case, screened, f"code and versions {SAME}")
         base = checkout.recorded(sitting.revision, plan.root)
         return base or f"git does not have {sitting.revision[:12]}, which recorded the baseline (a shallow clone?)"
 
@@ -188,16 +200,28 @@ class Judge:
         sittings = (held.sitting(one) for one in entries)
         return max(sittings, key=lambda one: (one.revision is not None, one.recorded), default=None)
 
-    def _unchanged(self, screened: Verdict, why: str, remedy: str = SITTING) -> Verdict:
+    def _unchanged(self, case: Case, screened: Verdict, why: str, remedy: str = SITTING) -> Verdict:
         """The verdict of code that has not changed, which cannot have regressed. ``why`` says what has not changed."""
         if screened.outcome in (Outcome.OK, Outcome.NO_BASELINE):
             return screened
         said = [screened.reason if screened.other_state else "", why]
         if screened.not_excluded:
-            said.append(f"a slowdown of {screened.not_excluded:.1%} cannot be excluded")
+            said.append(f"{METRICS[case.metric].growth} of {screened.not_excluded:.1%} cannot be excluded")
         return replace(screened, outcome=Outcome.INCONCLUSIVE, reason="; ".join(filter(None, said)), remedy=remedy)
 
-    # Where base cannot be had
+    # Where base cannot be had, or is not needed
+
+    def _by_themselves(self, case: Case, screened: Verdict, tolerance: float) -> Verdict:
+        """Judge bytes by fresh processes against the stored figures. No slow machine is in them."""
+        if self.time_is_up:
+            return self._out_of_time(screened)
+        began, own = monotonic(), self._plan.own(case)
+        made = self._measurements.fresh(case.backend, case.workload, stored.FEWEST_TO_FAIL, as_sitting=True)
+        self._fresh_seconds += monotonic() - began
+        entries = self._in_this_state(own, made[0], METRICS[case.metric]) or own
+        figures = [median(one.figures(case.metric)) for one in made]
+        found = self._decided(case, entries, figures, tolerance, enough=True)
+        return replace(found, remedy=SITTING if found.outcome is Outcome.INCONCLUSIVE else "")
 
     def _by_fresh_processes(self, case: Case, screened: Verdict, tolerance: float, why: str) -> Verdict:
         """Judge a case by fresh processes in turns with the reference's, against the stored figures.
@@ -226,7 +250,7 @@ class Judge:
             one
             for one in entries
             if difference(look, plan.sitting(one).rates) is None
-            and all(self._state(one, measured) is None for measured in made)
+            and all(self._state(one, measured, METRICS[case.metric]) is None for measured in made)
         ]
         doubt = disturbed([*made, *others]) or ("" if entries else "the machine changed meanwhile")
         if doubt:
@@ -264,13 +288,13 @@ class Judge:
         said = "; ".join(filter(None, [screened.reason, said]))
         return replace(screened, reason=said, remedy="raise --llm-budget, or run this test alone")
 
-    def _explained(self, found: Verdict, screened: Verdict, base: Base) -> Verdict:
+    def _explained(self, found: Verdict, screened: Verdict, base: Base, metric: Metric) -> Verdict:
         """A verdict beside base, with the base, and where the stored baseline had said otherwise."""
         if found.outcome is Outcome.REGRESSION:
             return replace(found, reason=f"{found.reason}; base is {base}")
         if found.outcome is Outcome.OK and screened.suspicious:
-            slower = rule.change_of(screened.ratio)
-            return replace(found, reason=f"{slower} than the baseline, but not than base: the machine is slower")
+            slower = f"{rule.change_of(screened.ratio, metric)} than the baseline, but not than base"
+            return replace(found, reason=f"{slower}: the machine is {'slower' if metric.timed else 'another'}")
         if found.outcome is Outcome.INCONCLUSIVE:
             return replace(found, remedy=QUIETER)
         return found

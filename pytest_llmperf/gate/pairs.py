@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 
-from pytest_llmperf.gate.rule import Interval, Outcome, Verdict, decide
+from pytest_llmperf.cases import Metric
+from pytest_llmperf.gate.rule import LATENCY, Interval, Outcome, Verdict, decide
 from pytest_llmperf.gate.student import student_t
 
 #: Pairs without which nothing is decided, and without which no regression is called. If processes were slow or fast at
@@ -73,12 +74,13 @@ def interval(pairs: Pairs) -> Interval:
     )
 
 
-def compare(pairs: Pairs, tolerance: float) -> tuple[Verdict, bool]:
+def compare(pairs: Pairs, tolerance: float, metric: Metric = LATENCY) -> tuple[Verdict, bool]:
     """Judge the pairs so far by the rule, and say whether that is final.
 
     Args:
         pairs: at least two.
         tolerance: the slowdown allowed, as a fraction above 0.
+        metric: what the blocks' figures are.
 
     Returns:
         The verdict, and whether further pairs could not change it. Fewer than `FEWEST` pairs decide nothing.
@@ -86,7 +88,7 @@ def compare(pairs: Pairs, tolerance: float) -> tuple[Verdict, bool]:
     Raises:
         ValueError: as `interval` and `rule.decide`.
     """
-    found = decide(interval(pairs), tolerance)
+    found = decide(interval(pairs), tolerance, metric)
     if len(pairs) < FEWEST:
         return replace(found, outcome=Outcome.INCONCLUSIVE, reason=f"{len(pairs)} pairs decide nothing"), False
     return found, found.outcome is not Outcome.INCONCLUSIVE

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+from pytest_llmperf.cases import METRICS, Metric
+
 #: What head was compared with: the stored baseline, or base in pairs.
 Basis = Literal["stored", "base"]
 
 #: The share of the tolerance that the interval's low end must exceed before a regression is called. The whole tolerance
 #: would miss most slowdowns near it. Nothing at all would let one slow process decide.
 CLEARLY = 1 / 3
-#: Seconds below which a difference is never a regression: stamping a token costs microseconds.
-FLOOR = 50e-6
+LATENCY = METRICS["latency"]
 #: An improvement beyond this fraction is questioned. A step that was skipped looks like one.
 LARGE = 0.2
 
@@ -114,18 +115,19 @@ class Verdict:
         return self.outcome is Outcome.FASTER and self.ratio < 1 - LARGE
 
 
-def decide(interval: Interval, tolerance: float) -> Verdict:
+def decide(interval: Interval, tolerance: float, metric: Metric = LATENCY) -> Verdict:
     """The rule.
 
     - ``regression``: the ratio is above 1 + tolerance, the interval's low end above 1 + tolerance / 3, and the
-      difference above `FLOOR`; with as many processes or pairs as that takes.
+      difference above the metric's floor; with as many processes or pairs as that takes.
     - ``faster``: the same the other way round, with any number of processes or pairs.
-    - ``ok``: a slowdown of the tolerance is excluded, or the difference and the tolerance are within `FLOOR`.
+    - ``ok``: a slowdown of the tolerance is excluded, or the difference and the tolerance are within the floor.
     - ``inconclusive``: none of these; the reason says which slowdown could not be excluded.
 
     Args:
         interval: of the slowdown.
         tolerance: the slowdown allowed, as a fraction above 0.
+        metric: what the figures are.
 
     Raises:
         ValueError: the tolerance is not above 0 and finite.
@@ -150,17 +152,17 @@ def decide(interval: Interval, tolerance: float) -> Verdict:
             reason,
         )
 
-    if interval.enough and interval.ratio > allowed and interval.low > clearly and slower > FLOOR:
-        return verdict(Outcome.REGRESSION, _said(interval))
-    if interval.ratio < 1 / allowed and interval.high < 1 / clearly and -slower > FLOOR:
+    if interval.enough and interval.ratio > allowed and interval.low > clearly and slower > metric.floor:
+        return verdict(Outcome.REGRESSION, _said(interval, metric))
+    if interval.ratio < 1 / allowed and interval.high < 1 / clearly and -slower > metric.floor:
         asked = "; is something not measured any more, or is the baseline old?" if interval.ratio < 1 - LARGE else ""
-        return verdict(Outcome.FASTER, _said(interval) + asked)
-    within_floor = slower <= FLOOR and interval.baseline * tolerance <= FLOOR
+        return verdict(Outcome.FASTER, _said(interval, metric) + asked)
+    within_floor = slower <= metric.floor and interval.baseline * tolerance <= metric.floor
     if interval.upper < allowed or within_floor:
         return verdict(Outcome.OK)
     return verdict(
         Outcome.INCONCLUSIVE,
-        f"{_said(interval)}; a slowdown of {interval.upper - 1:.1%} cannot be excluded",
+        f"{_said(interval, metric)}; {metric.growth} of {interval.upper - 1:.1%} cannot be excluded",
     )
 
 
@@ -169,13 +171,13 @@ def nothing(outcome: Outcome, reason: str, remedy: str = "") -> Verdict:
     return Verdict(outcome, reason=reason, remedy=remedy)
 
 
-def change_of(ratio: float) -> str:
+def change_of(ratio: float, metric: Metric = LATENCY) -> str:
     """A ratio in words, such as ``4.2% slower``."""
-    return f"{abs(ratio - 1):.1%} {'slower' if ratio >= 1 else 'faster'}"
+    return f"{abs(ratio - 1):.1%} {metric.more if ratio >= 1 else metric.less}"
 
 
-def _said(interval: Interval) -> str:
+def _said(interval: Interval, metric: Metric) -> str:
     if interval.basis == "base":
-        return f"{change_of(interval.ratio)} than base in {interval.count} pairs of fresh processes"
+        return f"{change_of(interval.ratio, metric)} than base in {interval.count} pairs of fresh processes"
     processes = "1 process" if interval.count == 1 else f"{interval.count} fresh processes"
-    return f"{change_of(interval.ratio)} than the baseline in {processes}"
+    return f"{change_of(interval.ratio, metric)} than the baseline in {processes}"

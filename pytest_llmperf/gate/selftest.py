@@ -15,8 +15,8 @@ from statistics import median
 
 from pytest_llmperf.gate import stored
 from pytest_llmperf.gate.pairs import Block, Pairs, compare
+from pytest_llmperf.gate.priors import Prior
 from pytest_llmperf.gate.rule import Outcome
-from pytest_llmperf.gate.stored import Prior
 
 #: The slowdown that is really there in the slowed arm: it sleeps that share longer at every step.
 INJECTED = 0.05

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
+from pytest_llmperf.gate.priors import Prior
 from pytest_llmperf.gate.rule import Interval
 from pytest_llmperf.gate.student import student_t
 
@@ -27,36 +27,6 @@ Sittings = Sequence[Sequence[float]]
 
 #: Fresh processes of head without which a stored baseline proves no regression.
 FEWEST_TO_FAIL = 3
-
-
-@dataclass(frozen=True)
-class Prior:
-    """How much sittings of unchanged code differ where few of them are known.
-
-    Attributes:
-        spread: how much sittings differ beyond what their processes do: a standard deviation of logarithms (0.03 is
-            3 %).
-        weight: how many sittings that is worth.
-    """
-
-    spread: float
-    weight: int = 4
-
-
-#: From recorded sittings of unchanged code; `benchmarks.gate.replay` prints the figures that these come from. On an AMD
-#: EPYC whose CPUs stayed where they were, sittings of minutes and hours apart differed by 1.5 to 2.0 %. Days may add.
-CPU = Prior(0.03)
-#: Of seven sittings on H200 machines: 0.7 %.
-ACCELERATOR_PREFILL = Prior(0.01)
-#: Of the same: 6.5 % in TPOT, 16 % with one machine whose host was slow. Decode of a small batch waits for the host.
-ACCELERATOR_DECODE = Prior(0.08)
-
-
-def prior_of(kind: str, metric: str) -> Prior:
-    """The prior of a kind of device (``cpu``, ``cuda``, ``rocm``) and a metric."""
-    if kind == "cpu":
-        return CPU
-    return ACCELERATOR_PREFILL if metric == "ttft" else ACCELERATOR_DECODE
 
 
 def interval(sittings: Sittings, head: Sequence[float], prior: Prior) -> Interval:

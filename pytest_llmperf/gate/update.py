@@ -11,8 +11,9 @@ from pytest_llmperf.cases import METRICS, Case
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate import stored
 from pytest_llmperf.gate.baseline import Baseline, Entry, Profiled, Sitting
-from pytest_llmperf.gate.rule import FLOOR, LARGE
-from pytest_llmperf.gate.stored import Prior, Sittings
+from pytest_llmperf.gate.priors import Prior
+from pytest_llmperf.gate.rule import LARGE
+from pytest_llmperf.gate.stored import Sittings
 from pytest_llmperf.machine import rates
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def change(
         return Change(case, old, new, count, None, None, False, beyond)
     sittings = [newest, *kept]
     after = stored.interval(sittings, [stored.centre([stored.centre(one) for one in sittings])], prior)
-    slower = old is not None and new > old * (1 + tolerance) and new - old > FLOOR
+    slower = old is not None and new > old * (1 + tolerance) and new - old > METRICS[case.metric].floor
     return Change(case, old, new, count, max(0.0, after.upper - 1), tolerance, slower, beyond)
 
 
@@ -136,7 +137,7 @@ class Update:
             self._profiles[case.profile_key] = Profiled(sitting.id, phases)
         self._sittings[sitting.id] = sitting
         self._same_code[sitting.id] = same_code
-        self._entries[case] = Entry(sitting.id, METRICS[case.metric][1], tuple(processes), barrier)
+        self._entries[case] = Entry(sitting.id, METRICS[case.metric].unit, tuple(processes), barrier)
         own = self.held.own(case.key, sitting.fingerprint) if self.held else []
         rows = [one.processes for one in own]
         same = self._of_the_same_code(self.held, sitting.id)

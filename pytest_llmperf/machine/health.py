@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -217,17 +215,3 @@ def busiest(processes: Collection[int], seconds: float = 0.1, proc: Path = Path(
     used = {pid: after[pid].ticks - before[pid].ticks for pid in before.keys() & after.keys()}
     most = max(used, key=lambda pid: (used[pid], -pid), default=None)
     return f"{most} ({after[most].name})" if most is not None and used[most] > 0 else None
-
-
-def peak_memory(device: str) -> int:
-    """Bytes: the device's allocations at their highest, or this process's resident set on a CPU."""
-    if device != "cpu" and "torch" in sys.modules:
-        return int(sys.modules["torch"].cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def highest_memory(pid: int, proc: Path = Path("/proc")) -> int:
-    """Another process's resident set at its highest, in bytes; 0 if it is gone."""
-    lines = contents(proc / str(pid) / "status").splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -83,16 +83,24 @@ class Measurements:
                 raise
         return self._first[key]
 
-    def fresh(self, backend: str, workload: Workload, count: int) -> list[Measurement]:
+    def fresh(self, backend: str, workload: Workload, count: int, as_sitting: bool = False) -> list[Measurement]:
         """``count`` measurements, each by a fresh process of its own. Earlier ones are used again.
+
+        Args:
+            backend: its name.
+            workload: what is generated.
+            count: processes.
+            as_sitting: whether a process measures what other tests gate too, in their order, as in a sitting. A process
+                that has done more keeps more memory.
 
         Raises:
             WorkerError, TraceError: it could not be measured.
         """
         made = self._fresh.setdefault((backend, workload), [])
+        others = self._plan.gated(backend) if as_sitting else ()
         while len(made) < count:
             self._progress(f"{backend} {workload}: fresh process {len(made) + 1}")
-            self._in_fresh_process(backend, workload, ())
+            self._in_fresh_process(backend, workload, others)
         return made[:count]
 
     def in_turns(

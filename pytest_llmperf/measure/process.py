@@ -8,26 +8,34 @@ from statistics import fmean, median
 from typing import Any
 
 from pytest_llmperf.backends.base import RequestStatistics
-from pytest_llmperf.cases import Workload
+from pytest_llmperf.cases import METRICS, Workload
 from pytest_llmperf.explain.profiles import PHASES, Profile, parse
 from pytest_llmperf.machine import fitness
 from pytest_llmperf.machine.fitness import Barrier, Fitness
+from pytest_llmperf.machine.memory import Memory
 from pytest_llmperf.measure import sampling, trace
 from pytest_llmperf.measure.trace import Trace
 from pytest_llmperf.prompts import Generation
 
 #: Generations that may end early, one after another. Where one request in ten does, a batch of 8 does half the time.
 MOST_EARLY = 32
+#: Why nothing is known of the memory of an older base.
+OLDER = "its worker is of a version of pytest-llmperf that does not read its memory"
 #: What is said of more of them.
 ALL_EARLY = (
     f"{MOST_EARLY} generations one after another ended with an end-of-sequence token; lower --llm-max-new-tokens"
 )
 
 
+class MemoryUnknownError(ValueError):
+    """What a generation took of memory cannot be read; one line says why."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One timed generation: its trace, and what else the machine did meanwhile.
 
+    ``memory`` is what it took; a line that says why, where nobody knows.
     ``statistics`` is what the engine says of each request itself; empty where it keeps none. ``culprit`` is why the
     sample is contaminated; None if it is not. ``texts`` are the tokens of each request as text, where their ids are
     unknown; empty where they are known. ``generation`` is which generation of the backend in this run it was, and so
@@ -37,12 +45,24 @@ class Sample:
 
     trace: Trace
     fitness: Fitness
-    peak_memory: int
+    memory: Memory | str
     statistics: tuple[RequestStatistics, ...] = ()
     culprit: str | None = None
     texts: tuple[str, ...] = ()
     generation: int = 0
     early: bool = False
+
+    def figure(self, metric: str) -> float:
+        """The figure of a metric of a generation, in the metric's unit.
+
+        Raises:
+            MemoryUnknownError: nobody knows it; one line says why.
+        """
+        if METRICS[metric].timed:
+            return self.trace.metric(metric)
+        if isinstance(self.memory, str):
+            raise MemoryUnknownError(self.memory)
+        return float(self.memory.beyond if metric == "memory" else self.memory.loaded)
 
 
 @dataclass(frozen=True)
@@ -84,10 +104,10 @@ class Measurement:
         return max(0.0, self.warm_up[0].latency - median(self.figures("latency")))
 
     def figures(self, metric: str) -> list[float]:
-        """The samples' figures of a metric, in seconds; a cold start has one."""
+        """The figures of a metric, in its unit: of each sample, or the one of a metric that a process has once."""
         if metric == "cold-start":
             return [self.cold_start]
-        return [sample.trace.metric(metric) for sample in self.samples]
+        return [sample.figure(metric) for sample in self.samples]
 
     @property
     def threads(self) -> int | None:
@@ -116,9 +136,10 @@ class Measurement:
         return median_barrier(soonest)
 
     @property
-    def peak_memory(self) -> int:
-        """Bytes."""
-        return max(sample.peak_memory for sample in self.samples)
+    def memory(self) -> Memory | None:
+        """What it took, in median over the samples; None where nobody knows."""
+        known = [one.memory for one in self.samples if isinstance(one.memory, Memory)]
+        return Memory(known[0].loaded, round(median(one.peak for one in known))) if known else None
 
 
 def median_barrier(barriers: Iterable[Barrier | None]) -> Barrier | None:
@@ -159,12 +180,17 @@ def sample_of(answer: Mapping[str, Any], workload: Workload, generation: int) ->
     return Sample(
         found,
         fitness.parse(answer["fitness"]),
-        answer["peak_memory"],
+        _memory(answer.get("memory", OLDER)),
         statistics,
         texts=tuple(answer.get("texts", ())),
         generation=generation,
         early=any(len(row) < workload.max_new_tokens for row in found.tokens),
     )
+
+
+def _memory(answer: Mapping[str, int] | str) -> Memory | str:
+    """The memory in a worker's answer."""
+    return answer if isinstance(answer, str) else Memory(**answer)
 
 
 def measure(

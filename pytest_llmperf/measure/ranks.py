@@ -80,7 +80,7 @@ class Ranks:
                 self._hosts[rank].ask(operation, **arguments)
 
     def answer(self, operation: str, timeout: float) -> Any:
-        """Rank 0's answer, once all have answered; its peak memory is that of the largest.
+        """Rank 0's answer, once all have answered; its memory is that of the rank that took most.
 
         Raises:
             WorkerFailedError: the operation raised, in all of them.
@@ -109,8 +109,10 @@ class Ranks:
                 raise WorkerLostError(said) from first_failure
             raise WorkerFailedError(f"{self._name(rank)}: {first_failure}", first_failure.kind) from first_failure
         first = results[0]
-        if isinstance(first, dict) and "peak_memory" in first:
-            first["peak_memory"] = max(one["peak_memory"] for one in results.values())
+        if isinstance(first, dict) and "memory" in first:
+            took = [one["memory"] for one in results.values()]
+            unknown = next((one for one in took if isinstance(one, str)), None)
+            first["memory"] = unknown or max(took, key=lambda one: one["peak"])
         return first
 
     def _next(self, ranks: list[int], deadline: float) -> int | None:

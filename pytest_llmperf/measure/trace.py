@@ -9,6 +9,7 @@ from statistics import fmean
 
 from pytest_llmperf import stamps
 from pytest_llmperf.backends.base import RequestStatistics
+from pytest_llmperf.cases import LATENCIES
 
 #: How far the stamped TTFT or TPOT of a request may be from the engine's own: this share of it plus these seconds.
 #: Handing a batch over takes a moment that the engine does not count.
@@ -77,8 +78,8 @@ class Trace:
 
     def metric(self, name: str) -> float:
         """The figure of a metric (``ttft``, ``tpot`` or ``latency``), in seconds."""
-        if name not in ("ttft", "tpot", "latency"):
-            raise KeyError(f"{name!r} is not a metric of a generation; known: ttft, tpot, latency")
+        if name not in LATENCIES:
+            raise KeyError(f"{name!r} is not a metric of a generation; known: {', '.join(LATENCIES)}")
         return float(getattr(self, name))
 
 

@@ -33,7 +33,7 @@ CASES = (
     "parity",
 )
 #: What a reader of one backend's cost wants beside them, where there is room.
-COSTS = ("tokens/s", "peak memory", "cold start", "of it warm-up", "in baseline", "tokens/J")
+COSTS = ("tokens/s", "peak memory", "loaded", "cold start", "of it warm-up", "in baseline", "tokens/J")
 
 
 def of_case(row: Row) -> list[Cell]:
@@ -45,7 +45,7 @@ def of_case(row: Row) -> list[Cell]:
         Cell(text.roof(row["utilization.name"], row["utilization.fraction"]), row["utilization.fraction"]),
         Cell(text.change(*row.change), row.change[0]),
         at_most(row),
-        Cell(row.outcome),
+        Cell(row.shown_outcome),
         Cell(row.parity or "-"),
     ]
 
@@ -65,10 +65,15 @@ def costs(row: Row) -> list[Cell]:
     throughput, per_joule = row["throughput"], row["tokens_per_joule"]
     return [
         Cell("-" if throughput is None else f"{throughput:.1f}", throughput),
-        Cell(text.memory(row["peak_memory"]), row["peak_memory"]),
+        *memory(row),
         *cold_start(row),
         Cell("-" if per_joule is None else f"{per_joule:.3g}", per_joule),
     ]
+
+
+def memory(row: Row) -> list[Cell]:
+    """Bytes in use at most during a generation, and those of them that were in use when the engine was ready."""
+    return [Cell(text.memory(size), size) for size in (row["peak_memory"], row["loaded_memory"])]
 
 
 def cold_start(row: Row) -> list[Cell]:
@@ -79,7 +84,7 @@ def cold_start(row: Row) -> list[Cell]:
     ]
 
 
-COLD = ("backend", "workload", "cold start", "of it warm-up", "in baseline", "peak memory")
+COLD = ("backend", "workload", "cold start", "of it warm-up", "in baseline", "peak memory", "loaded")
 
 
 def of_cold(rows: Iterable[Row]) -> list[list[Cell]]:
@@ -92,7 +97,7 @@ def of_cold(rows: Iterable[Row]) -> list[list[Cell]]:
             Cell(row.backend),
             Cell(row.workload),
             *cold_start(row),
-            Cell(text.memory(row["peak_memory"]), row["peak_memory"]),
+            *memory(row),
         ]
         for row in first.values()
     ]

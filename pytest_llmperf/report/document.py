@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import Any
 
 from pytest_llmperf.backends.base import CLIENT, TIME_IN_COLLECTIVES
-from pytest_llmperf.cases import METRICS, Case, place
+from pytest_llmperf.cases import LATENCIES, METRICS, Case, place
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.load import LoadRecord, LoadResult, attained
 from pytest_llmperf.machine.doctor import Finding
-from pytest_llmperf.report.text import boundaries, speedup
+from pytest_llmperf.report.text import boundaries, outcome, speedup
 from pytest_llmperf.result import UNPROVEN, Arrivals, ParityResult, measured_model
 
 #: Of a JSON report, and of the results file that every report is made of.
@@ -96,6 +96,11 @@ class Row:
     def outcome(self) -> str:
         """The verdict's, or ``accepted`` where it was written to the baseline."""
         return "accepted" if self.result["accepted"] else self.result["verdict"]["outcome"]
+
+    @property
+    def shown_outcome(self) -> str:
+        """The outcome in the words of its metric."""
+        return outcome(self.outcome, self.metric)
 
     @property
     def tp(self) -> int:
@@ -197,8 +202,7 @@ class Document:
     @property
     def headline(self) -> str:
         """How it ended, in a few words: the counts of outcomes, the worst first."""
-        found = Counter(row.outcome for row in self.rows)
-        parts = [f"{found[name]} {name}" for name in OUTCOMES if found[name]]
+        parts = counted(self.rows)
         for standing in UNPROVEN.values():
             wrong = sorted({one.backend for one in self.wrong if one.standing == standing})
             parts += [f"{standing}: {', '.join(wrong)}"] if wrong else []
@@ -247,6 +251,12 @@ ABOUT = ("device", "model", "dtype", "reference", "environment", "when", "commit
 def arrivals_of(result: LoadResult) -> Arrivals:
     """How the tokens of a load came."""
     return Arrivals(result.tokens, result.arrivals, result.first)
+
+
+def counted(rows: Iterable[Row]) -> list[str]:
+    """How many rows have each outcome, the worst first."""
+    found = Counter((OUTCOMES.index(row.outcome), row.shown_outcome) for row in rows)
+    return [f"{found[one]} {one[1]}" for one in sorted(found)]
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:
@@ -321,7 +331,8 @@ def advice(rows: Iterable[Row]) -> list[Advice]:
     """What to run, for each metric and workload of which some backend is in parity. The reference needs no proof."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in ranked(rows):
-        groups.setdefault((row.metric, row.workload), []).append(row)
+        if row.metric in LATENCIES:
+            groups.setdefault((row.metric, row.workload), []).append(row)
     found = []
     for group in groups.values():
         best = min((row for row in group if row.correct), key=lambda row: row.median, default=None)

@@ -180,7 +180,7 @@ def _by_batch(document: Document, metric: str, draw: Draw) -> list[Figure]:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("batch size (requests)")
         _legend(canvas, axes)
-        title = f"{'speedup over ' + document.reference + ', ' if draw is _speedup else ''}{METRICS[metric][0]}"
+        title = f"{'speedup over ' + document.reference + ', ' if draw is _speedup else ''}{METRICS[metric].title}"
         shown = [row for found in backends.values() for row in found]
         figures.append(
             Figure(
@@ -243,7 +243,7 @@ def _by_degree(document: Document) -> list[Figure]:
         _legend(canvas, axes)
         figures.append(
             Figure(
-                _title(f"{METRICS[metric][0]} by tensor-parallel degree"),
+                _title(f"{METRICS[metric].title} by tensor-parallel degree"),
                 f"{_where(document, workload)}. Medians of one process's samples, in this run."
                 + _cut("backends", LINES, len(lines))
                 + _cut("figures of this kind", PANELS, len(groups)),
@@ -382,14 +382,14 @@ def _forest(document: Document) -> list[Figure]:
         range(len(shown)), [f"{_label(row.backend)}\n{row.metric} {row.workload}" for row in shown], fontsize=8
     )
     axes.invert_yaxis()
-    axes.set_xlabel("change (%): slower to the right")
+    axes.set_xlabel("change (%): slower, or more memory, to the right")
     widest = max(abs(edge) for edge in axes.get_xlim())
     # An interval may be wide without end; what is known lies within.
     furthest = max(100.0, *(1.2 * abs((row.change[0] or 1) - 1) * 100 for row in shown))
     axes.set_xlim(-min(widest, furthest), min(widest, furthest))
     said = (
-        "Median ratio with its 99 % interval. Triangle up: regression; circle: ok; triangle down: faster; "
-        "square: inconclusive."
+        "Median ratio with its 99 % interval. Triangle up: regression; circle: ok; triangle down: faster, or less "
+        "memory; square: inconclusive."
     )
     return [
         Figure(
@@ -397,7 +397,7 @@ def _forest(document: Document) -> list[Figure]:
             f"{_where(document)}. {said}" + _cut("cases, by size of the change", MARKS, len(rows)),
             _svg(canvas, "forest"),
             ("metric", "workload", "backend", "change [99 %]", "verdict"),
-            tuple((row.metric, row.workload, row.backend, text.change(*row.change), row.outcome) for row in rows),
+            tuple((row.metric, row.workload, row.backend, text.change(*row.change), row.shown_outcome) for row in rows),
         )
     ]
 
@@ -412,10 +412,11 @@ def _trends(document: Document) -> list[Figure]:
         canvas, axes = _canvas()
         seen = {point.run for one in found for point in one.points}
         at = {run: number for number, run in enumerate(run for run in trend.run_names(document) if run in seen)}
+        scale, unit = (1e3, "ms") if METRICS[metric].timed else (2**-20, "MiB")
         for index, one in enumerate(found[:LINES]):
             axes.plot(
                 [at[point.run] for point in one.points],
-                [point.median * 1e3 for point in one.points],
+                [point.median * scale for point in one.points],
                 **_style(index, one.row.backend),
                 markersize=4,
                 linewidth=1.2,
@@ -423,11 +424,11 @@ def _trends(document: Document) -> list[Figure]:
         every = -(-len(at) // 8)  # labels that stand beside each other
         axes.set_xticks(list(at.values())[::every], [_label(name) for name in at][::every], rotation=45, ha="right")
         axes.set_ylim(bottom=0)
-        axes.set_ylabel("ms")
+        axes.set_ylabel(unit)
         _legend(canvas, axes)
         figures.append(
             Figure(
-                _title(f"{METRICS[metric][0]} over runs"),
+                _title(f"{METRICS[metric].title} over runs"),
                 f"{_where(document, workload)}. Medians of one process's samples in each run, oldest first; processes "
                 "of one code differ, so a step is a question and no verdict."
                 + _cut("backends", LINES, len(found))

@@ -14,7 +14,7 @@ class Reason:
     """A reason that cases have in common.
 
     Attributes:
-        outcome, said, remedy: as the first case has them.
+        outcome, said, remedy: as the first case has them, the outcome in the words of its metric.
         rows: the cases. The first one could exclude least.
     """
 
@@ -40,12 +40,13 @@ def of(rows: Iterable[Row]) -> list[Reason]:
         if row["verdict.reason"] and row.outcome != "accepted":
             words = re.sub(r"\d[\d.,]*", "#", row["verdict.reason"])
             words = re.sub(r"\bslower\b|\bfaster\b", "other", words, count=1)
+            words = re.sub(r"\b(more|less) memory\b", "other memory", words, count=1)
             groups.setdefault((row.outcome, words, row["verdict.remedy"] or ""), []).append(row)
     found = []
-    for (outcome, _, remedy), group in groups.items():
+    for (_, _, remedy), group in groups.items():
         group.sort(key=lambda row: -(row["verdict.not_excluded"] or 0))
-        found.append(Reason(outcome, group[0]["verdict.reason"], remedy, tuple(group)))
-    return sorted(found, key=lambda one: (OUTCOMES.index(one.outcome), -len(one.rows)))
+        found.append(Reason(group[0].shown_outcome, group[0]["verdict.reason"], remedy, tuple(group)))
+    return sorted(found, key=lambda one: (OUTCOMES.index(one.rows[0].outcome), -len(one.rows)))
 
 
 def remedies(found: Iterable[Reason]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pytest_llmperf.cases import LATENCIES
 from pytest_llmperf.report.document import Row, ranked
 
 
@@ -40,7 +41,11 @@ def of(rows: Iterable[Row]) -> list[Scaling]:
     """Every case of a degree above 1, by metric, workload, backend and degree."""
     known = {(row.metric, row.workload, row.backend): row for row in rows}
     shared = sorted((row for row in known.values() if row.tp > 1), key=lambda row: (alone(row), row.tp))
-    return [Scaling(row, known.get((row.metric, row.workload, alone(row)))) for row in ranked(shared)]
+    return [
+        Scaling(row, known.get((row.metric, row.workload, alone(row))))
+        for row in ranked(shared)
+        if row.metric in LATENCIES
+    ]
 
 
 def placed(rows: Iterable[Row]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.cases import place
+from pytest_llmperf.cases import METRICS, place
 from pytest_llmperf.gate.rule import LARGE
 from pytest_llmperf.report import cells
 from pytest_llmperf.report.document import Document, Row
@@ -91,7 +91,7 @@ def _case(row: Row, short: int) -> list[str]:
         roof(row["utilization.name"], row["utilization.fraction"]) if short < 3 else "",
         moved if short < 2 else moved.partition(" [")[0],
         cells.at_most(row).shown,
-        row.outcome,
+        row.shown_outcome,
     ]
 
 
@@ -180,7 +180,8 @@ def about_changes(accepted: Iterable[Change]) -> list[str]:
     starred = any(one.beyond_noise for one in taken)
     large = [f"{one.case.metric} {one.case.workload} {one.case.backend}" for one in taken if one.questionable]
     doubts = dict.fromkeys(one.doubt for one in taken if one.doubt)
-    asked = f"faster by more than {LARGE:.0%}: {mentioned(large)}: is something not measured any more?"
+    less = " or ".join(dict.fromkeys(METRICS[one.case.metric].less for one in taken if one.questionable))
+    asked = f"{less} by more than {LARGE:.0%}: {mentioned(large)}: is something not measured any more?"
     return [
         legend,
         *(["*: the change is more than sittings of one code differ"] if starred else []),

@@ -147,10 +147,11 @@ def _style(row: Row | None) -> Mapping[str, bool]:
 
 def counts(rows: Iterable[Row], skipped: int) -> str:
     """How many cases were gated, how they ended, and how many were skipped."""
-    found = Counter(row.outcome for row in rows)
-    compared = sum(found[outcome.value] for outcome in Outcome if outcome.compared)
-    compared -= sum(row["verdict.ratio"] is None and Outcome(row.outcome).compared for row in rows)
-    parts = [f"{found[outcome.value]} {outcome}" for outcome in Outcome if found[outcome.value]]
+    gated = [(row, Outcome(row.outcome)) for row in rows]
+    compared = sum(outcome.compared and row["verdict.ratio"] is not None for row, outcome in gated)
+    order = list(Outcome)
+    found = Counter((order.index(outcome), row.shown_outcome) for row, outcome in gated)
+    parts = [f"{found[one]} {one[1]}" for one in sorted(found)]
     parts += [f"{skipped} skipped"] if skipped else []
     return f"{compared} cases gated: " + (", ".join(parts) if parts else "nothing was measured")
 

@@ -14,21 +14,23 @@ if TYPE_CHECKING:
     from pytest_llmperf.result import Result
 
 
-def figure(seconds: float, metric: str) -> str:
-    """A duration in a unit that a reader compares with: milliseconds, but seconds for whole latencies."""
-    scale, unit, digits = _unit(seconds, metric)
-    return f"{seconds * scale:.{digits}f} {unit}"
+def figure(value: float, metric: str) -> str:
+    """A figure in a unit that a reader compares with: milliseconds, but seconds for whole latencies; MiB or GiB."""
+    scale, unit, digits = _unit(value, metric)
+    return f"{value * scale:.{digits}f} {unit}"
 
 
 def spread(median: float, q1: float, q3: float, metric: str, mark: str = "") -> str:
-    """Median and quartiles (s) in one unit, and what stands beside the median."""
+    """Median and quartiles in one unit, and what stands beside the median."""
     scale, unit, digits = _unit(median, metric)
     return f"{median * scale:.{digits}f} {unit}{mark} [{q1 * scale:.{digits}f}, {q3 * scale:.{digits}f}]"
 
 
-def _unit(seconds: float, metric: str) -> tuple[float, str, int]:
+def _unit(value: float, metric: str) -> tuple[float, str, int]:
+    if not METRICS[metric].timed:
+        return (2**-30, "GiB", 3) if value >= 2**30 - 2**15 else (2**-20, "MiB", 1)
     if metric in ("ttft", "tpot"):
-        return 1e3, "ms", 1 if seconds >= 0.01 else 3
+        return 1e3, "ms", 1 if value >= 0.01 else 3
     return 1.0, "s", 2
 
 
@@ -86,31 +88,40 @@ def boundaries(found: Iterable[tuple[str, str]]) -> str:
 
 
 def memory(size: int | None) -> str:
-    """Bytes in GiB; a dash where that is not known (0, of a server)."""
-    return "-" if not size else f"{size / 2**30:.2f} GiB"
+    """Bytes in MiB or GiB; a dash where that is not known."""
+    return "-" if not size else figure(size, "memory")
+
+
+def outcome(name: str, metric: str) -> str:
+    """An outcome as a reader of this metric's figures sees it: less memory is not ``faster``."""
+    return METRICS[metric].less if name == Outcome.FASTER else name
 
 
 def verdict_line(result: Result) -> str:
     """One line for a person whose test failed: which case, how much, how sure, what to do."""
     case, found = result.case, result.verdict
+    metric, ended = METRICS[case.metric], outcome(found.outcome.value, case.metric)
     remedy = f". To settle it: {found.remedy}" if found.remedy else ""
     if math.isnan(found.ratio):
-        return f"{case}: {found.outcome}: {found.reason}{remedy}"
+        return f"{case}: {ended}: {found.reason}{remedy}"
     against = "base" if found.basis == "base" else "baseline"
     figures = f"{figure(found.head, case.metric)}, {against} {figure(found.baseline, case.metric)}"
     if found.outcome is Outcome.REGRESSION:
         remedy = ". If it is intended, accept it with --llm-update-baselines, or allow this case more (llm_tolerances)"
     reason = f"; {found.reason}" if found.reason else ""
+    grown = abs(found.head - found.baseline)
+    by = "" if metric.timed else f"{figure(grown, case.metric)} {'more' if found.ratio >= 1 else 'less'}, "
     return (
-        f"{case}: {found.outcome}: {METRICS[case.metric][0]} {figures}, "
-        f"{change(found.ratio, found.low, found.high)} at 99 %, "
+        f"{case}: {ended}: {metric.title} {figures}, "
+        f"{change(found.ratio, found.low, found.high)} at 99 %, {by}"
         f"allowed {found.tolerance:.0%} ({result.tolerance_source}){reason}{remedy}"
     )
 
 
 def kernels_line(result: Result) -> str:
     """One line for a person whose test passed by its figures, with other kernels than before."""
+    ended = outcome(result.verdict.outcome.value, result.case.metric)
     return (
-        f"{result.case}: {result.verdict.outcome}, but kernels changed: {result.kernels_changed}; "
+        f"{result.case}: {ended}, but kernels changed: {result.kernels_changed}; "
         "accept them with --llm-update-baselines"
     )

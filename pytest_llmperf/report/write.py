@@ -40,6 +40,7 @@ COLUMNS = {
             "compile_time",
             "baseline_cold_start",
             "peak_memory",
+            "loaded_memory",
             "tokens_per_joule",
             "contamination",
             "discarded",

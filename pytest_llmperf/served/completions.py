@@ -193,7 +193,3 @@ class CompletionsEngine(ServedEngine):
             **({"refused fields": ", ".join(sorted(self._form.without))} if self._form.without else {}),
             **({"tokens counted": int(counted)} if counted is not None else {}),
         }
-
-    def peak_memory(self) -> int:
-        """Not known of a server: 0."""
-        return 0

@@ -18,7 +18,6 @@ from typing import IO
 
 import psutil
 
-from pytest_llmperf.machine.health import highest_memory
 from pytest_llmperf.output import end_of, last_lines
 from pytest_llmperf.served.client import ServerError, printable
 from pytest_llmperf.worker import reaper
@@ -156,10 +155,6 @@ class ServerProcess:
     def pids(self) -> list[int]:
         """Of it, and of the processes that it started, whatever groups and sessions they are in."""
         return sorted(reaper.members(self._folder))
-
-    def peak_memory(self) -> int:
-        """Bytes: the resident sets of these processes at their highest, added up."""
-        return sum(map(highest_memory, self.pids()))
 
     def ended(self) -> str | None:
         """How it ended; None while it runs."""

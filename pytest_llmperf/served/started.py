@@ -60,9 +60,9 @@ class StartedEngine(ServedEngine):
         """Those of the server."""
         return self._process.pids() if self._process else super().processes()
 
-    def peak_memory(self) -> int:
-        """Bytes: on a CPU, the resident sets of the server's processes at their highest; else 0, for not known."""
-        return self._process.peak_memory() if self._process and self.spec.device == "cpu" else 0
+    def resident(self) -> list[int]:
+        """The processes whose memory is the engine's: those of a server that was started here."""
+        return self._process.pids() if self._process else []
 
     def close(self) -> None:
         """Close every connection, and stop the server if it was started here."""

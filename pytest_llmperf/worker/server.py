@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from pytest_llmperf.backends.base import OBSERVED_LOGITS, UNKNOWN, Engine, EngineSpec, Observation
-from pytest_llmperf.machine.health import peak_memory
+from pytest_llmperf.machine import memory
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder, TokenError
 from pytest_llmperf.worker.watch import Watch
@@ -98,6 +98,7 @@ class Worker:
         self.device = "cpu"
         self.vocabulary: int | None = None
         self.watch: Watch | None = Watch()
+        self.meter: memory.Meter = memory.Unknown("nothing is loaded")
 
     def load(
         self, backend: list[dict[str, str]], spec: dict[str, Any], ranks: list[int] | None = None
@@ -129,12 +130,13 @@ class Worker:
             if not ranks or ranks[0] == os.getpid()
             else None
         )
+        self.meter = memory.meter(self.engine, self.device, asked.tp)
         return {"seconds": seconds, "pausable": pausable}
 
     def generate(
         self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0, beside: list[int] | None = None
     ) -> dict[str, Any]:
-        """One generation: tokens, times, what the engine says of them itself, and what else used the machine.
+        """One generation: tokens, times, what the engine says of them itself, memory, and what else used the machine.
 
         Args:
             prompts: token ids, a row per request.
@@ -143,11 +145,13 @@ class Worker:
             beside: the processes that take turns with this one, step by step; None without any.
         """
         assert self.engine is not None
+        self.meter.begin()
         before = self.watch.begin(beside or ()) if self.watch else None
         pause = None if beside is None else self._pause
         recorder = SlowedRecorder(len(prompts), slowdown, pause) if slowdown else Recorder(len(prompts), pause)
         self.engine.generate(prompts, max_new_tokens, recorder)
         fitness = self.watch.end(before) if self.watch and before else None
+        took = self.meter.end(alone=beside is None)
         tokens, times = self._recorded(recorder, max_new_tokens)
         return {
             "tokens": tokens,
@@ -160,9 +164,7 @@ class Worker:
             if any(UNKNOWN in row for row in tokens) and hasattr(self.engine, "texts")
             else [],
             "fitness": asdict(fitness) if fitness else {},
-            "peak_memory": self.engine.peak_memory()
-            if hasattr(self.engine, "peak_memory")
-            else peak_memory(self.device),
+            "memory": took if isinstance(took, str) else asdict(took),
         }
 
     def _ended(self) -> list[bool]:

@@ -17,6 +17,8 @@ from pytest_llmperf.availability import why_not
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.interpreter import Interpreter
+from pytest_llmperf.machine import memory
+from pytest_llmperf.machine.memory import Memory
 from pytest_llmperf.machine.table import DEVICES
 from pytest_llmperf.served.client import ServerError
 from pytest_llmperf.served.process import ServerProcess, anchored
@@ -74,9 +76,16 @@ def test_it_works_in_a_folder_of_its_own_that_goes_with_it(engine: TgiEngine, lo
     assert sorted(os.listdir()) == ["tokenizer.json"]
 
 
-def test_its_peak_memory_is_that_of_its_processes(engine: TgiEngine) -> None:
-    assert eventually(lambda: engine.peak_memory() > 2**26)
-    assert engine.peak_memory() < 2**30
+def test_its_memory_is_that_of_its_processes(engine: TgiEngine) -> None:
+    def took() -> Memory:
+        meter = memory.meter(engine, "cpu")
+        meter.begin()
+        found = meter.end(alone=True)
+        assert isinstance(found, Memory)
+        return found
+
+    assert eventually(lambda: took().peak > 2**26)
+    assert took().peak < 2**30
 
 
 def test_what_breaks_while_it_answers_says_why(

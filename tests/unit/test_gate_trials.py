@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gate import memory
 from benchmarks.gate.flow import KEPT, KINDS, changed, decisions, holds
 from benchmarks.gate.repository import NOTHING, by_workload, slowed, tpots_of
-from pytest_llmperf.cases import GATED
+from pytest_llmperf.cases import LATENCIES
 
 TPOTS = {(1, 64): 0.020, (2, 96): 0.030}
 
@@ -59,7 +60,7 @@ def test_of_a_run_its_decisions_are_kept_of_the_metrics_that_a_kind_shows_in() -
         "b2-p96-n16/tpot": "ok",
     }
     assert all(tuple(one) == KEPT for one in found.values())
-    assert len(decisions(RAW, GATED)) == 3
+    assert len(decisions(RAW, LATENCIES)) == 3
 
 
 def test_unchanged_code_does_nothing_more() -> None:
@@ -111,3 +112,31 @@ def test_a_kind_holds_if_its_outcomes_are_as_they_have_to_be(
 ) -> None:
     assert kind in KINDS
     assert holds(kind, Counter(outcomes)) is expected
+
+
+def test_of_memory_a_part_of_the_cache_is_kept_as_large_as_asked_for() -> None:
+    """The cache of 2 layers has 4 parts of 512 bytes; a tenth of 11,264 bytes are 3 of them."""
+    text = memory.changed("twice", {"b1-p64-n4": 11264.0}, 0.10)
+    names: dict[str, Any] = {}
+    exec(text, names)
+
+    def after(length: int) -> int:
+        layer = SimpleNamespace(keys=torch.ones(1, 1, length, 2), values=torch.ones(1, 1, length, 2))
+        names["keep"](None, (), {}, SimpleNamespace(past_key_values=SimpleNamespace(layers=[layer, layer])))
+        return sum(part.numel() * part.element_size() for part in names["KEPT"])
+
+    assert (after(64), after(65), after(64)) == (1536, 1536, 1536)
+
+
+@pytest.mark.parametrize(
+    ("same", "twice", "right"),
+    [
+        ({"ok": 59, "inconclusive": 1}, {"regression": 20}, True),
+        ({"ok": 59, "regression": 1}, {"regression": 20}, False),
+        ({"ok": 60}, {"regression": 19, "inconclusive": 1}, False),
+    ],
+)
+def test_of_memory_unchanged_code_may_never_fail_and_more_always_has_to(
+    same: dict[str, int], twice: dict[str, int], right: bool
+) -> None:
+    assert memory.holds({"same": same, "twice": twice}) is right

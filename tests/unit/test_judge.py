@@ -17,8 +17,8 @@ from pytest_llmperf.gate import judge as judging
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
 from pytest_llmperf.gate.checkout import Base
 from pytest_llmperf.gate.judge import ANOTHER, COMPARE, RECORD, SITTING, Judge
+from pytest_llmperf.gate.priors import ACCELERATOR_DECODE, CPU, CPU_MEMORY, Prior
 from pytest_llmperf.gate.rule import Interval, Outcome, Verdict
-from pytest_llmperf.gate.stored import ACCELERATOR_DECODE, CPU, Prior
 from pytest_llmperf.installed import changes
 from pytest_llmperf.machine.fingerprint import take
 from pytest_llmperf.machine.fitness import Barrier
@@ -29,6 +29,7 @@ from pytest_llmperf.plan import Allowed
 
 CASE = Case("tiny", "bfloat16", "sim", Workload(1, 16, 8), "tpot")
 REFERENCE = replace(CASE, backend="ref")
+MEMORY = replace(CASE, metric="memory")
 ALLOWED = Allowed((0.10, "default of cpu"), (0.03, "default with a base"), named_base=False)
 RATES = {"flops": 1e12, "interpreter cpython-311": 1e7}
 GPU_RATES = {"launches": 2e5, "to host": 5e4, "interpreter cpython-311": 1e7}
@@ -54,7 +55,7 @@ class Process:
     over_quota: str | None = None
 
     def figures(self, metric: str) -> list[float]:
-        assert metric == CASE.metric
+        assert metric in (CASE.metric, MEMORY.metric)
         return [0.9 * self.figure, self.figure, 1.1 * self.figure]
 
 
@@ -76,6 +77,7 @@ class World:
         attached: the server, if one runs already.
         at: whether the tree is at the revision.
         base_is_head: whether the base that somebody named is head.
+        more_room: how much larger cases there is room for than when the baseline was recorded.
         has: whether git has the revision.
         pairs: the verdict beside base, or the error.
         head, reference: what fresh processes measure.
@@ -102,6 +104,7 @@ class World:
     attached: Mapping[str, str] = field(default_factory=dict)
     at: bool = False
     base_is_head: bool = False
+    more_room: str | None = None
     has: bool = True
     pairs: Verdict | Exception | None = None
     head: Sequence[Process] = (Process(SLOW),) * 3
@@ -143,6 +146,7 @@ class World:
             prior=lambda _case: self.prior,
             attached=lambda _backend: self.attached,
             changed=lambda _backend, sitting: changes(sitting.versions, self.installed),
+            more_room=lambda _sitting: self.more_room,
             same_variables=lambda _backend, sitting: self.same_variables,
         )
 
@@ -156,6 +160,11 @@ class World:
             self.rates = self.rates if self.later is None else self.later
             return list(self.head), list(self.reference) if reference else []
 
+        def fresh(backend: str, workload: Workload, count: int, as_sitting: bool) -> Any:
+            assert as_sitting
+            self.asked.append(f"{count} fresh processes as in a sitting")
+            return list(self.head)
+
         def compared(case: Case, base: Base, tolerance: float) -> Verdict:
             self.asked.append(f"pairs with {base} at {tolerance:.0%}")
             assert self.pairs is not None
@@ -166,7 +175,7 @@ class World:
         monkeypatch.setattr(checkout, "recorded", recorded)
         machine = Machine(take(), lambda: self.rates)
         beside: Any = SimpleNamespace(spent=self.spent, compare=compared, begun=lambda *_: self.begun)
-        measurements: Any = SimpleNamespace(in_turns=in_turns)
+        measurements: Any = SimpleNamespace(in_turns=in_turns, fresh=fresh)
         return Judge(plan, machine, measurements, beside)  # type: ignore[arg-type]
 
 
@@ -174,9 +183,9 @@ class World:
 def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
     """Judge a first process, by default one that looks slower, in a world with some changes."""
 
-    def judged(world: World, first: float | Process = SLOW, allowed: Allowed = ALLOWED) -> Verdict:
+    def judged(world: World, first: float | Process = SLOW, allowed: Allowed = ALLOWED, case: Case = CASE) -> Verdict:
         process: Any = first if isinstance(first, Process) else Process(first)
-        return world.judge(monkeypatch).judge(CASE, process, allowed)
+        return world.judge(monkeypatch).judge(case, process, allowed)
 
     return judged
 
@@ -256,6 +265,69 @@ def test_an_improvement_of_a_process_that_tells_too_little_is_open(judge: Any, p
 
 def test_a_disturbed_process_that_excludes_a_slowdown_is_ok(judge: Any) -> None:
     assert judge(World(), Process(SAME, clean=False)).outcome is Outcome.OK
+
+
+# Bytes
+
+
+def of_memory(**changes: Any) -> World:
+    """A world whose baseline has 1 GiB."""
+    return World(
+        **{"sittings": [{MEMORY: [GIB] * 5}], "head": (Process(SLOW * GIB),) * 3, "prior": CPU_MEMORY, **changes}
+    )
+
+
+GIB = 2.0**30
+
+
+def test_more_memory_is_judged_by_fresh_processes_though_base_could_be_had(judge: Any) -> None:
+    world = of_memory()
+    found = judge(world, SLOW * GIB, case=MEMORY)
+    assert (found.outcome, found.basis, found.count) == (Outcome.REGRESSION, "stored", 3)
+    assert found.reason == "15.0% more memory than the baseline in 3 fresh processes"
+    assert world.asked == ["git", "3 fresh processes as in a sitting"]
+
+
+def test_more_memory_of_one_process_alone_is_ok(judge: Any) -> None:
+    assert judge(of_memory(head=[Process(GIB)] * 3), SLOW * GIB, case=MEMORY).outcome is Outcome.OK
+
+
+def test_where_processes_do_not_agree_on_memory_base_decides(judge: Any) -> None:
+    head = [Process(ratio * GIB) for ratio in (1.0, 1.1, 1.25)]
+    world = of_memory(head=head, pairs=beside_base(1.2))
+    assert judge(world, SLOW * GIB, case=MEMORY).basis == "base"
+    assert len(world.asked) == 3
+    world = of_memory(head=head, has=False)
+    found = judge(world, SLOW * GIB, case=MEMORY)
+    assert (found.outcome, found.remedy) == (Outcome.INCONCLUSIVE, SITTING)
+    assert "an increase of " in found.reason
+    assert "base" not in found.reason.replace("baseline", "")
+
+
+def test_a_named_base_is_what_memory_is_compared_with(judge: Any) -> None:
+    world = of_memory(base=replace(BASE, stated="main"), pairs=beside_base(1.2))
+    judge(world, SLOW * GIB, case=MEMORY)
+    assert world.asked == ["pairs with main (0123456789ab) at 10%"]
+
+
+@pytest.mark.parametrize("changes", [{"rates": {"flops": 1e11}}, {"barrier": Barrier(1e-6, 2)}])
+def test_how_fast_the_machine_is_says_nothing_of_memory(judge: Any, changes: dict[str, Any]) -> None:
+    assert judge(of_memory(**changes), Process(GIB, Barrier(9e-6, 2), clean=False), case=MEMORY).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("changes", [{"more_room": "more room"}, {"system": {"threads": 4}}])
+def test_other_limits_and_more_room_tell_nothing_of_memory(judge: Any, changes: dict[str, Any]) -> None:
+    found = judge(of_memory(**changes, compare="never"), Process(SLOW * GIB, threads=2), case=MEMORY)
+    assert (found.outcome, found.other_state) == (Outcome.INCONCLUSIVE, True)
+    world = of_memory(**changes, pairs=beside_base(1.0))
+    assert judge(world, Process(SLOW * GIB, threads=2), case=MEMORY).outcome is Outcome.OK
+    assert world.asked[-1].startswith("pairs with")
+
+
+def test_time_that_is_up_leaves_memory_open(judge: Any) -> None:
+    world = of_memory(budget=10, spent=10)
+    assert judge(world, SLOW * GIB, case=MEMORY).outcome is Outcome.INCONCLUSIVE
+    assert world.asked == ["git"]
 
 
 # No baseline

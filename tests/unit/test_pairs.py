@@ -12,9 +12,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pytest_llmperf.cases import FLOOR
 from pytest_llmperf.gate.compare import MOST_PAIRS
 from pytest_llmperf.gate.pairs import FEWEST_TO_FAIL, PRECISE, Block, Pairs, compare, interval, precise
-from pytest_llmperf.gate.rule import FLOOR, Outcome
+from pytest_llmperf.gate.rule import Outcome
 
 TOLERANCE = 0.03
 

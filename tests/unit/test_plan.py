@@ -18,8 +18,8 @@ from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
 from pytest_llmperf.gate.checkout import Base
+from pytest_llmperf.gate.priors import ACCELERATOR_DECODE
 from pytest_llmperf.gate.rule import Outcome, Verdict, nothing
-from pytest_llmperf.gate.stored import ACCELERATOR_DECODE
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine import cards, detect, fingerprint
 from pytest_llmperf.plan import Plan
@@ -93,6 +93,36 @@ def test_the_strictest_tolerance_stated_counts_and_says_where_it_was(
     assert found.by_baseline == allowed
     assert found.beside_base == ((0.03, "default with a base") if allowed[1].startswith("default") else allowed)
     assert (found.stored, found.usual) == (allowed[0], allowed[0]), "no base is named"
+
+
+@pytest.mark.parametrize(
+    ("option", "lines", "marker", "allowed"),
+    [
+        ("", (), None, (0.05, "default of memory on cpu")),
+        ("--llm-max-regression=1%", (), None, (0.05, "default of memory on cpu")),
+        ("", (("*/memory", 0.2),), None, (0.2, "llm_tolerances: */memory")),
+        ("", (("*/memory", 0.2),), 0.1, (0.1, "marker")),
+    ],
+)
+def test_memory_is_allowed_what_is_stated_of_it(
+    make: Any, option: str, lines: Any, marker: float | None, allowed: tuple[float, str]
+) -> None:
+    found = make(*filter(None, [option]), tolerances=lines).allowed(replace(CASE, metric="memory"), marker)
+    assert found.by_baseline == found.beside_base == allowed
+
+
+def test_room_for_larger_cases_than_recorded_is_known(make: Any) -> None:
+    plan = make()
+    plan.cover([Workload(4, 256, 32)])
+
+    def said(**system: Any) -> str | None:
+        return plan.more_room(Sitting("2026-01-31", None, {}, {}, system, {}))  # type: ignore[no-any-return]
+
+    assert said() is None, "an older sitting does not say"
+    assert said(room=[4, 288]) is said(room=[8, 300]) is None
+    assert said(room=[1, 288]) == (
+        "recorded with room for 1 requests of 288 tokens, and this run has room for 4 requests of 288 tokens"
+    )
 
 
 def test_beside_a_named_base_less_is_allowed_unless_it_cannot_be_had(make: Any, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from benchmarks.gate.calibration import Difference
 from benchmarks.gate.judged import Judged
 from benchmarks.gate.records import DISTURBED, OTHER_STATE, Decision, Trial, trials
 from pytest_llmperf.gate.pairs import Block
+from pytest_llmperf.gate.priors import Prior
 from pytest_llmperf.gate.rule import Outcome
-from pytest_llmperf.gate.stored import Prior
 
 PRIOR = Prior(0.01)
 SITTING = [1.0, 1.001, 0.999, 1.002, 0.998]

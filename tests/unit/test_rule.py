@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llmperf.cases import FLOOR, METRICS
 from pytest_llmperf.gate import rule
-from pytest_llmperf.gate.rule import CLEARLY, FLOOR, LARGE, Interval, Outcome, decide, nothing
+from pytest_llmperf.gate.rule import CLEARLY, LARGE, Interval, Outcome, decide, nothing
 
 TOLERANCE = 0.10
+MEMORY = METRICS["memory"]
 #: From the best that can be said of a case to the worst.
 RANK = (Outcome.FASTER, Outcome.OK, Outcome.INCONCLUSIVE, Outcome.REGRESSION)
 
@@ -217,6 +219,18 @@ def test_nothing_to_compare_with_is_said() -> None:
 
 def test_a_change_is_said_in_per_cent() -> None:
     assert [rule.change_of(ratio) for ratio in (1.042, 1.0, 0.9)] == ["4.2% slower", "0.0% slower", "10.0% faster"]
+    assert [rule.change_of(ratio, MEMORY) for ratio in (1.042, 0.9)] == ["4.2% more memory", "10.0% less memory"]
+
+
+@pytest.mark.parametrize(("more", "outcome"), [(0.9, Outcome.OK), (1.1, Outcome.REGRESSION)])
+def test_bytes_have_a_floor_of_their_own(more: float, outcome: Outcome) -> None:
+    """A case that takes as much as the floor, and ``more`` floors more."""
+    assert decide(at(1 + more, baseline=MEMORY.floor), TOLERANCE, MEMORY).outcome is outcome
+
+
+def test_an_increase_of_bytes_is_no_slowdown() -> None:
+    reason = decide(at(1.05, 0.2, baseline=2.0**30), TOLERANCE, MEMORY).reason
+    assert reason == "5.0% more memory than base in 4 pairs of fresh processes; an increase of 26.0% cannot be excluded"
 
 
 @pytest.mark.parametrize("tolerance", [0, -0.1, math.nan, math.inf])

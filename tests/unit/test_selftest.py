@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from inner import HANGING, Suite, eventually, pytest_process, usage_error
 
 from pytest_llmperf.gate.pairs import Block
+from pytest_llmperf.gate.priors import CPU
 from pytest_llmperf.gate.selftest import GRID, INJECTED, assess
-from pytest_llmperf.gate.stored import CPU
 from pytest_llmperf.report import results
 
 

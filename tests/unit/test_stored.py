@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.gate import stored
+from pytest_llmperf.gate.priors import CPU, Prior, prior_of
 from pytest_llmperf.gate.rule import Interval, Outcome, decide
-from pytest_llmperf.gate.stored import CPU, Prior, interval, prior_of
+from pytest_llmperf.gate.stored import interval
 from pytest_llmperf.gate.student import student_t
 
 TOLERANCE = 0.10

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.cases import FLOOR, Case, Workload
 from pytest_llmperf.gate import stored
-from pytest_llmperf.gate.rule import FLOOR, LARGE, decide
-from pytest_llmperf.gate.stored import CPU, centre
+from pytest_llmperf.gate.priors import CPU
+from pytest_llmperf.gate.rule import LARGE, decide
+from pytest_llmperf.gate.stored import centre
 from pytest_llmperf.gate.update import Change, change
 
 CASE = Case("m", "bfloat16", "eager", Workload(1, 16, 8), "tpot")
