@@ -55,8 +55,9 @@ class _Change:
 
     @property
     def structural(self) -> bool:
+        """Whether the calls changed. Those of unchanged code are equal, and a stored number has four digits."""
         most = max(self.base.calls, self.head.calls)
-        return abs(self.more) > max(0.2, 0.02 * most)
+        return abs(self.more) > max(0.2, 0.001 * most)
 
 
 def parts(base: Phase, head: Phase, ratio: float) -> list[Part]:
@@ -72,9 +73,11 @@ def parts(base: Phase, head: Phase, ratio: float) -> list[Part]:
     found: list[Part] = []
     for group in _groups([one for one in changes if one.structural]):
         share, said = sum(one.share for one in group), _said(group)
-        more = [one.name for one in group if one.more > 0]
-        if host > 0 and any(map(names.of_the_host, more)):  # what waits, or leaves a compiled region, is host time
-            why = "for which the host waits" if any(map(names.synchronises, more)) else "with the host time between"
+        # More waits are time of the host. So are other launches and regions than before: more of them, or none at all.
+        of_the_host = [one for one in group if names.of_the_host(one.name)]
+        waits = [one for one in of_the_host if names.synchronises(one.name)]
+        if host > 0 and (len(of_the_host) > len(waits) or any(one.more > 0 for one in waits)):
+            why = "for which the host waits" if any(one.more > 0 for one in waits) else "with the host time between"
             share, host, said = share + host, 0.0, f"{said}, {why}"
         found.append(Part(share, said, structural=True))
     for one in changes:
@@ -181,18 +184,20 @@ def _said(group: Sequence[_Change]) -> str:
     first = ranked[0]
     if gone:
         return f"{_list(ranked)}: gone, {_calls(first.base.calls)} before"
+    if len({bool(one.base.calls) for one in ranked if one.name != VIEWS}) > 1:
+        return f"{_list(ranked)}: {first.more:.4g} more {'call' if first.more == 1 else 'calls'} a step"
     if not first.base.calls:
         return f"{_list(ranked)}: new, {_calls(first.head.calls)}"
     return f"{_list(ranked)}: {first.base.calls:.4g} -> {_calls(first.head.calls)}"
 
 
 def _ranked(group: Iterable[_Change]) -> list[_Change]:
-    """What tells most first: waits, what is new or gone, the longest with all that it called."""
+    """What tells most first: waits, then the longest. What is new or gone counts with all that it called."""
 
-    def rank(one: _Change) -> tuple[bool, bool, bool, float]:
+    def rank(one: _Change) -> tuple[bool, bool, float]:
         other = bool(one.base.calls and one.head.calls)
         weight = abs(one.share) if other else max(one.head.total, one.base.total, abs(one.share))
-        return one.name == VIEWS, not names.synchronises(one.name), other, -weight
+        return one.name == VIEWS, not names.synchronises(one.name), -weight
 
     return sorted(group, key=rank)
 

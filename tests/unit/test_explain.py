@@ -207,7 +207,18 @@ def test_one_product_done_twice() -> None:
 
 def test_copies() -> None:
     found = FUSED | {"aten::copy_": (90, 9.0), "aten::clone": (30, 0.5)}
-    assert slower(found)[0] == "+6.5% clone, copy_: new, 30 calls a step"
+    assert slower(found)[0] == "+6.5% copy_, clone: 30 more calls a step"
+
+
+def test_one_large_copy_among_many_small_ones() -> None:
+    assert slower(FUSED | {"aten::copy_": (61, 63.0)}) == ["+60.0% copy_: 60 -> 61 calls a step"]
+
+
+def test_what_takes_longest_is_named_though_something_beside_it_is_new() -> None:
+    before = FUSED | {"aten::cat": (60, 2.0)}
+    new = {f"aten::{name}": (60, 0.5) for name in ("new_zeros", "new_empty", "zero_")}
+    first, *_ = slower(before | {"aten::cat": (120, 6.0)} | new, base=before)
+    assert first == "+5.4% cat, new_zeros, new_empty and 1 more: 60 more calls a step"
 
 
 def test_a_fallback_names_what_is_gone_and_what_came_in_its_place() -> None:
@@ -231,6 +242,30 @@ def test_a_wait_for_each_layer_has_the_time_of_the_host_too() -> None:
     assert lines(before, after, 61 / 55) == [
         "+10.9% cudaStreamSynchronize: 1 -> 33 calls a step, for which the host waits"
     ]
+
+
+def test_a_lost_graph_has_the_time_of_the_host_that_it_saved() -> None:
+    device = {"gemm": (32, 50.0)}
+    before = phase(device, 5.0, kernels=True, cudaGraphLaunch=1)
+    after = phase(device, 16.0, kernels=True)
+    assert lines(before, after, 66 / 55) == [
+        "+20.0% cudaGraphLaunch: gone, 1 call a step before, with the host time between"
+    ]
+    assert lines(after, before, 55 / 66) == ["-16.7% host time between kernels"]
+
+
+def test_vllm_without_compilation_shows_as_the_region_that_is_gone() -> None:
+    """As vLLM 0.32 was profiled on a CPU: what was compiled now takes less time in operators, and more between them."""
+    same = {"_C::onednn_mm": (121, 70.0), "aten::item": (121, 0.5), "_C::cpu_attention_with_kv_cache": (30, 3.0)}
+    compiled = {
+        "## Call CompiledFxGraph fv3mb4dfrbqk ##": (1, 10.0),
+        "Pregraph bytecode": (1, 1.5),
+        "aten::copy_": (16, 0.3),
+    }
+    eager = {"aten::mean": (61, 2.6), "aten::mul": (152, 0.9), "aten::copy_": (381, 1.5), "aten::embedding": (1, 0.1)}
+    first, *_ = slower(same | eager, host=40.0, base=same | compiled)
+    assert first.startswith("+24.4% CompiledFxGraph, Pregraph bytecode -> mean, copy_, mul"), first
+    assert first.endswith(", with the host time between")
 
 
 def test_a_sleep_is_time_of_the_host() -> None:
