@@ -235,7 +235,7 @@ class Bisection:
             self._say(f"  beside the {kind} before it: {step.said}")
             for case, verdict in step.verdicts.items():
                 for line in verdict["slower"]:
-                    self._say(f"  {case.rpartition('/')[2]}: {line}")
+                    self._say(f"  {_named(case)}: {line}")
         else:
             self._say(f"the first slower {kind} is one of these {bad - good}, which cannot be told apart:")
             for one in range(good + 1, bad + 1):
@@ -276,16 +276,21 @@ def _pairs(step: Step) -> int:
     return max((one["count"] for one in step.verdicts.values() if one["basis"] == "base"), default=0)
 
 
+def _named(case: str) -> str:
+    """A case as the summary of a run names it."""
+    backend, workload, metric = case.rsplit("/", 3)[1:]
+    return f"{metric} {workload} {backend}"
+
+
 def _worst(verdicts: dict[str, dict[str, Any]], cases: Sequence[str] | dict[str, Any]) -> str:
     """The largest slowdown among the cases, as a clause."""
     known = [(case, one) for case, one in verdicts.items() if case in cases and one["ratio"] is not None]
     if not known:
         return next((one["reason"] for one in verdicts.values()), "nothing was measured")
     case, worst = max(known, key=lambda pair: float(pair[1]["ratio"]))
-    *_, backend, workload, metric = case.split("/")
     low, high = (f"{worst[end] - 1:+.1%}" for end in ("low", "high"))
     outcome = "" if worst["outcome"] == "regression" else f"{worst['outcome']}, "
-    return f"{outcome}{metric} {workload} {backend} {worst['ratio'] - 1:+.1%} [{low}, {high}] in {worst['count']} pairs"
+    return f"{outcome}{_named(case)} {worst['ratio'] - 1:+.1%} [{low}, {high}] in {worst['count']} pairs"
 
 
 @contextmanager

@@ -4,8 +4,7 @@
 
 The repository of ``benchmarks.gate`` gets 16 commits after its first one. Each touches a comment. From commit
 ``--slower`` on, a loop spins in each decode step for 8 % of what the step's forward pass took. Commit 8, which is the
-first one to be tried, does not import. After two comparisons the command and all that it started are killed, and the
-command is given again.
+first one to be tried, does not import. In the middle of the third comparison the command is killed, and given again.
 
 With ``--environments`` the interpreters are bisected instead. The second of three has to be the one that is as fast as
 the first, and the third the slower one.
@@ -29,6 +28,8 @@ from benchmarks.gate.flow import SPIN
 from benchmarks.gate.repository import BACKEND, NOTHING, git, repository
 
 COMMITS, BROKEN, COMPARISONS, SECONDS = 16, 8, 5, 1200.0
+#: Which comparison is killed, and how many seconds after it began.
+KILLED, AFTER = 3, 20.0
 SLOWER = SPIN.replace("SHARE = 0.10", "SHARE = 0.08")
 TESTS = ["-q", "suites/test_decode.py", "--llm-batch-sizes=1", "--llm-prompt-lengths=64", "--llm-max-new-tokens=16"]
 
@@ -41,8 +42,8 @@ def history(folder: Path, slower: int) -> None:
         git(folder, "commit", "--quiet", "--all", "--message", f"commit {number}")
 
 
-def bisect(folder: Path, arguments: list[str], backend: str, kill_after: int = 0) -> list[str]:
-    """What the command says; it is killed once it has said so many results."""
+def bisect(folder: Path, arguments: list[str], backend: str, kill: bool = False) -> list[str]:
+    """What the command says, until it ends or is killed."""
     command = [sys.executable, "-m", "pytest_llmperf.cli", "bisect", *arguments, "--", *TESTS]
     command += [f"--llm-backends={backend}"]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
@@ -55,7 +56,8 @@ def bisect(folder: Path, arguments: list[str], backend: str, kill_after: int = 0
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line.rstrip())
-            if kill_after and sum(one.startswith("  ") for one in lines) == kill_after:
+            if kill and sum(one.startswith("comparing ") for one in lines) == KILLED:
+                time.sleep(AFTER)
                 os.killpg(process.pid, signal.SIGKILL)
                 break
     return lines
@@ -77,7 +79,7 @@ def main() -> int:
             history(folder, options.slower)
             expected, backend = f"commit {options.slower}", BACKEND
             arguments = ["base", "HEAD"]
-        killed = bisect(folder, arguments, backend, kill_after=2) if not options.environments else []
+        killed = bisect(folder, arguments, backend, kill=True) if not options.environments else []
         lines = bisect(folder, arguments, backend)
     seconds = time.monotonic() - began
     compared = [line for line in lines if re.match(r"  .*: (good|bad|inconclusive): ", line)]

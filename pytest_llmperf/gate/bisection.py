@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from enum import Enum
-from itertools import groupby
 from typing import Any
 
 from pytest_llmperf.gate.rule import Outcome
@@ -58,14 +57,16 @@ def bounds(last: int, decided: Mapping[int, Found]) -> tuple[int, int]:
 def following(last: int, decided: Mapping[int, Found]) -> int | None:
     """The candidate to compare next; None if none is left that could tell more.
 
-    It is in the middle between the newest good and the first bad one. One that told nothing splits them in two rows,
-    and the next is in the middle of the longer row.
+    It is in the middle between the newest good and the first bad one. Where that one told nothing, it is beside it: on
+    either side, then twice as far, and so on, since a commit that cannot run often has neighbours that cannot either.
 
     Args:
         last: as in `bounds`.
         decided: likewise.
     """
     good, bad = bounds(last, decided)
-    rows = [list(row) for told, row in groupby(range(good + 1, bad), key=decided.__contains__) if not told]
-    longest = max(rows, key=len, default=[])
-    return longest[(len(longest) - 1) // 2] if longest else None
+    middle = (good + bad) // 2
+    steps = [0, *(2**power for power in range((bad - good).bit_length()))]
+    nearest_first = [middle + side * step for step in steps for side in (1, -1)]
+    row = range(good + 1, bad)
+    return next((one for one in [*nearest_first, *row] if one in row and one not in decided), None)

@@ -37,7 +37,7 @@ def test_the_commit_that_made_it_slower_is_found(suite: Suite) -> None:
     slower = suite.git("rev-parse", "HEAD")[:12]
     assert (done.returncode, said[-4]) == (0, f"the first slower revision is {slower} slower"), done
     assert said[-3].startswith("  beside the revision before it: tpot b1-p16-n8 sim +8.0% [")
-    assert said[-2] == "  tpot: what got slower is not known: this run has no profile"
+    assert said[-2] == "  tpot b1-p16-n8 sim: what got slower is not known: this run has no profile"
     assert said[-1].startswith("3 comparisons in ")
     assert len(suite.git("worktree", "list").splitlines()) == 1
     assert not list((suite.path / "steps").rglob("steps.json"))

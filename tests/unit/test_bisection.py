@@ -48,9 +48,25 @@ def test_those_that_tell_nothing_are_never_guessed(last: int, data: st.DataObjec
 
 def test_one_that_tells_nothing_is_passed_on_both_sides() -> None:
     assert following(16, {}) == 8
-    assert following(16, {8: Found.UNABLE}) == 4
-    assert following(16, {8: Found.OPEN, 4: Found.GOOD}) == 12
+    assert following(16, {8: Found.UNABLE}) == 9
+    assert following(16, {8: Found.OPEN, 9: Found.OPEN}) == 7
+    assert following(16, {8: Found.OPEN, 9: Found.GOOD}) == 12
     assert following(2, {1: Found.OPEN}) is None
+
+
+@given(st.integers(4, 300), st.data())
+def test_one_in_the_middle_that_tells_nothing_costs_one_comparison(last: int, data: st.DataObject) -> None:
+    first_bad = data.draw(st.integers(1, last))
+    *_, compared = searched(first_bad, last, frozenset({last // 2}))
+    assert compared <= ceil(log2(last)) + 1
+
+
+@given(st.integers(1, 64))
+def test_a_row_that_cannot_run_is_left_in_growing_steps(width: int) -> None:
+    mute = frozenset(range(150 - width // 2, 150 - width // 2 + width))
+    for first_bad in (30, 270):
+        *_, compared = searched(first_bad, 300, mute)
+        assert compared <= ceil(log2(300)) + 2 * ceil(log2(width + 1)) + 2
 
 
 @pytest.mark.parametrize(
@@ -130,7 +146,7 @@ def test_the_first_slower_one_is_named_with_its_interval_beside_the_one_before_i
     assert said[-4:] == [
         "the first slower revision is c7",
         "  beside the revision before it: tpot b1-p16-n8 sim +8.0% [+7.0%, +9.0%] in 4 pairs",
-        "  tpot: +7.9% copy_: new, 30 calls a step",
+        "  tpot b1-p16-n8 sim: +7.9% copy_: new, 30 calls a step",
         "6 comparisons in 0.0 min; 24 pairs in all",
     ]
     assert "  c16: bad: tpot b1-p16-n8 sim +8.0% [+7.0%, +9.0%] in 4 pairs (0 s)" in said
