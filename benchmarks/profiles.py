@@ -3,7 +3,7 @@
     python -m benchmarks.profiles [--processes 10] [--backends eager,sdpa,compile,compile-static,vllm] [--output FILE]
 
 Each backend runs the workloads of ``make bench`` in so many fresh processes, with other prompts in each, and proves
-that its optimization ran, as in a run. The first process also measures, as in a run.
+that its optimization ran, as in a run. The first process also measures, as in a run that takes the fewest samples.
 
 - Each process is compared with each other one of its backend, as base and head are, and as a baseline and head are.
   No line may be printed.
@@ -98,7 +98,7 @@ def ask_of(engines: Engines, backend: Combination, seed: int, whole: bool, promp
                     workload=workload,
                     generations=generations,
                     load=load,
-                    bounds=BENCH.samples,
+                    bounds=replace(BENCH.samples, maximum=BENCH.samples.minimum),
                     progress=lambda text: None,
                 )
                 evidence: Mapping[str, Any] = measured.engagement
