@@ -6,8 +6,8 @@ The repository of ``benchmarks.gate`` gets 16 commits after its first one. Each 
 ``--slower`` on, a loop spins in each decode step for 8 % of what the step's forward pass took. Commit 8, which is the
 first one to be tried, does not import. In the middle of the third comparison the command is killed, and given again.
 
-With ``--environments`` the interpreters are bisected instead. The second of three has to be the one that is as fast as
-the first, and the third the slower one.
+With ``--environments`` three interpreters are bisected instead, and the second comparison is killed. The second one is
+a copy of the first, and the third has another version of transformers. With that version the loop spins.
 
 The criterion: the slower one is found, in at most 5 comparisons beside the good one that could run, in 20 minutes.
 """
@@ -26,11 +26,16 @@ from pathlib import Path
 from benchmarks import script
 from benchmarks.gate.flow import SPIN
 from benchmarks.gate.repository import BACKEND, NOTHING, git, repository
+from pytest_llmperf.interpreter import Interpreter
 
 COMMITS, BROKEN, COMPARISONS, SECONDS = 16, 8, 5, 1200.0
-#: Which comparison is killed, and how many seconds after it began.
-KILLED, AFTER = 3, 20.0
+#: Which comparison is killed, of revisions and of environments, and how many seconds after it began.
+KILLED, KILLED_ENVIRONMENT, AFTER = 3, 2, 20.0
 SLOWER = SPIN.replace("SHARE = 0.10", "SHARE = 0.08")
+#: The same with one version of transformers, and nothing with any other.
+VERSIONED = "import importlib.metadata\n" + SLOWER.replace(
+    "SHARE = 0.08", 'SHARE = 0.08 if importlib.metadata.version("transformers") == "{version}" else 0.0'
+)
 TESTS = ["-q", "suites/test_decode.py", "--llm-batch-sizes=1", "--llm-prompt-lengths=64", "--llm-max-new-tokens=16"]
 
 
@@ -42,10 +47,10 @@ def history(folder: Path, slower: int) -> None:
         git(folder, "commit", "--quiet", "--all", "--message", f"commit {number}")
 
 
-def bisect(folder: Path, arguments: list[str], backend: str, kill: bool = False) -> list[str]:
-    """What the command says, until it ends or is killed."""
+def bisect(folder: Path, arguments: list[str], kill: int = 0) -> list[str]:
+    """What the command says until it ends, or until it is killed in the comparison of that number."""
     command = [sys.executable, "-m", "pytest_llmperf.cli", "bisect", *arguments, "--", *TESTS]
-    command += [f"--llm-backends={backend}"]
+    command += [f"--llm-backends={BACKEND}"]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(cache)}
     lines: list[str] = []
@@ -56,7 +61,7 @@ def bisect(folder: Path, arguments: list[str], backend: str, kill: bool = False)
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line.rstrip())
-            if kill and sum(one.startswith("comparing ") for one in lines) == KILLED:
+            if kill and sum(one.startswith("comparing ") for one in lines) == kill:
                 time.sleep(AFTER)
                 os.killpg(process.pid, signal.SIGKILL)
                 break
@@ -73,14 +78,15 @@ def main() -> int:
         folder = Path(name)
         repository(folder)
         if options.environments:
-            expected, backend = options.environments[-1], "sdpa"
-            arguments = ["--environments", *options.environments]
+            expected = options.environments[-1]
+            version = Interpreter(expected).version("transformers")
+            (folder / "extra.py").write_text(VERSIONED.replace("{version}", str(version)))
+            arguments, kill = ["--environments", *options.environments], KILLED_ENVIRONMENT
         else:
             history(folder, options.slower)
-            expected, backend = f"commit {options.slower}", BACKEND
-            arguments = ["base", "HEAD"]
-        killed = bisect(folder, arguments, backend, kill=True) if not options.environments else []
-        lines = bisect(folder, arguments, backend)
+            expected, arguments, kill = f"commit {options.slower}", ["base", "HEAD"], KILLED
+        killed = bisect(folder, arguments, kill)
+        lines = bisect(folder, arguments)
     seconds = time.monotonic() - began
     compared = [line for line in lines if re.match(r"  .*: (good|bad|inconclusive): ", line)]
     found = any(re.fullmatch(rf"the first slower \w+ is (\w+ )?{re.escape(expected)}", line) for line in lines)
