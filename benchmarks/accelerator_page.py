@@ -167,12 +167,12 @@ def speedup(data: Data) -> str:
 
 
 def memory(data: Data) -> str:
-    """Peak memory and cold start."""
+    """Peak memory, and the seconds of loading and of the first generation, which an older version called cold start."""
 
     def cell(one: dict[str, Any]) -> str:
         return f"{one['peak_memory'] / GIB:.0f} / {one['cold_start']:.0f}"
 
-    return f"Peak memory in GiB / cold start in s:\n\n{by_backend(data, 'ttft', cell)}"
+    return f"Peak memory in GiB / load and first generation in s:\n\n{by_backend(data, 'ttft', cell)}"
 
 
 def engaged(data: Data) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 FLOOR = 50e-6
 #: The metrics of a generation's times, which ``--llm-max-regression`` is for.
 LATENCIES = ("ttft", "tpot", "latency")
+#: The metrics of a process that is started for its own sake: without what earlier processes compiled, and with it.
+STARTS = (COLD_START, WARM_START) = ("cold-start", "warm-start")
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,6 @@ class Metric:
     Attributes:
         title: what a reader calls it.
         unit: of its figures: ``s``, ``s/token``, or ``B`` for bytes.
-        gated: whether a test can gate it.
         floor: a difference, in the unit, that is never a regression.
         allowed: the growth allowed by default, a fraction, on a CPU and on an accelerator; None where that is the
             device's own.
@@ -25,7 +26,6 @@ class Metric:
 
     title: str
     unit: str
-    gated: bool = True
     floor: float = FLOOR
     allowed: tuple[float, float] | None = None
 
@@ -57,10 +57,9 @@ METRICS = {
     "latency": Metric("end-to-end latency", "s"),
     "memory": Metric("peak memory beyond what is loaded", "B", floor=4 * 2**20, allowed=(0.05, 0.02)),
     "weights": Metric("memory when loaded", "B", floor=4 * 2**20, allowed=(0.05, 0.02)),
-    "cold-start": Metric("cold start (load, compile, first generation)", "s", gated=False),
+    "cold-start": Metric("cold start", "s", allowed=(0.25, 0.25)),
+    "warm-start": Metric("warm start", "s", allowed=(0.25, 0.25)),
 }
-#: The metrics that a test can gate.
-GATED = tuple(name for name, metric in METRICS.items() if metric.gated)
 
 
 @dataclass(frozen=True, order=True)
@@ -99,6 +98,19 @@ class Case:
     def key(self) -> str:
         """The case's name inside ``baselines/<device>/<model>.json``: its full configuration."""
         return f"{self.dtype}/{self.backend}/{self.workload}/{self.metric}"
+
+    @property
+    def start(self) -> str:
+        """The metric if it is one of `STARTS`; else empty."""
+        return self.metric if self.metric in STARTS else ""
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The keys of the baselines that stay while a test has the case: its own, and those of the starts.
+
+        Tests of starts are left out of most runs.
+        """
+        return self.key, *(f"{self.profile_key}/{start}" for start in STARTS)
 
     @property
     def profile_key(self) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmperf import load
 from pytest_llmperf.availability import UnusableError
-from pytest_llmperf.cases import GATED, LATENCIES, METRICS
+from pytest_llmperf.cases import LATENCIES, METRICS
 from pytest_llmperf.gate.beside import DisturbedError
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.measure import trace
@@ -119,7 +119,8 @@ class Perf:
         """Measure a metric and compare it with the baseline; once a test.
 
         ``ttft``, ``tpot`` and ``latency`` are times. ``memory`` is the peak of a generation in bytes, beyond
-        ``weights``, which is what was in use when the engine was ready.
+        ``weights``, which is what was in use when the engine was ready. ``cold-start`` and ``warm-start`` are the time
+        that a process takes from its launch to a first token, with the caches of compiled kernels emptied or filled.
 
         The test fails on a confirmed regression, an impossible figure, an engine that failed or did not engage, wrong
         tokens that were timed after the test of parity; with
@@ -129,8 +130,8 @@ class Perf:
         Returns:
             The result, or None with ``--benchmark-disable``, where one generation is made and nothing is judged.
         """
-        if metric not in GATED:
-            raise ValueError(f"unknown metric {metric!r}; known: {', '.join(GATED)}")
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
         if self.used:
             pytest.fail(
                 "llm_perf.gate was called twice; call it once per test, since pytest-benchmark has one row per test",
@@ -180,7 +181,8 @@ class Perf:
             speedup=result.speedup,
             utilization=result.utilization and asdict(result.utilization),
             throughput=result.throughput,
-            cold_start=result.first.cold_start,
+            load=result.first.load,
+            start=result.start,
             peak_memory=memory and memory.peak,
             loaded_memory=memory and memory.loaded,
             verdict=result.verdict.outcome.value,

@@ -6,8 +6,8 @@ import getpass
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,19 @@ from platformdirs import user_cache_path
 from pytest_llmperf import models
 
 NAME = "pytest-llmperf"
+#: The variables that say where engines and their libraries keep what they compiled or tuned, and a folder for each.
+COMPILED = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCH_EXTENSIONS_DIR": "extensions",
+    "PYTORCH_KERNEL_CACHE_PATH": "kernels",
+    "VLLM_CACHE_ROOT": "vllm",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "CUDA_CACHE_PATH": "cuda",
+    "AMD_COMGR_CACHE_DIR": "comgr",
+    "MIOPEN_CUSTOM_CACHE_DIR": "miopen",
+    "MIOPEN_USER_DB_PATH": "miopen-tuned",
+}
 REMEDY = "set XDG_CACHE_HOME to a folder that can be written"
 
 
@@ -99,6 +112,22 @@ def compiled(cache: Path) -> Path:
                 if not breaks_commands(root):
                     return _temporary(root)
     return cache
+
+
+@contextmanager
+def emptied(cache: Path) -> Iterator[Path]:
+    """A new folder beside what is compiled, for the caches of one process; removed afterwards."""
+    parent = compiled(cache)
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="cold-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def of_caches(folder: Path) -> dict[str, str]:
+    """Variables of a worker that keeps what it compiles in a folder, whatever else the user has set."""
+    for name in COMPILED.values():
+        (folder / name).mkdir()
+    return {variable: str(folder / name) for variable, name in COMPILED.items()}
 
 
 def of_workers(cache: Path, environ: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from pytest_llmperf.availability import (
 )
 from pytest_llmperf.backends.registry import DEFAULT_ATTENTION, Combination, Registry
 from pytest_llmperf.backends.tensor_parallel import why_not_sharded
-from pytest_llmperf.cases import GATED, LATENCIES, METRICS, Case, Workload
+from pytest_llmperf.cases import LATENCIES, METRICS, STARTS, Case, Workload
 from pytest_llmperf.explain.profiles import Profile
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate import checkout
@@ -278,7 +278,7 @@ class Plan:
 
     def _cases(self, backend: str, workload: Workload) -> list[Case]:
         """Every case that a test may gate of a workload: a test names its metric only when it runs."""
-        return [self.case(backend, workload, metric) for metric in GATED]
+        return [self.case(backend, workload, metric) for metric in METRICS if metric not in STARTS]
 
     # The gate
 

@@ -16,6 +16,7 @@ from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.cases import METRICS, Case
 from pytest_llmperf.explain.families import families
 from pytest_llmperf.explain.profiles import PHASES, plain
+from pytest_llmperf.explain.starts import typical
 from pytest_llmperf.gate.rule import Verdict
 from pytest_llmperf.measure.process import Measurement
 from pytest_llmperf.parity.decision import Parity
@@ -101,7 +102,7 @@ class Result:
         tolerance: the slowdown allowed.
         tolerance_source: where it was stated.
         utilization: None where it has no meaning (end-to-end latency).
-        baseline_cold_start: seconds, when the baseline was recorded here; None where none was. It never fails.
+        baseline_start: of a start, the seconds of its parts when the baseline was recorded here; empty of any other.
         devices: which were chosen, and why; empty where nobody chose.
         roofless: why there is no utilization where there could be one; empty otherwise.
         changed: the versions and variables that differ from those of the newest sitting; empty if none does.
@@ -119,7 +120,7 @@ class Result:
     tolerance: float
     tolerance_source: str
     utilization: Utilization | None = None
-    baseline_cold_start: float | None = None
+    baseline_start: Mapping[str, float] = field(default_factory=dict)
     devices: str = ""
     roofless: str = ""
     changed: str = ""
@@ -172,6 +173,11 @@ class Result:
             first=fmean(sample.trace.first for sample in samples),
             untimed=sum(one.untimed for sample in samples for one in sample.statistics),
         )
+
+    @property
+    def start(self) -> dict[str, float]:
+        """The seconds of a start's parts, the median of each over the processes; empty of any other metric."""
+        return typical(one.start for one in self.processes) if self.case.start else {}
 
     @property
     def compiles(self) -> bool:
@@ -228,13 +234,14 @@ class Result:
             "contamination": first.contamination,
             "discarded": len(first.discarded),
             "culprit": first.culprit,
-            "cold_start": first.cold_start,
-            "baseline_cold_start": self.baseline_cold_start,
+            "load": first.load,
             "compile_time": first.compile_time,
             "compiles": self.compiles,
             "slow_start": self.slow_start,
             "peak_memory": first.memory and first.memory.peak,
             "loaded_memory": first.memory and first.memory.loaded,
+            "start": self.start,
+            "baseline_start": dict(self.baseline_start),
             "engagement": first.engagement,
             "implementations": self.implementations,
             "engine": {**self.engine, "threads": first.threads},

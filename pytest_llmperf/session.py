@@ -22,8 +22,10 @@ from pytest_llmperf.availability import UnusableError
 from pytest_llmperf.backends.base import UNKNOWN
 from pytest_llmperf.backends.registry import Combination, Registry
 from pytest_llmperf.cases import LATENCIES, METRICS, Case, Workload
+from pytest_llmperf.explain import profiles, starts
 from pytest_llmperf.explain.difference import LINES, kernels_changed, lines
-from pytest_llmperf.explain.profiles import PHASES, of_metric, typical
+from pytest_llmperf.explain.profiles import PHASES, of_metric
+from pytest_llmperf.explain.starts import PARTS, typical
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.baseline import Entry, Sitting
 from pytest_llmperf.gate.beside import Beside
@@ -37,6 +39,7 @@ from pytest_llmperf.machine.doctor import Finding
 from pytest_llmperf.machine.rates import Machine
 from pytest_llmperf.measure.measurements import Measurements
 from pytest_llmperf.measure.process import Measurement, MemoryUnknownError, Sample, generate, median_barrier
+from pytest_llmperf.measure.starts import Starts
 from pytest_llmperf.measure.trace import Trace, checked
 from pytest_llmperf.measure.worker_pool import Engines
 from pytest_llmperf.measure.worker_process import WorkerError
@@ -89,8 +92,9 @@ class Session:
         self._began = datetime.now(timezone.utc)
         self.runtime = Runtime(plan, progress)
         self.machine = Machine(fingerprint.take(), self.runtime.measure_rates, fingerprint.limits())
-        self.measurements = Measurements(plan, self.runtime, progress)
-        self.beside = Beside(plan, self.runtime, progress)
+        starting = Starts(plan, self.runtime, progress)
+        self.measurements = Measurements(plan, self.runtime, starting, progress)
+        self.beside = Beside(plan, self.runtime, starting, progress)
         self.judge = Judge(plan, self.machine, self.measurements, self.beside)
         self.updates = Update(plan.baseline_path, plan.stored, plan.device.name, plan.model.name)
 
@@ -113,13 +117,13 @@ class Session:
         Args:
             backend: its name.
             workload: what is generated.
-            metric: one of `GATED`.
+            metric: one of `METRICS`.
             stated_tolerance: by the test's marker; None without one.
 
         Raises:
             WorkerError, TraceError: it could not be measured.
             ImpossibleError: the figure cannot be true.
-            UnusableError: it is of memory that cannot be read.
+            UnusableError: it is of memory that cannot be read, or of the start of a server that runs already.
         """
         case = self.plan.case(backend, workload, metric)
         first = self._measured(case)
@@ -129,7 +133,7 @@ class Session:
             verdict = self.judge.screen(case, first, allowed.stored)
         else:
             verdict = self.judge.judge(case, first, allowed)
-        processes = self.measurements.of(backend, workload)
+        processes = self.measurements.of(backend, workload, case.start)
         if accepts and verdict.outcome is not Outcome.REGRESSION:
             processes = self._record_sitting(case, allowed.stored) or processes
         registered = self.plan.registry[backend]
@@ -138,12 +142,12 @@ class Session:
             case,
             first,
             processes,
-            self.measurements.known(self.settings.reference, workload),
+            self.measurements.known(self.settings.reference, workload, case.start),
             registered,
             verdict,
             *allowed.of(verdict),
             utilization=utilization,
-            baseline_cold_start=self._recorded_cold_start(case),
+            baseline_start=self._recorded_start(case),
             devices=str(self.plan.devices(registered) or ""),
             roofless=self._roofless(case),
             changed=self._changed(case),
@@ -154,15 +158,18 @@ class Session:
         self.results[case] = result
         if backend == self.settings.reference:  # others may have been measured before it
             for other, one in self.results.items():
-                if other.workload == workload and one.reference is None:
+                if (other.workload, other.start) == (workload, case.start) and one.reference is None:
                     self.results[other] = replace(one, reference=first)
         return result
 
     def _measured(self, case: Case) -> Measurement:
-        """What the running engine measures of a case. Raises as `gate` does, but no ImpossibleError."""
-        if not METRICS[case.metric].timed and self.plan.attached(self.plan.registry[case.backend]):
-            raise UnusableError(f"{case}: the memory of a server that runs already cannot be read from here")
-        found = self.measurements.first(case.backend, case.workload)
+        """What the running engine, or the first start, measures of a case. Raises as `gate`, but no ImpossibleError."""
+        if case.metric not in LATENCIES and self.plan.attached(self.plan.registry[case.backend]):
+            what = "start of a server that runs already is over"
+            if not case.start:
+                what = "memory of a server that runs already cannot be read from here"
+            raise UnusableError(f"{case}: the {what}")
+        found = self.measurements.first(case.backend, case.workload, case.start)
         try:
             found.figures(case.metric)
         except MemoryUnknownError as error:
@@ -179,15 +186,17 @@ class Session:
         beside = verdict.basis == "base"
         if not verdict.compared or self.plan.attached(self.plan.registry[case.backend]):
             return [], ""
-        also = self._changed_too(case, beside) if verdict.outcome is Outcome.REGRESSION else []
+        regression = verdict.outcome is Outcome.REGRESSION
+        also = self._changed_too(case, beside) if regression else []
         if case.metric not in LATENCIES:
-            return also, ""
+            parts = self._slower_parts(case, beside, processes) if regression and case.start else []
+            return [*parts, *also], ""
         found = self.beside.profiles(case) if beside else {}
         base = found["base"] if beside else [self.plan.profile(case)]
         head = found["head"] if beside else [one.profile for one in processes]
         tokens = case.workload.max_new_tokens
-        before, after = (typical([of_metric(one, case.metric, tokens) for one in row]) for row in (base, head))
-        if verdict.outcome is not Outcome.REGRESSION:
+        before, after = (profiles.typical([of_metric(one, case.metric, tokens) for one in row]) for row in (base, head))
+        if not regression:
             accepted = beside and of_metric(self.plan.profile(case), case.metric, tokens)
             if before is None or after is None or (accepted and not kernels_changed(accepted, after)):
                 return [], ""
@@ -206,29 +215,37 @@ class Session:
             changed = self.plan.changed_around(case.backend, self.plan.sitting(own[0])) if own else ""
         return [f"changed: {changed}"] if changed else []
 
+    def _slower_parts(self, case: Case, beside: bool, processes: Sequence[Measurement]) -> list[str]:
+        """What became of the parts of a start, in a line each."""
+        if beside:
+            before, after = self.beside.parts(case).values()
+        else:
+            before, after = self._recorded_start(case), typical(one.start for one in processes)
+        return starts.lines(before, after)
+
     def accepts(self, case: Case) -> bool:
         """Whether this run accepts a case's figures instead of gating them; not what is slower than base."""
         slower = case in self.results and self.results[case].verdict.outcome is Outcome.REGRESSION
         return self.plan.accepts(case) and not slower
 
     def _record_sitting(self, case: Case, tolerance: float) -> list[Measurement]:
-        """Record a sitting of a case, and of its cold start, for the baseline.
+        """Record a sitting of a case for the baseline.
 
         Returns:
             Its measurements; none where too few processes were undisturbed.
         """
-        made = self.measurements.sitting(case.backend, case.workload)
+        made = self.measurements.sitting(case.backend, case.workload, case.start)
         if not made:
             return []
         sitting = self.sitting(case.backend, made[0].threads)
         barrier = median_barrier(process.barrier for process in made)
         same_code = partial(store.same_code, sitting, self._has_tree_of)
-        profiles = ((phase, typical([one.profile.get(phase) for one in made])) for phase in PHASES)
-        phases = {phase: one.stored() for phase, one in profiles if one}
-        for one, allowed in ((case, tolerance), (replace(case, metric="cold-start"), None)):
-            if self.plan.accepts(one):
-                figures = [median(process.figures(one.metric)) for process in made]
-                self.updates.accept(one, sitting, figures, barrier, allowed, self.plan.prior(one), same_code, phases)
+        found = ((phase, profiles.typical([one.profile.get(phase) for one in made])) for phase in PHASES)
+        phases = {} if case.start else {phase: one.stored() for phase, one in found if one}
+        figures = [median(process.figures(case.metric)) for process in made]
+        parts = tuple(typical(one.start for one in made).values()) if case.start else ()
+        prior = self.plan.prior(case)
+        self.updates.accept(case, sitting, figures, barrier, tolerance, prior, same_code, phases, parts)
         return made
 
     def _possible(self, case: Case, first: Measurement) -> roofline.Utilization | None:
@@ -530,10 +547,10 @@ class Session:
         """Whether figures were accepted whose sitting names no revision, so that no later run finds its code."""
         return bool(self.updates.changes) and self.plan.clean_revision is None
 
-    def _recorded_cold_start(self, case: Case) -> float | None:
-        """What this machine recorded last of a case's cold start, in seconds; None where it has not."""
-        own = self.plan.own(replace(case, metric="cold-start"))
-        return own[0].figure if own else None
+    def _recorded_start(self, case: Case) -> dict[str, float]:
+        """The parts of a start, in seconds, as this machine recorded them last; empty where it has not."""
+        own = self.plan.own(case) if case.start else ()
+        return dict(zip(PARTS, own[0].parts, strict=True)) if own else {}
 
     def write_baselines(self) -> dict[Case, Entry]:
         """Write the accepted figures, but not those of a backend not in parity, nor `slower`. Returns what was written.
@@ -581,7 +598,7 @@ class Session:
     @property
     def unused_baselines(self) -> list[str]:
         """Baseline entries that no test of this run compared with."""
-        used = {one.key for case in self.results for one in (case, replace(case, metric="cold-start"))}
+        used = {key for case in self.results for key in case.kept}
         return store.unused(self.plan.stored, used) if self.plan.stored else []
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from simulated import CONFIG
 
-from pytest_llmperf.cases import METRICS
+from pytest_llmperf.cases import METRICS, STARTS
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine.fingerprint import everything_installed, system, take
@@ -229,6 +229,7 @@ class Suite:
         rates: dict[str, float] = RATES,
         versions: dict[str, str] | None = None,
         add: bool = False,
+        parts: tuple[float, ...] = (),
         **fingerprint: Any,
     ) -> None:
         """Write a baseline of one sitting without measuring it.
@@ -242,6 +243,7 @@ class Suite:
             rates: of the machine.
             versions: of everything installed; None for those of now.
             add: whether it is a further sitting of the same code.
+            parts: of the starts among the figures; without them all of a start is its load.
             fingerprint: what was different about the machine that it was recorded on.
         """
         if versions is None:
@@ -252,7 +254,8 @@ class Suite:
         for name, seconds in figures.items():
             backend, _, metric = name.partition("/")
             key = f"bfloat16/{backend}/b1-p16-n8/{metric}"
-            entries[key] = (store.Entry(sitting.id, METRICS[metric].unit, (seconds,) * processes, met),)
+            own = (parts or (0.0, seconds, 0.0, 0.0)) if metric in STARTS else ()
+            entries[key] = (store.Entry(sitting.id, METRICS[metric].unit, (seconds,) * processes, met, own),)
         new = store.Baseline("cpu", "tiny", {sitting.id: sitting}, entries)
         old = store.load(self.baseline)
         store.write(self.baseline, store.merge(old, new, old.sittings.keys() if old and add else ()))

@@ -92,7 +92,7 @@ def full(rows: int = 1) -> Document:
             size=1e8,
             itl=[0.01, 0.015, 0.018, 0.02, 0.022, 0.03, 0.05] if metric == "tpot" else None,
             throughput=40.0,
-            cold_start=3.0,
+            load=3.0,
             peak_memory=2**30,
         )
         for number in range(rows)

@@ -159,6 +159,14 @@ class Engine(Protocol):
         """Give back what the process's end would not (servers, ranks)."""
 
 
+class Compiling(Protocol):
+    """An engine that compiles while it loads, so that a start's parts tell compiling from loading."""
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long it compiled while it was loaded."""
+
+
 class Observable(Protocol):
     """An engine that can show the logits behind its choices: parity then sees errors that flip no token."""
 

@@ -238,6 +238,12 @@ class VllmEngine:
             profile=phases,
         )
 
+    @property
+    def compile_seconds(self) -> float:
+        """See `Compiling.compile_seconds`: by vLLM's own account, of the rank that took longest."""
+        compilation = self.engine.vllm_config.compilation_config
+        return float(getattr(compilation, "compilation_time", 0.0))
+
     def processes(self) -> list[int]:
         """The ranks that vLLM started, and what they did."""
         import psutil

@@ -25,7 +25,7 @@ class Accepted:
         when: that moment.
         baseline: what it accepted.
         entries: likewise, by case.
-        tolerances: the slowdown allowed, a fraction, by `Case.key`; None for a metric that is never gated.
+        tolerances: the slowdown allowed, a fraction, by `Case.key`.
         same_code: ids of older sittings that are of the same code, by the id of each sitting of this run.
         refused: why the other cases were not accepted, by `Case.key`.
         unmeasured: how many tests have no figure.
@@ -34,7 +34,7 @@ class Accepted:
     when: datetime
     baseline: Baseline
     entries: Mapping[Case, Entry]
-    tolerances: Mapping[str, float | None]
+    tolerances: Mapping[str, float]
     same_code: Mapping[str, tuple[str, ...]]
     refused: Mapping[str, str]
     unmeasured: int
@@ -55,7 +55,8 @@ def parse(results: Mapping[str, Any]) -> Accepted | None:
         when=datetime.fromisoformat(results["when"]).astimezone(),
         baseline=baseline,
         entries={Case.parse(baseline.model, key): row[0] for key, row in baseline.entries.items()},
-        tolerances=dict(results["update"]["tolerances"]),
+        # An older version had one of the starts that it recorded, which are left out.
+        tolerances={key: one for key, one in results["update"]["tolerances"].items() if one is not None},
         same_code={name: tuple(ids) for name, ids in results["update"]["same_code"].items()},
         refused=dict(results["update"]["refused"]),
         unmeasured=len(results["unmeasured"]),
@@ -98,6 +99,7 @@ def queue(accepted: Accepted, update: Update) -> dict[str, str]:
                 prior_of(kind, case.metric),
                 partial(_same_code, sitting, accepted.same_code.get(entry.sitting, ())),
                 next((one.phases for one in accepted.baseline.profiles.get(case.profile_key, ())), None),
+                entry.parts,
             )
     return left
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf import files
-from pytest_llmperf.cases import METRICS
+from pytest_llmperf.cases import COLD_START, METRICS
 from pytest_llmperf.explain.profiles import PHASES, Phase
+from pytest_llmperf.explain.starts import PARTS
 from pytest_llmperf.gate import old_schemas
 from pytest_llmperf.gate.canonical import canonical, digest
 from pytest_llmperf.gate.stored import centre
@@ -105,12 +106,15 @@ class Entry:
         unit: of the figures, such as ``s`` or ``s/token``.
         processes: the figure of each fresh process, in the order taken: the median of its samples; positive, finite.
         barrier: how long the threads that computed them took to meet; None if unknown.
+        parts: of a start, the seconds of each of `pytest_llmperf.explain.starts.PARTS`, medians over the processes;
+            empty of any other metric.
     """
 
     sitting: str
     unit: str
     processes: tuple[float, ...]
     barrier: Barrier | None = None
+    parts: tuple[float, ...] = ()
 
     @property
     def figure(self) -> float:
@@ -385,7 +389,8 @@ def _parse(text: str) -> Baseline:
     parts = dict.fromkeys(("entries", "sittings", "machines", "versions", "profiles"), dict)
     _fields(data, "the file", schema=int, device=str, model=str, **parts)
     sittings = {key: _sitting(key, value, data) for key, value in data["sittings"].items()}
-    entries = {key: _entries(f"entry {key!r}", value) for key, value in data["entries"].items()}
+    rows = {key: value for key, value in data["entries"].items() if not _of_old_start(key, value)}
+    entries = {key: _entries(f"entry {key!r}", value) for key, value in rows.items()}
     for key, row in entries.items():
         for entry in row:
             _need(entry.sitting in sittings, f"entry {key!r} names the unknown sitting {entry.sitting!r}")
@@ -418,6 +423,15 @@ def _sitting(key: str, data: Any, file: Mapping[str, Any]) -> Sitting:
     return sitting
 
 
+def _of_old_start(key: str, records: Any) -> bool:
+    """Whether records are of what older versions called a cold start: a load and a generation with caches as they were.
+
+    They say nothing of a start, so they are left out, and the next update does not write them.
+    """
+    whole = isinstance(records, list) and all(isinstance(one, dict) and "parts" not in one for one in records)
+    return key.rpartition("/")[2] == COLD_START and whole
+
+
 def _entries(name: str, data: Any) -> tuple[Entry, ...]:
     _need(isinstance(data, list) and data, f"{name} is not a list of records")
     return tuple(_entry(name, record) for record in data)
@@ -428,12 +442,18 @@ def _entry(name: str, data: Any) -> Entry:
     known: dict[str, Any] = {"figure": (int, float), "unit": str, "sitting": str, "processes": list}
     if isinstance(data, dict) and "barrier" in data:
         known |= {"barrier": (int, float), "threads": int}
+    if isinstance(data, dict) and "parts" in data:
+        known |= {"parts": list}
     _fields(data, name, **known)
+    parts = data.get("parts", [0.0] * len(PARTS))
+    good = len(parts) == len(PARTS) and all(type(x) in (int, float) and 0 <= x < math.inf for x in parts)
+    _need(good, f"{name} has the parts {parts}; a start has {len(PARTS)}, in seconds")
     if "barrier" in data:
         seconds, threads = data["barrier"], data["threads"]
         _need(0 < seconds < math.inf and threads > 1, f"{name} has a barrier that is not of threads that meet")
         barrier = Barrier(float(seconds), threads)
-    entry = Entry(data["sitting"], data["unit"], _figures(f"{name}: 'processes'", data["processes"]), barrier)
+    figures = _figures(f"{name}: 'processes'", data["processes"])
+    entry = Entry(data["sitting"], data["unit"], figures, barrier, tuple(data.get("parts", ())))
     agrees = math.isclose(data["figure"], entry.figure, rel_tol=1e-5)  # because reviewers read this figure alone
     _need(agrees, f"{name} was edited: its figure is {canonical(entry.figure)}, not {data['figure']}")
     return entry
@@ -467,7 +487,8 @@ def _need(condition: object, message: str) -> None:
 def _rounded(entry: Entry) -> Entry:
     """With figures as the file has them, so that the same entry, accepted twice, is known to be the same."""
     barrier = entry.barrier and replace(entry.barrier, seconds=canonical(entry.barrier.seconds))
-    return replace(entry, processes=tuple(canonical(entry.processes)), barrier=barrier)
+    parts = tuple(canonical(entry.parts))
+    return replace(entry, processes=tuple(canonical(entry.processes)), barrier=barrier, parts=parts)
 
 
 def _stored(entry: Entry) -> dict[str, Any]:
@@ -475,7 +496,7 @@ def _stored(entry: Entry) -> dict[str, Any]:
     stored = _rounded(entry)
     found = {"figure": canonical(stored.figure), "sitting": stored.sitting, "unit": stored.unit}
     met = {} if stored.barrier is None else {"barrier": stored.barrier.seconds, "threads": stored.barrier.threads}
-    return {**found, "processes": stored.processes, **met}
+    return {**found, "processes": stored.processes, **met, **({"parts": stored.parts} if stored.parts else {})}
 
 
 def _ordered(baseline: Baseline, profiles: Iterable[Profiled]) -> list[Profiled]:

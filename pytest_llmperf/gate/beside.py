@@ -9,18 +9,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.explain.starts import typical
 from pytest_llmperf.gate import rule, selftest
 from pytest_llmperf.gate.checkout import Base
 from pytest_llmperf.gate.compare import MOST_PAIRS, Comparison, blocks
 from pytest_llmperf.gate.pairs import FEWEST_TO_FAIL
 from pytest_llmperf.gate.rule import Outcome, Verdict
 from pytest_llmperf.gate.selftest import Assessment
+from pytest_llmperf.gate.starts import StartPairs
 from pytest_llmperf.measure.worker_pool import Side
 from pytest_llmperf.measure.worker_process import Arm, BaseLostError, BaseUnableError, SameCodeError
 
 if TYPE_CHECKING:
     from pytest_llmperf.explain.profiles import Profile
-    from pytest_llmperf.measure.process import Sample
+    from pytest_llmperf.measure.process import Measurement, Sample
+    from pytest_llmperf.measure.starts import Starts
     from pytest_llmperf.plan import Plan
     from pytest_llmperf.runtime import Runtime
 
@@ -40,26 +43,25 @@ class Beside:
     Args:
         plan: which workloads are compared whatever their figures are, so that they share processes.
         runtime: the engines and the prompts.
+        starts: measures starts.
         progress: told what is being done.
 
     Attributes:
         assessments: what the gate's test of itself found, by case.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        runtime: Runtime,
-        progress: Callable[[str], None],
-    ) -> None:
+    def __init__(self, plan: Plan, runtime: Runtime, starts: Starts, progress: Callable[[str], None]) -> None:
         self._plan = plan
         self._runtime = runtime
+        self._starts = starts
         self._progress = progress
         self._finally = ExitStack()
         self._arms: dict[Base, Callable[[str], Arm]] = {}
         self._bases: dict[Case, Base] = {}
         self._comparisons: dict[tuple[Base | None, str, Workload], Comparison] = {}
         self._asked: dict[tuple[Base | None, str], set[str]] = {}
+        #: The pairs of starts, by case and base.
+        self.started: dict[tuple[Case, Base], StartPairs] = {}
         self.assessments: dict[Case, Assessment] = {}
 
     @property
@@ -70,7 +72,8 @@ class Beside:
     @property
     def spent(self) -> float:
         """Seconds that all of them took."""
-        return sum(one.spent for one in self._comparisons.values())
+        spent = [one.spent for one in self._comparisons.values()] + [one.spent for one in self.started.values()]
+        return sum(spent)
 
     def check_out(self) -> None:
         """Check out the base that somebody named, if a case may be compared with it: before anything is measured.
@@ -97,6 +100,8 @@ class Beside:
         """
         self._bases[case] = base
         try:
+            if case.start:
+                return self._pairs_of_starts(case, base).judge(case.metric, tolerance)
             return self._comparison(case.backend, case.workload, base).judge(case.metric, tolerance)
         except BaseLostError as error:
             return rule.nothing(Outcome.INCONCLUSIVE, f"base, {base}, was lost: {error}")
@@ -121,7 +126,12 @@ class Beside:
     def begun(self, case: Case, base: Base) -> bool:
         """Whether pairs of a case were measured already, for another metric perhaps."""
         found = self._comparisons.get((base, case.backend, case.workload))
-        return found is not None and found.begun
+        return not case.start and found is not None and found.begun
+
+    def parts(self, case: Case) -> dict[str, dict[str, float]]:
+        """The parts of a start of each arm, by its name: the median over the pairs of a case."""
+        pairs = self.started[case, self._bases[case]].pairs
+        return {arm: typical(pair[arm].start for pair in pairs) for arm in ("base", "head")}
 
     def profiles(self, case: Case) -> dict[str, list[Profile]]:
         """The profiles of each arm, by its name, in the pairs of a case."""
@@ -168,6 +178,17 @@ class Beside:
                 MOST_PAIRS if self._plan.settings.self_test else FEWEST_TO_FAIL,
             )
         return self._comparisons[key]
+
+    def _pairs_of_starts(self, case: Case, base: Base) -> StartPairs:
+        backend = self._plan.registry[case.backend]
+        arm = self._arm(base)(self._plan.interpreter(backend).path)
+
+        def measure(name: str) -> Measurement:
+            self._say(case.backend, f"{case.workload}: pair {len(found.pairs) + 1}, {name}")
+            return self._starts.measure(case.backend, case.workload, case.metric, arm if name == "base" else None)
+
+        found = self.started[case, base] = StartPairs(measure, self._patience())
+        return found
 
     def _others(self, backend: str, workload: Workload, base: Base | None) -> list[Comparison]:
         """The comparisons that a pair started for this one serves too."""

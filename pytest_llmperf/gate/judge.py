@@ -242,7 +242,7 @@ class Judge:
         beside = case.backend != reference and all(plan.sitting(one).recorded in of_reference for one in entries)
         began = monotonic()
         made, others = self._measurements.in_turns(
-            case.backend, case.workload, reference if beside else None, stored.FEWEST_TO_FAIL
+            case.backend, case.workload, reference if beside else None, stored.FEWEST_TO_FAIL, case.start
         )
         look = self._machine.measure()  # a host that became busy meanwhile shows in no later look of this run
         self._fresh_seconds += monotonic() - began

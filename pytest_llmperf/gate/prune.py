@@ -47,7 +47,7 @@ def used(results: Mapping[str, Any]) -> Used:
         model=str(results["model"]),
         dtype=str(results["dtype"]),
         machine=Fingerprint.from_dict(results["environment"]["fingerprint"]),
-        keys=frozenset(one.key for case in cases for one in (case, replace(case, metric="cold-start"))),
+        keys=frozenset(key for case in cases for key in case.kept),
     )
 
 

@@ -31,9 +31,8 @@ class Change:
         old: the figure before, in the metric's unit; None for a case that is new.
         new: the figure of the new sitting.
         sittings: how many sittings the baseline has from now on.
-        not_excluded: the slowdown, a fraction, that a process as fast as this baseline could not exclude; None for a
-            metric that is never gated.
-        tolerance: the slowdown allowed, a fraction; None for a metric that is never gated.
+        not_excluded: the slowdown, a fraction, that a process as fast as this baseline could not exclude.
+        tolerance: the slowdown allowed, a fraction.
         slower: whether the new sitting is slower than the tolerance allows.
         beyond_noise: whether the change is more than sittings of one code differ.
         doubt: how the machine differed from the sitting before, in a clause; None if it did not.
@@ -43,8 +42,8 @@ class Change:
     old: float | None
     new: float
     sittings: int
-    not_excluded: float | None
-    tolerance: float | None
+    not_excluded: float
+    tolerance: float
     slower: bool
     beyond_noise: bool
     doubt: str | None = None
@@ -56,12 +55,12 @@ class Change:
 
     @property
     def questionable(self) -> bool:
-        """Whether a gated case became faster by more than can be taken on trust."""
-        return self.tolerance is not None and self.ratio is not None and self.ratio < 1 - LARGE
+        """Whether a case became faster by more than can be taken on trust."""
+        return self.ratio is not None and self.ratio < 1 - LARGE
 
 
 def change(
-    case: Case, before: Sittings, kept: Sittings, newest: Sequence[float], tolerance: float | None, prior: Prior
+    case: Case, before: Sittings, kept: Sittings, newest: Sequence[float], tolerance: float, prior: Prior
 ) -> Change:
     """What accepting a sitting changes. Pure.
 
@@ -70,7 +69,7 @@ def change(
         before: the sittings of this machine so far, newest first.
         kept: those of them that are of the same code, and so stay.
         newest: the figures of the new sitting's processes.
-        tolerance: the slowdown allowed, a fraction; None for a metric that is never gated.
+        tolerance: the slowdown allowed, a fraction.
         prior: how much sittings of the case differ.
 
     Raises:
@@ -81,8 +80,6 @@ def change(
     found = stored.interval(before, newest, prior) if before else None
     beyond = found is not None and not found.low <= 1 <= found.high
     count = 1 + len(kept)
-    if tolerance is None:
-        return Change(case, old, new, count, None, None, False, beyond)
     sittings = [newest, *kept]
     after = stored.interval(sittings, [stored.centre([stored.centre(one) for one in sittings])], prior)
     slower = old is not None and new > old * (1 + tolerance) and new - old > METRICS[case.metric].floor
@@ -116,10 +113,11 @@ class Update:
         sitting: Sitting,
         processes: Sequence[float],
         barrier: Barrier | None,
-        tolerance: float | None,
+        tolerance: float,
         prior: Prior,
         same_code: Callable[[Sitting], bool],
         phases: Mapping[str, str] | None = None,
+        parts: Sequence[float] = (),
     ) -> None:
         """Queue a case's figures, instead of what was queued for it.
 
@@ -131,13 +129,15 @@ class Update:
             tolerance: as in `change`.
             prior: as in `change`.
             same_code: whether an old sitting is of the same code.
-            phases: `Phase.stored` by phase; None of a metric that is never gated.
+            phases: `Phase.stored` by phase; None where nobody knows.
+            parts: `Entry.parts`.
         """
         if phases:
             self._profiles[case.profile_key] = Profiled(sitting.id, phases)
         self._sittings[sitting.id] = sitting
         self._same_code[sitting.id] = same_code
-        self._entries[case] = Entry(sitting.id, METRICS[case.metric].unit, tuple(processes), barrier)
+        entry = Entry(sitting.id, METRICS[case.metric].unit, tuple(processes), barrier, tuple(parts))
+        self._entries[case] = entry
         own = self.held.own(case.key, sitting.fingerprint) if self.held else []
         rows = [one.processes for one in own]
         same = self._of_the_same_code(self.held, sitting.id)

@@ -14,10 +14,12 @@ from pytest_llmperf.measure.worker_process import WorkerError
 
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Workload
+    from pytest_llmperf.measure.starts import Starts
     from pytest_llmperf.plan import Plan
     from pytest_llmperf.runtime import Runtime
 
-Key = tuple[str, "Workload"]
+#: A backend, a workload, and which start is measured: one of `STARTS`, or empty for what generations take.
+Key = tuple[str, "Workload", str]
 
 
 class Measurements:
@@ -29,21 +31,18 @@ class Measurements:
     Args:
         plan: which tests share an engine, and how samples are bounded.
         runtime: the engines and the prompts.
+        starts: measures starts. A start has a process of its own, the first one too.
         progress: told what is being done.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        runtime: Runtime,
-        progress: Callable[[str], None],
-    ) -> None:
+    def __init__(self, plan: Plan, runtime: Runtime, starts: Starts, progress: Callable[[str], None]) -> None:
         self._plan = plan
         self._runtime = runtime
+        self._starts = starts
         self._progress = progress
         self._first: dict[Key, Measurement] = {}
         self._fresh: dict[Key, list[Measurement]] = {}
-        self._references: dict[Workload, list[Measurement]] = {}
+        self._references: dict[tuple[Workload, str], list[Measurement]] = {}
         self._hopeless: dict[Key, WorkerError] = {}
         self._failed: set[Key] = set()
 
@@ -51,31 +50,32 @@ class Measurements:
         """Every measurement: first those of the first processes, then those of the fresh ones."""
         return iter([*self._first.values(), *chain.from_iterable([*self._fresh.values(), *self._references.values()])])
 
-    def known(self, backend: str, workload: Workload) -> Measurement | None:
+    def known(self, backend: str, workload: Workload, start: str = "") -> Measurement | None:
         """The first process's measurement; None if there is none yet."""
-        return self._first.get((backend, workload))
+        return self._first.get((backend, workload, start))
 
-    def of(self, backend: str, workload: Workload) -> list[Measurement]:
+    def of(self, backend: str, workload: Workload, start: str = "") -> list[Measurement]:
         """The measurements of one backend and workload so far, the first process's first."""
-        first = self.known(backend, workload)
-        return [] if first is None else [first, *self._fresh.get((backend, workload), ())]
+        first = self.known(backend, workload, start)
+        return [] if first is None else [first, *self._fresh.get((backend, workload, start), ())]
 
     def failed(self, backend: str, workload: Workload) -> bool:
-        """Whether it was to be measured and could not."""
-        return (backend, workload) in self._failed
+        """Whether its generations were to be measured and could not."""
+        return (backend, workload, "") in self._failed
 
-    def first(self, backend: str, workload: Workload) -> Measurement:
-        """The measurement by the backend's running engine.
+    def first(self, backend: str, workload: Workload, start: str = "") -> Measurement:
+        """The measurement by the backend's running engine, or of the first start.
 
         Raises:
             WorkerError, TraceError: it could not be measured.
         """
-        key = (backend, workload)
+        key = (backend, workload, start)
         if key in self._hopeless:  # it costs a time-out, or an engine: once, not for each metric
             raise self._hopeless[key]
         if key not in self._first:
             try:
-                self._first[key] = self._by_running_engine(backend, workload)
+                measured = self._starts.measure(*key) if start else self._by_running_engine(backend, workload)
+                self._first[key] = measured
             except (WorkerError, TraceError) as error:
                 self._failed.add(key)
                 if isinstance(error, WorkerError) and hopeless(error):
@@ -83,28 +83,31 @@ class Measurements:
                 raise
         return self._first[key]
 
-    def fresh(self, backend: str, workload: Workload, count: int, as_sitting: bool = False) -> list[Measurement]:
+    def fresh(
+        self, backend: str, workload: Workload, count: int, start: str = "", as_sitting: bool = False
+    ) -> list[Measurement]:
         """``count`` measurements, each by a fresh process of its own. Earlier ones are used again.
 
         Args:
             backend: its name.
             workload: what is generated.
             count: processes.
+            start: one of `STARTS`, or empty.
             as_sitting: whether a process measures what other tests gate too, in their order, as in a sitting. A process
                 that has done more keeps more memory.
 
         Raises:
             WorkerError, TraceError: it could not be measured.
         """
-        made = self._fresh.setdefault((backend, workload), [])
+        made = self._fresh.setdefault((backend, workload, start), [])
         others = self._plan.gated(backend) if as_sitting else ()
         while len(made) < count:
             self._progress(f"{backend} {workload}: fresh process {len(made) + 1}")
-            self._in_fresh_process(backend, workload, others)
+            self._in_fresh_process(backend, workload, others, start)
         return made[:count]
 
     def in_turns(
-        self, backend: str, workload: Workload, reference: str | None, count: int
+        self, backend: str, workload: Workload, reference: str | None, count: int, start: str = ""
     ) -> tuple[list[Measurement], list[Measurement]]:
         """Measure in fresh processes of a backend and of the reference, in turns; the reference begins.
 
@@ -113,6 +116,7 @@ class Measurements:
             workload: what is generated.
             reference: its name; None if the backend is measured alone.
             count: processes of each.
+            start: one of `STARTS`, or empty.
 
         Returns:
             The backend's measurements, and the reference's.
@@ -120,19 +124,25 @@ class Measurements:
         Raises:
             WorkerError, TraceError: one of them could not be measured.
         """
-        beside = self._references.setdefault(workload, [])
+        beside = self._references.setdefault((workload, start), [])
         for number in range(1, count + 1):
             if reference is not None and len(beside) < number:
                 self._progress(f"{reference} {workload}: fresh process {number} of {count}, in turns with {backend}")
                 try:
-                    with self._runtime.engines.fresh(self._plan.registry[reference]) as (ask, load):
-                        beside.append(self._measure(ask, reference, workload, load))
+                    beside.append(self._fresh_one(reference, workload, start))
                 except (WorkerError, TraceError) as error:
                     raise WorkerError(f"the reference, {reference}, in turns with {backend}: {error}") from error
-            self.fresh(backend, workload, number)
-        return self.fresh(backend, workload, count), [] if reference is None else beside[:count]
+            self.fresh(backend, workload, number, start)
+        return self.fresh(backend, workload, count, start), [] if reference is None else beside[:count]
 
-    def sitting(self, backend: str, workload: Workload) -> list[Measurement]:
+    def _fresh_one(self, backend: str, workload: Workload, start: str) -> Measurement:
+        """A measurement of one workload alone, by a fresh process."""
+        if start:
+            return self._starts.measure(backend, workload, start)
+        with self._runtime.engines.fresh(self._plan.registry[backend]) as (ask, load):
+            return self._measure(ask, backend, workload, load)
+
+    def sitting(self, backend: str, workload: Workload, start: str = "") -> list[Measurement]:
         """The measurements of a sitting, undisturbed, each by a process of its own; none if too few were undisturbed.
 
         A disturbed process would make the baseline slow, and a regression would pass. So another process replaces it,
@@ -142,8 +152,9 @@ class Measurements:
             WorkerError, TraceError: this workload could not be measured.
         """
         wanted = self._plan.settings.invocations
-        made = [self.first(backend, workload)]
-        if not self._plan.fits_twice:  # fresh processes need the running engine's memory, so it measures first
+        made = [self.first(backend, workload, start)]
+        # Fresh processes need the running engine's memory, so it measures first.
+        if not (start or self._plan.fits_twice):
             for other in self._lacking(backend):
                 with suppress(WorkerError, TraceError):  # its own test reports that
                     self.first(backend, other)
@@ -153,10 +164,10 @@ class Measurements:
                 return clean[:wanted]
             if len(clean) + 2 * wanted - len(made) < wanted:
                 return []
-            fresh = self._fresh.setdefault((backend, workload), [])
+            fresh = self._fresh.setdefault((backend, workload, start), [])
             if len(fresh) < len(made):
                 self._progress(f"{backend} {workload}: fresh process {len(fresh) + 1} of {wanted - 1}")
-                self._in_fresh_process(backend, workload, self._lacking(backend))
+                self._in_fresh_process(backend, workload, () if start else self._lacking(backend), start)
             made = [made[0], *fresh[: len(made)]]
 
     def _lacking(self, backend: str) -> list[Workload]:
@@ -164,8 +175,8 @@ class Measurements:
         return [
             workload
             for workload in self._plan.accepted(backend)
-            if (backend, workload) not in self._failed
-            and len(self._fresh.get((backend, workload), ())) < self._plan.settings.invocations - 1
+            if (backend, workload, "") not in self._failed
+            and len(self._fresh.get((backend, workload, ""), ())) < self._plan.settings.invocations - 1
         ]
 
     def _by_running_engine(self, backend: str, workload: Workload) -> Measurement:
@@ -177,17 +188,21 @@ class Measurements:
 
         return self._measure(ask, backend, workload, loaded.load_seconds)
 
-    def _in_fresh_process(self, backend: str, asking: Workload, others: Collection[Workload]) -> None:
+    def _in_fresh_process(self, backend: str, asking: Workload, others: Collection[Workload], start: str) -> None:
         """Measure the workload that is asked for, and others, in one fresh process, in the order of the tests.
 
-        The first process has the same order. So the cold start of a workload pays for the same things in both.
+        The first process has the same order. So the warm-up of a workload pays for the same things in both. A start
+        has no others.
         """
+        if start:
+            self._fresh[backend, asking, start].append(self._starts.measure(backend, asking, start))
+            return
         ordered = dict.fromkeys([*self._plan.gated(backend), asking])
         with self._runtime.engines.fresh(self._plan.registry[backend]) as (ask, load):
             for workload in ordered:
                 if workload != asking and workload not in others:
                     continue
-                key = (backend, workload)
+                key = (backend, workload, "")
                 try:
                     self._fresh.setdefault(key, []).append(self._measure(ask, backend, workload, load))
                 except (WorkerError, TraceError) as error:

@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from pytest_llmperf.backends.base import RequestStatistics
-from pytest_llmperf.cases import METRICS, Workload
+from pytest_llmperf.cases import METRICS, STARTS, Workload
 from pytest_llmperf.explain.profiles import PHASES, Profile, parse
 from pytest_llmperf.machine import fitness
 from pytest_llmperf.machine.fitness import Barrier, Fitness
@@ -79,6 +79,7 @@ class Measurement:
         early: generations that ended early and were replaced. Only parity looks at them.
         clean: whether enough generations were not contaminated. If not, contaminated ones are among the samples.
         profile: what the prefill and a decode step spent their time on; empty where the engine does not say.
+        start: seconds by part, of a process that was started for its own sake; empty of any other.
     """
 
     backend: str
@@ -92,11 +93,7 @@ class Measurement:
     clean: bool = True
     early: tuple[Sample, ...] = ()
     profile: Profile = field(default_factory=dict)
-
-    @property
-    def cold_start(self) -> float:
-        """Seconds until this shape's first generation was complete: load, compilation, generation."""
-        return self.load + self.warm_up[0].latency
+    start: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def compile_time(self) -> float:
@@ -105,8 +102,8 @@ class Measurement:
 
     def figures(self, metric: str) -> list[float]:
         """The figures of a metric, in its unit: of each sample, or the one of a metric that a process has once."""
-        if metric == "cold-start":
-            return [self.cold_start]
+        if metric in STARTS:
+            return [sum(self.start.values())]
         return [sample.figure(metric) for sample in self.samples]
 
     @property

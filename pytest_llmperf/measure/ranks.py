@@ -59,6 +59,11 @@ class Ranks:
         return [host.pids[0] for host in self._hosts]
 
     @property
+    def launched(self) -> float:
+        """See `Host.launched`: when the first of them was started."""
+        return self._hosts[0].launched
+
+    @property
     def alive(self) -> bool:
         """Whether all of them are alive."""
         return all(host.alive for host in self._hosts)

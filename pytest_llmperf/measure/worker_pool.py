@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from pytest_llmperf import folders
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.backends.registry import Combination
 from pytest_llmperf.interpreter import Interpreter
@@ -62,6 +65,23 @@ class Loaded:
     host: Host | Ranks
     arm: Arm
     load_seconds: float
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a process that was started for its own sake came to be ready. All are seconds.
+
+    Attributes:
+        ready: from its launch until its engine was loaded.
+        load: of these, from the request to load on; imports included.
+        imports: of ``load``, importing.
+        compiled: of ``load``, compiling, by the engine's own account.
+    """
+
+    ready: float
+    load: float
+    imports: float
+    compiled: float
 
 
 @dataclass(frozen=True)
@@ -175,9 +195,19 @@ class Engines:
         }
 
     @contextlib.contextmanager
-    def _started(self, backend: Combination, arm: Arm) -> Iterator[Host | Ranks]:
-        """A new process that was asked to load the backend and has not answered yet; it is closed if anything fails."""
+    def _started(
+        self, backend: Combination, arm: Arm, caches: Path | None = None, **asked: bool
+    ) -> Iterator[Host | Ranks]:
+        """A new process that was asked to load the backend and has not answered yet; it is closed if anything fails.
+
+        Args:
+            backend: what it loads.
+            arm: where it runs.
+            caches: a new folder for what it compiles; None for the usual ones.
+            asked: what else it is asked.
+        """
         environment = {**self._environment, **backend.environment, **self._devices(backend)}
+        environment |= folders.of_caches(caches) if caches else {}
         environment[BACKEND_VARIABLE] = backend.name
         search_path = [] if backend.built_in else Interpreter(arm.python).search_path()
         how = arm, environment, search_path
@@ -189,9 +219,10 @@ class Engines:
             # Code that may be the repository's: base may not use what head compiled.
             if arm.checkout and not (backend.built_in and parts == own):
                 cache = str(arm.checkout.folder.parent / "cache")
+            cache = str(caches or cache)
             room = {name: min(most, getattr(self._spec, name)) for name, most in backend.limits.items()}
             spec = told(replace(self._spec, tp=backend.tp, cache=cache)) | room | self._attached(backend)
-            host.ask("load", backend=parts, spec=spec, ranks=host.pids)
+            host.ask("load", backend=parts, spec=spec, ranks=host.pids, **asked)
             yield host
         except BaseException:
             host.close()
@@ -258,6 +289,28 @@ class Engines:
             yield partial(self._call, loaded.host), loaded.load_seconds
         finally:
             loaded.host.close()
+
+    @contextlib.contextmanager
+    def starting(self, backend: Combination, arm: Arm | None, cold: bool) -> Iterator[tuple[Side, Loading]]:
+        """A new process that is started for its own sake, closed afterwards: how to ask it, and how it became ready.
+
+        Args:
+            backend: what it loads.
+            arm: where it runs; None for head.
+            cold: whether nothing of earlier processes is in its caches.
+        """
+        if not self._roomy:
+            self.close(backend.name)
+        self._make_room(backend.name)
+        arm = arm or self._arm(backend)
+        with contextlib.ExitStack() as stack:
+            caches = stack.enter_context(folders.emptied(Path(self._spec.cache))) if cold else None
+            host = stack.enter_context(self._started(backend, arm, caches, timed=True))
+            stack.callback(host.close)
+            answer = host.answer("load", self._timeout)
+            ready = time.monotonic() - host.launched
+            loading = Loading(ready, answer["seconds"], answer["imports"], answer["compiled"])
+            yield Side(host, self._timeout, pausable=False, checkout=arm.checkout), loading
 
     @contextlib.contextmanager
     def pair(self, backend: Combination, base: Arm) -> Iterator[dict[str, Side]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pytest_llmperf.explain.starts import PARTS
 from pytest_llmperf.load import LoadRecord
 from pytest_llmperf.report import reasons, scaling, text
 from pytest_llmperf.report.document import Document, Row, advice, arrivals_of
@@ -33,7 +34,7 @@ CASES = (
     "parity",
 )
 #: What a reader of one backend's cost wants beside them, where there is room.
-COSTS = ("tokens/s", "peak memory", "loaded", "cold start", "of it warm-up", "in baseline", "tokens/J")
+COSTS = ("tokens/s", "peak memory", "loaded", "load", "warm-up", "tokens/J")
 
 
 def of_case(row: Row) -> list[Cell]:
@@ -66,7 +67,7 @@ def costs(row: Row) -> list[Cell]:
     return [
         Cell("-" if throughput is None else f"{throughput:.1f}", throughput),
         *memory(row),
-        *cold_start(row),
+        *loading(row),
         Cell("-" if per_joule is None else f"{per_joule:.3g}", per_joule),
     ]
 
@@ -76,27 +77,41 @@ def memory(row: Row) -> list[Cell]:
     return [Cell(text.memory(size), size) for size in (row["peak_memory"], row["loaded_memory"])]
 
 
-def cold_start(row: Row) -> list[Cell]:
-    """Seconds until the first generation, how many of them it took beyond a settled one, and those of the baseline."""
+def loading(row: Row) -> list[Cell]:
+    """Seconds that loading took, imports included, and by how many the first generation exceeds a settled one."""
+    return [Cell(text.seconds(found), found) for found in (row["load"], row["compile_time"])]
+
+
+STARTS = ("start", "workload", "backend", *PARTS)
+
+
+def of_starts(rows: Iterable[Row]) -> list[list[Cell]]:
+    """The parts of each start, with those of the baseline in brackets: the cells under `STARTS`."""
     return [
-        Cell("-" if seconds is None else text.figure(seconds, "cold-start"), seconds)
-        for seconds in (row["cold_start"], row["compile_time"], row["baseline_cold_start"])
+        [*_names(row), *(_part(row["start"][name], (row["baseline_start"] or {}).get(name)) for name in PARTS)]
+        for row in rows
+        if row["start"]
     ]
 
 
-COLD = ("backend", "workload", "cold start", "of it warm-up", "in baseline", "peak memory", "loaded")
+def _part(now: float, recorded: float | None) -> Cell:
+    return Cell(text.seconds(now) + ("" if recorded is None else f" ({recorded:.2f})"), now)
 
 
-def of_cold(rows: Iterable[Row]) -> list[list[Cell]]:
-    """The cold start of each backend and workload: the cells under `COLD`."""
+LOADING = ("backend", "workload", "load", "warm-up", "peak memory", "loaded")
+
+
+def of_loading(rows: Iterable[Row]) -> list[list[Cell]]:
+    """What was loaded of each backend and workload, but for starts: the cells under `LOADING`."""
     first: dict[tuple[str, str], Row] = {}
     for row in rows:
-        first.setdefault((row.backend, row.workload), row)
+        if not row.case.start:
+            first.setdefault((row.backend, row.workload), row)
     return [
         [
             Cell(row.backend),
             Cell(row.workload),
-            *cold_start(row),
+            *loading(row),
             *memory(row),
         ]
         for row in first.values()

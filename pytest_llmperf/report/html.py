@@ -33,6 +33,7 @@ def render(document: Document) -> str:
         figures=drawn,
         trends=(cells.TREND, cells.of_trend(trend.series(document))),
         cases=((*cells.CASES, *cells.COSTS), [[*cells.of_case(row), *cells.costs(row)] for row in document.rows]),
+        starts=(cells.STARTS, cells.of_starts(document.rows)),
         reasons=(cells.REASONS, cells.of_reasons(document.rows)),
         engines=(cells.ENGINES, cells.of_engines(document.rows)),
         parity=(cells.PARITY, cells.of_parity(document.parities)),

@@ -107,6 +107,14 @@ def of(
                 }
                 for (base, backend, workload), one in run.beside.comparisons.items()
             ],
+            "starts": [
+                {
+                    "case": case.key,
+                    "base": str(base),
+                    "pairs": [{arm: dict(measured.start) for arm, measured in pair.items()} for pair in one.pairs],
+                }
+                for (case, base), one in run.beside.started.items()
+            ],
             "self_test": [{"case": case.key, **asdict(found)} for case, found in run.beside.assessments.items()],
             "update": run.update(),
         }
@@ -115,7 +123,7 @@ def of(
 
 def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the processes of a parallel run have measured, each as `of`. They have machine and settings in common."""
-    measured = ("results", "parity", "load", "measurements", "comparisons", "self_test")
+    measured = ("results", "parity", "load", "measurements", "comparisons", "starts", "self_test")
     told = ("unmeasured", "narrowed")  # all of them know of every test
     return (
         parts[0]

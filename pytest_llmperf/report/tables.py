@@ -95,14 +95,15 @@ def _case(row: Row, short: int) -> list[str]:
     ]
 
 
-BACKENDS = ("backend", "cold start", "warm-up", "recorded", "parity", "exact", "regret", "error", "informative")
+BACKENDS = ("backend", "load", "warm-up", "parity", "exact", "regret", "error", "informative")
 
 
 def backends(document: Document, width: int) -> list[tuple[str, bool]]:
-    """A line per backend, and whether it is not in parity: its first cold start, and the worst that parity found."""
+    """A line per backend, and whether it is not in parity: its first load, and the worst that parity found."""
     first: dict[str, Row] = {}
     for row in document.rows:
-        first.setdefault(row.backend, row)
+        if not row.case.start:
+            first.setdefault(row.backend, row)
     found: dict[str, list[ParityResult]] = {}
     for one in document.parities:
         found.setdefault(one.backend, []).append(one)
@@ -114,15 +115,16 @@ def backends(document: Document, width: int) -> list[tuple[str, bool]]:
         _, workload, standing, exact, _, regret, allowed, error, informative, _ = said
         if name == document.reference and not wrong[-1] and (worst or first[name].parity):
             standing = "reference"
-        cold = [cell.shown for cell in cells.cold_start(first[name])] if name in first else ["-"] * 3
+        loading = [cell.shown for cell in cells.loading(first[name])] if name in first else ["-"] * 2
         if name in first and (first[name]["compile_time"] or 0) < WARM_UP:
-            cold[1] = "-"
+            loading[1] = "-"
         shown = f"{standing.upper()} ({workload})" if wrong[-1] else standing
-        rows.append([name, *cold, shown, exact, "-" if regret == "-" else f"{regret} of {allowed}", error, informative])
+        regrets = "-" if regret == "-" else f"{regret} of {allowed}"
+        rows.append([name, *loading, shown, exact, regrets, error, informative])
     filled = _dense([BACKENDS, *rows])
     if not filled or len(filled[0]) == 1:
         return []
-    lines = fitted(filled, width, ("informative", "error", "recorded", "warm-up", "regret"))
+    lines = fitted(filled, width, ("informative", "error", "warm-up", "regret"))
     return list(zip(lines, (False, *wrong), strict=True))
 
 
@@ -131,6 +133,12 @@ def _wrong(one: ParityResult) -> tuple[bool, float, float]:
     parity = one.parity
     regret = (parity.largest_regret or 0) / parity.tolerance if parity.tolerance else 0
     return not parity.passed, regret, -parity.exact_match
+
+
+def starts(rows: Iterable[Row], width: int) -> list[str]:
+    """The parts of each start, a line each."""
+    shown = [[cell.shown for cell in line] for line in cells.of_starts(rows)]
+    return fitted([cells.STARTS, *shown], width, ("workload",)) if shown else []
 
 
 def scaling(rows: Iterable[Row], width: int) -> list[str]:
@@ -162,7 +170,7 @@ def changes(accepted: Sequence[Change], speedups: Mapping[Case, float | None] | 
             figure(one.new, one.case.metric),
             "new" if one.ratio is None else f"{one.ratio - 1:+.1%}{'*' * one.beyond_noise}",
             str(one.sittings),
-            "-" if one.not_excluded is None else f"{one.not_excluded:.1%}",
+            f"{one.not_excluded:.1%}",
             speedup((speedups or {}).get(one.case)),
         ]
         for one in ranked

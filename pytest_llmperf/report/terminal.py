@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.cases import GATED
 from pytest_llmperf.gate.rule import LARGE, Outcome
 from pytest_llmperf.report import notes, reasons, tables
 from pytest_llmperf.report.reasons import Reason
@@ -126,14 +125,14 @@ def _fails(row: Row, strict: bool) -> bool:
 
 def _figures(document: Document, ending: Ending, width: int) -> list[Line]:
     """The tables: cases, what was accepted of them, tensor parallelism, loads, backends."""
-    written = [one for one in ending.changes if one.case.metric in GATED]
-    accepted = {one.case for one in written}
+    accepted = {one.case for one in ending.changes}
     rows = [row for row in document.rows if row.case not in accepted]
     lines: list[Line] = []
     if rows:
         lines += [Line(text, _style(row)) for text, row in tables.cases(rows, width)]
-    lines += map(Line, tables.changes(written, {row.case: row.speedup for row in document.rows}))
+    lines += map(Line, tables.changes(ending.changes, {row.case: row.speedup for row in document.rows}))
     lines += _wrapped(tables.about_changes(ending.changes), width)
+    lines += map(Line, tables.starts(document.rows, width))
     lines += map(Line, tables.scaling(document.rows, width))
     lines += _wrapped(placed(document.rows), width)
     lines += map(Line, tables.loads(document.loads, width))

@@ -87,6 +87,11 @@ def boundaries(found: Iterable[tuple[str, str]]) -> str:
     return "; ".join([IN_PROCESS] * (inside or not said) + said)
 
 
+def seconds(value: float | None) -> str:
+    """A duration in seconds; a dash where it is not known."""
+    return "-" if value is None else f"{value:.2f} s"
+
+
 def memory(size: int | None) -> str:
     """Bytes in MiB or GiB; a dash where that is not known."""
     return "-" if not size else figure(size, "memory")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytest_llmperf import files
 from pytest_llmperf.cases import Workload
+from pytest_llmperf.explain.starts import PARTS
 from pytest_llmperf.report import markdown
 from pytest_llmperf.report.document import Document
 from pytest_llmperf.result import ITL_PERCENTILES
@@ -36,9 +37,8 @@ COLUMNS = {
         name: name
         for name in (
             "throughput",
-            "cold_start",
+            "load",
             "compile_time",
-            "baseline_cold_start",
             "peak_memory",
             "loaded_memory",
             "tokens_per_joule",
@@ -50,6 +50,7 @@ COLUMNS = {
             "boundary",
         )
     },
+    **{f"start_{name.replace(' ', '_')}": f"start.{name}" for name in PARTS},
     "threads": "engine.threads",
     "changed": "changed",
     **{f"arrivals_{name}": f"arrivals.{name}" for name in ("tokens", "reads", "first", "untimed")},

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 from pytest_llmperf.backends.base import OBSERVED_LOGITS, UNKNOWN, Engine, EngineSpec, Observation
 from pytest_llmperf.machine import memory
 from pytest_llmperf.worker import protocol
+from pytest_llmperf.worker.imports import ImportClock
 from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder, TokenError
 from pytest_llmperf.worker.watch import Watch
 
@@ -101,7 +102,11 @@ class Worker:
         self.meter: memory.Meter = memory.Unknown("nothing is loaded")
 
     def load(
-        self, backend: list[dict[str, str]], spec: dict[str, Any], ranks: list[int] | None = None
+        self,
+        backend: list[dict[str, str]],
+        spec: dict[str, Any],
+        ranks: list[int] | None = None,
+        timed: bool = False,
     ) -> dict[str, Any]:
         """Load an engine and what changes it, in that order.
 
@@ -111,14 +116,17 @@ class Worker:
             backend: where the engine and its changes are defined, as `Backend.reference` says.
             spec: an `EngineSpec` as plain values.
             ranks: the processes that are asked to load it together, whose CPU time is the engine's own.
+            timed: whether to return also how many of these seconds were ``imports`` and ``compiled``.
         """
         start = time.perf_counter()
         self.device = spec["device"]
-        loader = find(backend[0])
-        for part in backend[1:]:
-            loader = find(part)(loader)
-        asked = EngineSpec(**spec)
-        self.engine = loader(asked)
+        imports = ImportClock()
+        with imports if timed else nullcontext():
+            loader = find(backend[0])
+            for part in backend[1:]:
+                loader = find(part)(loader)
+            asked = EngineSpec(**spec)
+            self.engine = loader(asked)
         seconds = time.perf_counter() - start
         self.vocabulary = vocabulary_of(asked)
         processes = self.engine.processes() if hasattr(self.engine, "processes") else ()
@@ -130,8 +138,11 @@ class Worker:
             if not ranks or ranks[0] == os.getpid()
             else None
         )
-        self.meter = memory.meter(self.engine, self.device, asked.tp)
-        return {"seconds": seconds, "pausable": pausable}
+        # A meter reads weights in mapped files, which the first generation of a start has to do itself.
+        self.meter = memory.Unknown("a start was timed") if timed else memory.meter(self.engine, self.device, asked.tp)
+        compiled = float(getattr(self.engine, "compile_seconds", 0.0))
+        parts = {"imports": imports.seconds, "compiled": compiled} if timed else {}
+        return {"seconds": seconds, "pausable": pausable, **parts}
 
     def generate(
         self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0, beside: list[int] | None = None

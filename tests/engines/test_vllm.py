@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,7 +17,7 @@ from inner import eventually, running
 from pytest_llmperf.availability import why_not
 from pytest_llmperf.backends.base import OBSERVED_LOGITS, EngineSpec, RequestStatistics
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
-from pytest_llmperf.backends.vllm_engine import available_memory
+from pytest_llmperf.backends.vllm_engine import VllmEngine, available_memory
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine.table import DEVICES
@@ -120,6 +121,15 @@ def test_more_requests_than_it_holds_at_once_are_refused_and_it_lives_on(vllm: H
 def test_two_tokens_are_enough_to_prove_it(vllm: Host, unequal: list[list[int]]) -> None:
     vllm.call("generate", PATIENCE, prompts=unequal, max_new_tokens=2)
     assert vllm.call("evidence", PATIENCE)["engaged"]
+
+
+def test_what_it_compiled_while_it_loaded_is_by_its_own_account() -> None:
+    def engine(**compilation: float) -> Any:
+        config = SimpleNamespace(compilation_config=SimpleNamespace(**compilation))
+        return SimpleNamespace(engine=SimpleNamespace(vllm_config=config))
+
+    assert VllmEngine.compile_seconds.__get__(engine(compilation_time=2.5)) == 2.5
+    assert VllmEngine.compile_seconds.__get__(engine()) == 0.0, "a version that does not say"
 
 
 def test_memory_that_caches_hold_is_available(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_it_writes_what_the_update_wrote_byte_for_byte(updated: Suite, capsys: p
     assert (updated.path / "mine" / "cpu" / "tiny.json").read_bytes() == updated.baseline.read_bytes()
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("tpot b1-p16-n8 sim") and " new " in line for line in lines)
-    assert lines[-1].startswith("4 entries of ")  # two of them cold starts
+    assert lines[-1].startswith("2 entries of ")
 
 
 @pytest.mark.parametrize("backend", ["sim", "sdpa+tp2", "team/kernel"])
@@ -94,7 +94,7 @@ def test_a_run_that_was_stopped_is_accepted_as_far_as_it_came(suite: Suite, caps
     assert not suite.baseline.exists()
     capsys.readouterr()
     assert accept(suite) == 0
-    assert set(suite.stored()["entries"]) == {TPOT, "bfloat16/sim/b1-p16-n8/cold-start"}
+    assert set(suite.stored()["entries"]) == {TPOT}
     assert "left out: 1 of that run's tests have no figure" in capsys.readouterr().out
 
 
@@ -181,7 +181,7 @@ def test_what_the_run_gated_is_left_out(suite: Suite, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert accept(suite, folder="mine") == 0
     written = json.loads((suite.path / "mine" / "cpu" / "tiny.json").read_text())["entries"]
-    assert set(written) == {"bfloat16/sim/b1-p16-n8/ttft", "bfloat16/sim/b1-p16-n8/cold-start"}
+    assert set(written) == {"bfloat16/sim/b1-p16-n8/ttft"}
     assert f"left out: {TPOT}: it was gated, not accepted" in capsys.readouterr().out.splitlines()
 
 
@@ -203,8 +203,6 @@ def test_what_the_run_refused_is_left_out_with_the_reason(
     suite.backends(sim=sim, extra=BUSY)
     suites = ("suites/test_decode.py", "suites/test_greedy_parity.py")
     suite.run(*suites, "--llm-backends=ref,sim", "-k", "sim", *UPDATE)
-    if ci:  # the cold start, which is never gated, is written
-        before = suite.baseline.read_bytes()
     capsys.readouterr()
     assert accept(suite) == 1
     assert f"left out: {TPOT}: {why}" in capsys.readouterr().out.splitlines()
@@ -219,7 +217,7 @@ def test_in_ci_it_refuses_what_an_update_would(
     suite.decode(*UPDATE, "--llm-baseline-dir=elsewhere")
     monkeypatch.setenv("CI", ci)
     capsys.readouterr()
-    assert accept(suite) == 0, "the cold start is written"
+    assert accept(suite) == bool(ci), "nothing else is to be written"
     refused = f"left out: {TPOT}: slower than the gate allows, so not written in CI"
     assert (refused in capsys.readouterr().out.splitlines()) == bool(ci)
     assert [one["figure"] for one in suite.stored()["entries"][TPOT]] == pytest.approx([0.004 if ci else 0.005])

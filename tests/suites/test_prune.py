@@ -18,13 +18,13 @@ from pytest_llmperf.machine.fingerprint import Fingerprint
 
 SIM, REF, GONE = ("bfloat16/sim/b1-p16-n8", "bfloat16/ref/b1-p16-n8", "bfloat16/gone/b1-p16-n8")
 USED = {f"{SIM}/tpot", f"{SIM}/ttft", f"{REF}/tpot"}
-UNUSED = [f"{GONE}/tpot", f"{GONE}/cold-start"]
+UNUSED = [f"{GONE}/tpot", f"{GONE}/warm-start"]
 
 
 @pytest.fixture
 def recorded(suite: Suite) -> Suite:
     """A suite with baselines of its two backends and of one that is no more."""
-    suite.record({"sim/tpot": 0.005, "sim/ttft": 0.1, "ref/tpot": 0.010, "gone/tpot": 0.005, "gone/cold-start": 1.0})
+    suite.record({"sim/tpot": 0.005, "sim/ttft": 0.1, "ref/tpot": 0.010, "gone/tpot": 0.005, "gone/warm-start": 1.0})
     return suite
 
 
@@ -125,21 +125,21 @@ def test_what_one_of_several_runs_has_stays(recorded: Suite) -> None:
     assert keys(recorded) == {f"{REF}/tpot"}
 
 
-def test_the_cold_start_of_what_was_measured_stays(suite: Suite) -> None:
-    suite.record({"sim/tpot": 0.005, "sim/cold-start": 1.0, "gone/cold-start": 1.0})
+def test_the_starts_of_what_was_measured_stay_since_their_tests_run_by_name_alone(suite: Suite) -> None:
+    suite.record({"sim/tpot": 0.005, "sim/cold-start": 1.0, "sim/warm-start": 1.0, "gone/warm-start": 1.0})
     suite.run("--llm-results=raw.json")
     assert prune_with(suite) == 0
-    assert keys(suite) == {f"{SIM}/tpot", f"{SIM}/cold-start"}
+    assert keys(suite) == {f"{SIM}/tpot", f"{SIM}/cold-start", f"{SIM}/warm-start"}
 
 
 def test_another_machine_s_and_another_type_s_baselines_stay(recorded: Suite) -> None:
     recorded.record({"gone/tpot": 0.005}, cpu="a faster one")
     recorded.baseline.write_text(
-        recorded.baseline.read_text().replace(f"{GONE}/cold-start", "float32/gone/b1-p16-n8/cold-start")
+        recorded.baseline.read_text().replace(f"{GONE}/warm-start", "float32/gone/b1-p16-n8/warm-start")
     )
     recorded.run("--llm-results=raw.json")
     assert prune_with(recorded) == 0
-    assert keys(recorded) == {*USED, f"{GONE}/tpot", "float32/gone/b1-p16-n8/cold-start"}
+    assert keys(recorded) == {*USED, f"{GONE}/tpot", "float32/gone/b1-p16-n8/warm-start"}
     held = recorded.stored()
     (left,) = held["entries"][f"{GONE}/tpot"]
     assert held["machines"][held["sittings"][left["sitting"]]["machine"]]["cpu"] == "a faster one"
@@ -149,7 +149,7 @@ def test_the_results_of_an_update_will_do(recorded: Suite) -> None:
     assert recorded.run("--llm-update-baselines", "--llm-invocations=3", "--llm-results=raw.json").ret == 0
     assert prune_with(recorded) == 0
     assert GONE not in str(keys(recorded))
-    assert len(keys(recorded)) == 8
+    assert len(keys(recorded)) == 6
 
 
 def test_nothing_to_remove_leaves_the_file_alone(ran: Suite, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,7 +177,7 @@ def test_what_was_measured_before_a_loss_is_kept(suite: Suite, body: str) -> Non
     result.assert_outcomes(passed=1, failed=1)
     raw = json.loads((suite.path / "raw.json").read_text())
     assert [result["case"] for result in raw["results"]] == ["bfloat16/ref/b1-p16-n8/tpot"]
-    assert list(suite.stored()["entries"]) == ["bfloat16/ref/b1-p16-n8/tpot", "bfloat16/ref/b1-p16-n8/cold-start"]
+    assert list(suite.stored()["entries"]) == ["bfloat16/ref/b1-p16-n8/tpot"]
 
 
 def test_after_a_loss_the_backend_s_next_test_has_a_new_worker(suite: Suite) -> None:

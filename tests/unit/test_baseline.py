@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.cases import METRICS, Case, Workload
+from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.explain.starts import PARTS
 from pytest_llmperf.gate import baseline as store
 from pytest_llmperf.gate.baseline import HISTORY, Baseline, BaselineError, Entry, Profiled, Sitting
 from pytest_llmperf.machine.fitness import Barrier
@@ -39,7 +40,12 @@ def of(*keys: str, sitting: Sitting = SITTING, seconds: float = 0.5) -> Baseline
     return Baseline("h200", "org/Model-1", {sitting.id: sitting}, dict.fromkeys(keys, (entry,)))
 
 
-keys = st.builds(case, st.sampled_from(sorted(METRICS)), st.integers(1, 64), st.sampled_from(["eager", "tp2", "a/b"]))
+keys = st.builds(
+    case,
+    st.sampled_from(["latency", "tpot", "ttft", "warm-start"]),
+    st.integers(1, 64),
+    st.sampled_from(["eager", "tp2", "a/b"]),
+)
 json_values = st.none() | st.booleans() | st.integers() | st.text() | st.floats(-1e9, 1e9) | st.lists(st.integers())
 tables = st.dictionaries(st.text(), json_values, max_size=3)
 processes = st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=4).map(tuple)
@@ -47,7 +53,8 @@ processes = st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=4).map(tuple)
 
 def entry(sitting: Sitting) -> st.SearchStrategy[Entry]:
     barrier = st.none() | st.builds(Barrier, st.floats(1e-6, 1e-3), st.integers(2, 64))
-    return st.builds(Entry, st.just(sitting.id), st.text(), processes, barrier)
+    parts = st.just(()) | st.tuples(*[st.floats(0, 1e6)] * len(PARTS))
+    return st.builds(Entry, st.just(sitting.id), st.text(), processes, barrier, parts)
 
 
 here = st.lists(st.sampled_from([SITTING, LATER, UPGRADED]).flatmap(entry), min_size=1, max_size=HISTORY)
@@ -84,7 +91,9 @@ def test_what_is_read_back_is_what_was_stored_to_six_digits(baseline: Baseline) 
             if read.barrier and entry.barrier:
                 assert read.barrier.seconds == pytest.approx(entry.barrier.seconds, rel=5e-6)
                 assert read.barrier.threads == entry.barrier.threads
-            assert replace(read, processes=(1.0,), barrier=None) == replace(entry, processes=(1.0,), barrier=None)
+            assert read.parts == pytest.approx(entry.parts, rel=5e-6)
+            same = {"processes": (1.0,), "barrier": None, "parts": ()}
+            assert replace(read, **same) == replace(entry, **same)
 
 
 @few
@@ -307,6 +316,23 @@ def test_of_an_old_file_the_newest_figures_of_each_machine_are_read(schema: int)
     assert sitting.system == {"kernel": "6.18", "nvidia driver": "580"}
     assert sitting.rates == {"flops": 9.89e14, "interpreter cpython-312": 1.5e7}
     assert held.sitting(other).machine == ANOTHER
+
+
+def test_what_older_versions_called_a_cold_start_is_left_out() -> None:
+    """It was a load and a generation with caches as they were, and has no parts."""
+    start = replace(of("").entries[""][0], parts=(2.0, 1.0, 0.0, 0.5))
+    old = of(case("cold-start"), case("tpot"))
+    assert store.loads(store.dumps(old)).entries.keys() == {case("tpot")}
+    new = replace(old, entries={**old.entries, case("cold-start"): (start,)})
+    assert store.loads(store.dumps(new)) == new
+
+
+@pytest.mark.parametrize("parts", [[1.0], [1.0, 2.0, -1.0, 0.5], [1.0, 2.0, "x", 0.5], [True, 1, 1, 1], {"load": 1.0}])
+def test_parts_of_a_start_are_as_many_seconds_as_it_has_parts(parts: Any) -> None:
+    document = json.loads(store.dumps(of(case("warm-start"))))
+    document["entries"][case("warm-start")][0]["parts"] = parts
+    with pytest.raises(BaselineError, match="parts"):
+        store.loads(json.dumps(document))
 
 
 @pytest.mark.parametrize("schema", [2, 3, 4])

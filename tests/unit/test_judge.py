@@ -154,7 +154,9 @@ class World:
             self.asked.append("git")
             return replace(BASE, revision=revision) if self.has else None
 
-        def in_turns(backend: str, workload: Workload, reference: str | None, count: int) -> tuple[Any, Any]:
+        def in_turns(
+            backend: str, workload: Workload, reference: str | None, count: int, start: str
+        ) -> tuple[Any, Any]:
             assert count == 3
             self.asked.append(f"{count} fresh processes" + (f" in turns with {reference}" if reference else ""))
             self.rates = self.rates if self.later is None else self.later

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import document, parity, row
 
-from pytest_llmperf.cases import Case
 from pytest_llmperf.ending import _commands
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.gate.update import Change
@@ -69,9 +68,8 @@ def thirty(failing: bool = True) -> Document:
                 speedup=1.27,
                 name=None if metric == "latency" else "MBU",
                 fraction=0.34,
-                cold_start=12.3,
+                load=12.3,
                 compile_time=9.0 if "compile" in backend else 0.1,
-                baseline_cold_start=12.5,
                 contamination=0.2 if number in (1, 2) else 0.0,
                 discarded=3,
                 culprit="another process (make) used 1.8 cores and the hypervisor took 0.4 of them away",
@@ -259,18 +257,15 @@ def accepted(one: Row, **other: object) -> Change:
     return Change(**{"case": one.case, "beyond_noise": True} | values | other)  # type: ignore[arg-type]
 
 
-def test_what_was_accepted_is_in_one_table_and_cold_starts_are_with_their_backends() -> None:
-    gated, taken = row("ref", cold_start=3.0), row(accepted=True, speedup=2.0, cold_start=4.0, baseline_cold_start=5.0)
-    cold = Case("tiny", "float32", "sim", taken.case.workload, "cold-start")
-    changes = [accepted(taken), accepted(taken, case=cold, old=5.0, new=4.0, tolerance=None, not_excluded=None)]
-    ending = Ending(accepting={taken.case}, changes=changes, written="2 entries written to tiny.json")
+def test_what_was_accepted_is_in_one_table_and_loading_is_with_its_backend() -> None:
+    gated, taken = row("ref", load=3.0), row(accepted=True, speedup=2.0, load=4.0)
+    ending = Ending(accepting={taken.case}, changes=[accepted(taken)], written="1 entries written to tiny.json")
     said = texts(document(gated, taken), ending)
     assert [line for line in said if line.startswith("tpot b1-p16-n8 sim")] == [
         "tpot b1-p16-n8 sim  20.0 ms  25.0 ms  +25.0%*  2         8.0%          2.00x"
     ]
-    assert not [line for line in said if line.startswith("cold-start")]
-    assert [line.split() for line in said if line.startswith("sim ")] == [["sim", "4.00", "s", "5.00", "s"]]
-    assert said[-2:] == ["2 entries written to tiny.json", "1 cases gated: 1 ok"]
+    assert [line.split() for line in said if line.startswith("sim ")] == [["sim", "4.00", "s"]]
+    assert said[-2:] == ["1 entries written to tiny.json", "1 cases gated: 1 ok"]
 
 
 def test_what_is_odd_about_accepted_figures_is_said() -> None:
