@@ -18,7 +18,7 @@ from pytest_llmperf.cases import METRICS
 from pytest_llmperf.gate import baseline
 from pytest_llmperf.gate.baseline import BaselineError
 from pytest_llmperf.gate.rule import Outcome
-from pytest_llmperf.measure.worker_process import tracing
+from pytest_llmperf.machine.fingerprint import tracing
 from pytest_llmperf.report import document, markdown, results, terminal, write
 from pytest_llmperf.report.document import Document
 from pytest_llmperf.report.tables import MENTIONED

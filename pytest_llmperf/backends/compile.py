@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.backends.base import Backend
-from pytest_llmperf.backends.toolchain import no_fallback
+from pytest_llmperf.backends.toolchain import drop_unfinished, kernel_caches, no_fallback
 
 if TYPE_CHECKING:
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
@@ -55,6 +55,7 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
 
         def prepare(self) -> None:
             super().prepare()
+            drop_unfinished(kernel_caches())
             # Layers share one code object. Where their graphs differ, dynamo counts layers x shapes against a limit of
             # 8; beyond it the rest would run eager behind one log line. Raise it, and make hitting it an error.
             found = attentions(self.model)

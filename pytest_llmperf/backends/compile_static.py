@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.backends.base import Backend
-from pytest_llmperf.backends.toolchain import no_fallback
+from pytest_llmperf.backends.toolchain import drop_unfinished, kernel_caches, no_fallback
 
 if TYPE_CHECKING:
     from pytest_llmperf.backends.transformers_engine import Profile, TransformersEngine
@@ -22,6 +22,7 @@ def extend(engine: type[TransformersEngine]) -> type[TransformersEngine]:
 
         def prepare(self) -> None:
             super().prepare()
+            drop_unfinished(kernel_caches())
             torch._dynamo.config.fail_on_recompile_limit_hit = True
             torch._dynamo.config.recompile_limit = 64
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.backends.base import NotEngagedError
@@ -15,6 +20,9 @@ if TYPE_CHECKING:
 
 #: Variables that make torch.compile leave everything eager, where they are 1.
 DISABLING = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
+#: The end of the name of the folder that inductor's compiler works in, beside the file that it writes. The folder goes
+#: once the file is whole. Then the ends of such files: a library, an object, a precompiled header.
+WORKPLACE, WRITTEN = "_CxxBuild", (".so", ".o", ".gch")
 
 
 def why_not_compiled(device: Device, environ: Mapping[str, str], places: Iterable[str]) -> str | None:
@@ -44,6 +52,44 @@ def why_not_compiled(device: Device, environ: Mapping[str, str], places: Iterabl
 def no_accelerator(device: Device) -> str | None:
     """The reason why kernels that exist for GPUs alone cannot run on the device, or None."""
     return "it has no CPU kernel; it needs a CUDA or ROCm device" if device.kind == "cpu" else None
+
+
+def kernel_caches(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """The folders in which a worker of those variables keeps compiled C++ kernels and headers."""
+    with suppress(KeyError, OSError):
+        user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
+        default = Path(tempfile.gettempdir(), f"torchinductor_{user}")  # headers lie there whatever the variable says
+        own = Path(environ.get("TORCHINDUCTOR_CACHE_DIR") or default)
+        vllm = Path(os.path.expanduser(environ.get("VLLM_CACHE_ROOT") or "~/.cache/vllm"))
+        return [*dict.fromkeys([own, default, vllm / "torch_compile_cache"])]
+    return []
+
+
+def drop_unfinished(caches: Iterable[Path]) -> list[Path]:
+    """Remove the files whose compiler was killed while it wrote them, so that they are compiled anew.
+
+    Inductor takes any file of the right name for whole. Half of one breaks each later run ("file too short").
+
+    Args:
+        caches: folders of compiled kernels; one need not be there.
+
+    Returns:
+        The removed files.
+    """
+    left = [place for folder in caches for place in folder.rglob(f"*{WORKPLACE}")]
+    if not left:
+        return []
+    import psutil
+
+    at_work = {one.info["cwd"] for one in psutil.process_iter(["cwd"])}
+    removed = []
+    for place in left:
+        if str(place.resolve()) not in at_work:
+            for ending in WRITTEN:
+                with suppress(OSError):
+                    (file := place.with_name(place.name.removesuffix(WORKPLACE) + ending)).unlink()
+                    removed.append(file)
+    return removed
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from pytest_llmperf.backends.base import (
     RequestStatistics,
 )
 from pytest_llmperf.backends.profiling import Profiler, mark
+from pytest_llmperf.backends.toolchain import drop_unfinished, kernel_caches
 from pytest_llmperf.explain.families import calls, family
 from pytest_llmperf.explain.names import short
 from pytest_llmperf.models import loading
@@ -98,6 +99,8 @@ class VllmEngine:
         self._folder = tempfile.TemporaryDirectory() if spec.config is not None else None
         config = dict(spec.config) if spec.config is not None else configuration(Path(spec.model))
         shared = arguments(spec, config, self.compiled)
+        if self.compiled:
+            drop_unfinished(kernel_caches())
         from vllm import EngineArgs, LLMEngine
 
         with loading("vLLM", spec.model):

@@ -44,6 +44,18 @@ LIBRARIES = re.compile(r"(CUDA|HIP|HSA|NCCL|PYTORCH|RCCL|ROCR|TORCH|TRITON|VLLM)
 LONGEST = 60
 #: What the name of one says that may hold a secret.
 SECRET = re.compile("AUTH|CREDENTIAL|KEY|PASS|SECRET|TOKEN")
+#: Variables of pytest's own that no worker gets. By them coverage, debuggers and profilers slow an interpreter down;
+#: libraries wait for each kernel, run kernels in Python, or print a line for each call. Of allocators, PYTHONMALLOC
+#: also names the usual ones. LD_PRELOAD stays, because it most often names an allocator or OpenMP. NCCL_DEBUG stays,
+#: because containers set it, and it says little where nothing fails.
+TRACING = re.compile(
+    r"(COV_CORE_|COVERAGE_PROCESS_|DEBUGPY_|PYDEVD_)\w*=|PYTHONMALLOC=(malloc|.*debug)|"
+    r"PYTHON(_PERF_JIT_SUPPORT|ASYNCIODEBUG|DEBUG|DEVMODE|DUMPREFS|DUMPREFSFILE|INSPECT|MALLOCSTATS|PERFSUPPORT|"
+    r"PROFILEIMPORTTIME|THREADDEBUG|TRACEMALLOC|VERBOSE|WARNINGS)=.|"
+    r"((CUDA|HIP)_LAUNCH_BLOCKING|AMD_LOG_LEVEL|AMD_SERIALIZE_(COPY|KERNEL)|HIP_FORCE_QUEUE_PROFILING|"
+    r"PYTORCH_NO_(CUDA|HIP)_MEMORY_CACHING|TORCH_(COMPILE_DEBUG|LOGS|SHOW_DISPATCH_TRACE|TRACE)|TRITON_(DEBUG|INTERPRET)|"
+    r"TORCHDYNAMO_VERBOSE|(DNNL|MKL|ONEDNN)_VERBOSE|VLLM_TRACE_FUNCTION)=(?!0$)."
+)
 PACKAGES = (
     "pytest-llmperf",
     "torch",
@@ -172,6 +184,11 @@ def system() -> dict[str, str]:
     return found
 
 
+def tracing(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The variables of pytest's environment that no worker gets."""
+    return sorted(name for name, value in environ.items() if TRACING.match(f"{name}={value}"))
+
+
 def limits(environ: Mapping[str, str] = os.environ, group: Group | None = None) -> dict[str, Any]:
     """What workers are given from outside: their CPU time and `CPU_VARIABLES`.
 
@@ -181,7 +198,10 @@ def limits(environ: Mapping[str, str] = os.environ, group: Group | None = None) 
     """
     quota = (group or Group()).quota()
     usable = len(usable_cpus())
-    found = {name: value for name, value in sorted(environ.items()) if name.startswith(CPU_VARIABLES)}
+    dropped = tracing(environ)
+    found = {
+        name: value for name, value in sorted(environ.items()) if name.startswith(CPU_VARIABLES) and name not in dropped
+    }
     if "LD_PRELOAD" in found:
         found["LD_PRELOAD"] = " ".join(Path(one).name for one in re.split("[ :]+", found["LD_PRELOAD"]) if one)
     worth = usable if quota is None else float(f"{min(quota, usable):.6g}")  # as a baseline keeps it
@@ -189,14 +209,15 @@ def limits(environ: Mapping[str, str] = os.environ, group: Group | None = None) 
 
 
 def libraries(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `LIBRARIES` that an environment has, without those that may hold a secret.
+    """The variables of `LIBRARIES` that workers get of an environment, without those that may hold a secret.
 
     A path, and what is long, is only said to be set.
     """
+    dropped = tracing(environment)
     return {
         name: value if len(value) <= LONGEST and not re.search(r"[/\\@]", value) else "(set)"
         for name, value in sorted(environment.items())
-        if LIBRARIES.match(name) and not SECRET.search(name)
+        if LIBRARIES.match(name) and not SECRET.search(name) and name not in dropped
     }
 
 

@@ -6,7 +6,6 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import Any, Protocol
 
 from pytest_llmperf.machine import health
@@ -177,7 +176,7 @@ class Amd:
         status = metrics.get("throttle_status", "N/A")
         dies = [clock for clock in metrics.get("current_gfxclks", ()) if clock != "N/A"]
         return Reading(
-            clock=fmean(dies) if dies else _number(metrics, "current_gfxclk", "average_gfxclk_frequency"),
+            clock=sum(dies) / len(dies) if dies else _number(metrics, "current_gfxclk", "average_gfxclk_frequency"),
             memory_clock=_number(metrics, "current_uclk", "average_uclk_frequency"),
             temperature=_number(metrics, "temperature_hotspot", "temperature_edge"),
             power=_number(metrics, "current_socket_power", "average_socket_power"),

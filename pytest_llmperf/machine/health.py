@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from pytest_llmperf.machine.cgroup import Group, contents
 
@@ -101,7 +100,7 @@ def megahertz(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu"
     """Mean clock of those CPUs now; None where the kernel does not know it, as on most virtual machines."""
     texts = [contents(root / f"cpu{number}/cpufreq/scaling_cur_freq").strip() for number in cpus]
     known = [int(text) / 1e3 for text in texts if text.isdecimal()]
-    return fmean(known) if known else None
+    return sum(known) / len(known) if known else None
 
 
 def throttled(cpus: Collection[int], root: Path = Path("/sys/devices/system/cpu")) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest_llmperf
+from pytest_llmperf.machine.fingerprint import tracing
 from pytest_llmperf.output import LAST_LINES, end_of, last_lines
 from pytest_llmperf.secret import pieces_in, scrubbed
 from pytest_llmperf.settings import SECRET_VARIABLES
@@ -31,13 +31,6 @@ ENVIRONMENT = {
     "PYTHONFAULTHANDLER": "1",  # a crash in a library shows where it was called
     "SPT_NOENV": "1",  # setproctitle, of vLLM's processes, leaves the environment, in which the mark is
 }
-#: Variables of pytest's own that no worker gets: by them coverage, debuggers and profilers slow an interpreter down. Of
-#: allocators, PYTHONMALLOC also names the usual ones. LD_PRELOAD stays: it most often names an allocator or OpenMP.
-TRACING = re.compile(
-    r"(COV_CORE_|COVERAGE_PROCESS_|DEBUGPY_|PYDEVD_)\w*=|PYTHONMALLOC=(malloc|.*debug)|"
-    r"PYTHON(_PERF_JIT_SUPPORT|ASYNCIODEBUG|DEBUG|DEVMODE|DUMPREFS|DUMPREFSFILE|INSPECT|MALLOCSTATS|PERFSUPPORT|"
-    r"PROFILEIMPORTTIME|THREADDEBUG|TRACEMALLOC|VERBOSE)=."
-)
 #: What to do where no temporary file can be made.
 ROOM = "check the disk and TMPDIR"
 #: Errors that a backend raises on purpose. Their message needs no traceback.
@@ -128,11 +121,6 @@ class Arm:
     checkout: Checkout | None = None
 
 
-def tracing() -> list[str]:
-    """The variables of pytest's environment that no worker gets."""
-    return sorted(name for name, value in os.environ.items() if TRACING.match(f"{name}={value}"))
-
-
 def started_reaper(lifeline: int, group: int, folder: str) -> subprocess.Popen[bytes]:
     """The reaper of a worker that leads a process group and has a scratch folder.
 
@@ -190,7 +178,8 @@ class Host:
         # The lifeline is the reaper's. A worker of an older version, of a base, wants it too.
         passed = (requests_read, replies_write, lifeline_read)
         package = Path(pytest_llmperf.__file__).parent.parent
-        own = {name: value for name, value in os.environ.items() if name not in tracing()}
+        unwanted = tracing()
+        own = {name: value for name, value in os.environ.items() if name not in unwanted}
         inherited = {**ENVIRONMENT, **own, **arm.environment, **(environment or {}), reaper.MARK: folder}
         # Pydevd, the debugger of several editors, otherwise puts itself into the command line of each Python.
         #: When the process was started, by `time.monotonic`.

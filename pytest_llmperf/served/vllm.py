@@ -82,13 +82,15 @@ class VllmServeEngine(StartedEngine, CompletionsEngine):
 
     def open(self) -> Address:
         """Start the server and wait until it is healthy."""
-        from pytest_llmperf.backends import vllm_engine
+        from pytest_llmperf.backends import toolchain, vllm_engine
 
         spec = self.spec
         self._folder = tempfile.TemporaryDirectory() if spec.config is not None else None
         config = dict(spec.config) if spec.config is not None else vllm_engine.configuration(Path(spec.model))
         model = spec.model if self._folder is None else vllm_engine.written(Path(self._folder.name), config)
         arguments = vllm_engine.arguments(spec, config, self.compiled)
+        if self.compiled:
+            toolchain.drop_unfinished(toolchain.kernel_caches())
         return self.start(
             "vllm serve",
             lambda port: command(sys.executable, model, arguments, port),

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from functools import cache
-from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +76,8 @@ def counterpart(path: Path, root: Path, folder: Path) -> Path:
 
 def copies(root: Path, folder: Path) -> set[str]:
     """Files that ``pip install .`` copied from the tree, and those of a wheel in the tree that base does not have."""
+    from importlib import metadata  # a third of what a worker imports, and only base needs it
+
     found: set[str] = set()
     for distribution in metadata.distributions():
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")  # PEP 610

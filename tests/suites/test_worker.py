@@ -491,17 +491,26 @@ def test_a_worker_that_dies_while_it_waits_is_lost() -> None:
 
 
 TRACED = {
+    "AMD_SERIALIZE_KERNEL": "3",
     "COV_CORE_SOURCE": "src",
     "COVERAGE_PROCESS_CONFIG": "{}",
     "COVERAGE_PROCESS_START": ".coveragerc",
+    "CUDA_LAUNCH_BLOCKING": "1",
+    "MKL_VERBOSE": "1",
     "PYDEVD_USE_FRAME_EVAL": "NO",
     "PYTHONASYNCIODEBUG": "1",
     "PYTHONDEVMODE": "1",
     "PYTHONMALLOC": "malloc_debug",
     "PYTHONPROFILEIMPORTTIME": "1",
     "PYTHONTRACEMALLOC": "25",
+    "PYTHONWARNINGS": "error",
+    "TORCH_LOGS": "recompiles",
+    "TRITON_INTERPRET": "1",
 }
-KEPT = {"PYTHONFAULTHANDLER": "0", "PYTHONHASHSEED": "7", "PYTHONDUMPREFS": "", "PYTHONBREAKPOINT": "0"}
+KEPT = {
+    "HIP_LAUNCH_BLOCKING": "0", "NCCL_DEBUG": "INFO", "PYTHONBREAKPOINT": "0", "PYTHONDUMPREFS": "",
+    "PYTHONFAULTHANDLER": "0", "PYTHONHASHSEED": "7", "TORCH_LOGS_FORMAT": "short",
+}  # fmt: skip
 
 
 def test_no_worker_is_traced_or_debugged_and_that_is_said_once(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

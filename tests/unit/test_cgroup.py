@@ -49,9 +49,14 @@ def test_a_group_that_is_mounted_under_two_names_counts_once(tmp_path: Path) -> 
     assert found.stopped() == 5
 
 
+def test_variables_that_no_worker_gets_are_not_said_to_have_changed() -> None:
+    environ = {"CUDA_LAUNCH_BLOCKING": "1", "TORCH_LOGS": "", "NCCL_DEBUG": "INFO", "VLLM_USE_V1": "1"}
+    assert fingerprint.libraries(environ) == {"NCCL_DEBUG": "INFO", "TORCH_LOGS": "", "VLLM_USE_V1": "1"}
+
+
 def test_limits_are_cpu_time_and_the_variables_of_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprint, "usable_cpus", lambda: {0, 1, 2, 3})
-    environ = {"OMP_PROC_BIND": "true", "LD_PRELOAD": "/opt/a/libjemalloc.so.2:/b/libx.so", "HOME": "/root"}
+    environ = {"OMP_PROC_BIND": "true", "LD_PRELOAD": "/opt/a/libjemalloc.so.2:/b/libx.so", "MKL_VERBOSE": "1"}
     own = group(tmp_path, "0::/\n", {"sys/fs/cgroup/cpu.max": "150000 100000\n"})
     variables = {"LD_PRELOAD": "libjemalloc.so.2 libx.so", "OMP_PROC_BIND": "true"}
     found = fingerprint.limits(environ, own)
