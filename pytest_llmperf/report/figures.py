@@ -337,7 +337,8 @@ def _roofline(document: Document) -> list[Figure]:
     axes.set_xlabel("arithmetic intensity (FLOP/byte)")
     axes.set_ylabel("GFLOP/s")
     _legend(canvas, axes)
-    source = "measured here" if document.device == "cpu" else "of the data sheet"
+    # What has a data sheet has no such rate.
+    source = "measured here" if "flops" in (document.environment.get("rates") or {}) else "of the data sheet"
     caption = (
         f"{_where(document)}. The line is the roof, {source}: {flops / 1e12:.3g} TFLOP/s, "
         f"{bandwidth / 1e9:.3g} GB/s. Prefill lies to the right, under the compute roof; decode to the left, under the "

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -247,8 +248,9 @@ class Gpu:
             raise RuntimeError("no kernel for this layout")
         self.matmul(a, b)
 
-    def _scaled_mm(self, a: Matrix, b: Matrix, scale_a: Matrix, scale_b: Matrix, out_dtype: str) -> None:
+    def _scaled_mm(self, a: Matrix, b: Matrix, scale_a: Matrix, scale_b: Matrix, **options: Any) -> None:
         assert b.turned
+        assert options == {"out_dtype": "bfloat16", "use_fast_accum": True}
         self.matmul(a, b)
 
 

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -171,6 +172,17 @@ def test_a_regression_beyond_twice_is_drawn_too() -> None:
 
     (drawn,) = (one for one in all_of(document(row(ratio=3.5, low=3.2, high=3.8))) if one.title.startswith("Change"))
     assert re.search(r">\s*200\s*<", drawn.svg)  # on its axis
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"), [({"flops": 1e12}, "measured here"), ({"launches": 1e5}, "of the data sheet")]
+)
+def test_the_roofline_says_whether_its_roof_was_measured(rates: dict[str, float], said: str) -> None:
+    from pytest_llmperf.report.figures import _roofline
+
+    made = full()
+    (drawn,) = _roofline(replace(made, device="nvidia-rtx-a6000", environment={**made.environment, "rates": rates}))
+    assert f"The line is the roof, {said}: 1 TFLOP/s" in drawn.caption
 
 
 def test_what_is_no_results_file_is_said() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from inner import Suite
+
+from pytest_llmperf.machine import detect
+from pytest_llmperf.machine.table import DEVICES
 
 #: So low that a prefill of 100 ms is far above it.
 LOW = 'PEAKS["flops"] = 1e3'
@@ -77,6 +81,27 @@ def test_what_passes_the_roof_of_its_type_twice_is_impossible(
     assert prefill(suite)[0].ret == 1
     measured[:] = [("int8", 1e3), ("int8", 1e12)]  # the first look was disturbed
     assert prefill(suite)[0].ret == 0
+
+
+def test_a_card_that_may_clock_higher_than_its_data_sheet_may_pass_its_peak_a_little(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(**peaks: Any) -> tuple[pytest.RunResult, float | None]:
+        monkeypatch.setitem(DEVICES, "rtx-4090", replace(listed, **peaks))
+        result = suite.decode("--llm-device=rtx-4090", "--llm-results=raw.json")
+        found = json.loads((suite.path / "raw.json").read_text())["results"]
+        return result, found[0]["utilization"]["fraction"] if found else None
+
+    monkeypatch.setattr(detect, "found", lambda: ("NVIDIA GeForce RTX 4090",))
+    listed = DEVICES["rtx-4090"]
+    _, fraction = decode(peak_bandwidth=1e12)
+    assert fraction is not None
+    result, passed = decode(peak_bandwidth=fraction * 1e12 / 1.1)
+    assert result.ret == 0
+    assert passed == pytest.approx(1.1, rel=0.01)
+    result, _ = decode(peak_bandwidth=fraction * 1e12 / 1.1, strict=True)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*impossible figure *: MBU is 110% of the device's data-sheet roof*")
 
 
 @pytest.mark.parametrize(
