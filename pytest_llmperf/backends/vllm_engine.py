@@ -363,7 +363,7 @@ def _statistics(output: Any, max_new_tokens: int) -> RequestStatistics:
         ttft=own.first_token_latency,
         tpot=(own.last_token_ts - own.first_token_ts) / max(1, max_new_tokens - 1),
         cached_tokens=getattr(output, "num_cached_tokens", None) or 0,
-        preemptions=getattr(own, "num_preemptions", 0),  # which older versions do not say
+        preemptions=getattr(own, "num_preemptions", 0),  # before 0.30 vLLM does not say
     )
 
 
