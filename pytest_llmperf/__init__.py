@@ -14,6 +14,7 @@ from pytest_llmperf.backends.base import (
     RequestStatistics,
     Score,
 )
+from pytest_llmperf.variants import Variant
 
 __version__ = "0.1.0"
 
@@ -25,5 +26,6 @@ __all__ = [
     "Observation",
     "RequestStatistics",
     "Score",
+    "Variant",
     "__version__",
 ]

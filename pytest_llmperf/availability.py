@@ -29,6 +29,9 @@ def interpreter_of(backend: Combination, stated: Sequence[tuple[str, str]]) -> I
         UnusableError: two are stated.
     """
     paths = dict(stated)
+    variant = backend.variant
+    if variant is not None and (own := {variant.name, variant.id} & paths.keys()):
+        return Interpreter(paths[min(own)])
     found = {paths[name]: name for name in (backend.name, *(part.name for part in backend.all)) if name in paths}
     if len(found) > 1:
         what = ",".join(f"{name}={path}" for path, name in found.items())
@@ -64,9 +67,9 @@ def check_interpreters(stated: Sequence[tuple[str, str]], registry: Registry) ->
         KeyError, ValueError: one of them is wrong.
     """
     for name, path in stated:
-        if name and "+" not in name:
+        if name and "+" not in name and not registry.variants_of(name):
             registry.part(name)
-        elif name and registry[name].name != name:
+        elif "+" in name and registry[name].name != name:
             raise UnusableError(f"--llm-python={name}: this backend is called {registry[name].name}; write that")
         Interpreter(path).python_version()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from functools import cache
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from pytest_llmperf import installed
 
@@ -73,6 +75,15 @@ class Interpreter:
         versions = ((name, self.version(name)) for name in distributions)
         return next(((name, version) for name, version in versions if version is not None), None)
 
+    def source(self, package: str, pattern: str) -> str:
+        """The files of a package that a pattern matches, one after the other; empty where there are none.
+
+        Raises:
+            InterpreterError: the interpreter cannot be asked.
+        """
+        files = [file for folder in _folders(self.path, package) for file in sorted(Path(folder).glob(pattern))]
+        return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
     def search_path(self) -> list[str | None]:
         """Where a suite's backend imports from in a worker: pytest's ``sys.path``, so it finds what the suite finds.
 
@@ -96,12 +107,25 @@ def _own_path() -> frozenset[str]:
 def _installed(python: str) -> dict[str, dict[str, str]]:
     if python == sys.executable:
         return installed.distributions()
+    return _asked(python, str(Path(installed.__file__)))  # type: ignore[no-any-return]
+
+
+@cache
+def _folders(python: str, package: str) -> list[str]:
+    """Where a Python has a package, without importing it; empty if it has none."""
+    if python == sys.executable:
+        spec = importlib.util.find_spec(package)
+        return list((spec and spec.submodule_search_locations) or ())
+    find = f"spec = importlib.util.find_spec({package!r})"
+    say = "print(json.dumps(list((spec and spec.submodule_search_locations) or ())))"
+    return _asked(python, "-c", f"import importlib.util, json; {find}; {say}")  # type: ignore[no-any-return]
+
+
+def _asked(python: str, *arguments: str) -> Any:
+    """What a Python prints, as JSON. Raises InterpreterError: it cannot be asked."""
     try:
-        done = subprocess.run(
-            [python, str(Path(installed.__file__))], capture_output=True, text=True, timeout=60, check=True
-        )
-        answer: dict[str, dict[str, str]] = json.loads(done.stdout)
+        done = subprocess.run([python, *arguments], capture_output=True, text=True, timeout=60, check=True)
+        return json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         said = f"cannot ask {python!r} what is installed there: {error}"
         raise InterpreterError(f"--llm-python or --llm-base-python: {said}") from None
-    return answer

@@ -135,6 +135,8 @@ class Plan:
             self._check_devices()
             self.servers = dict(settings.server)
             check_servers(self.servers, registry)
+            for name in self.backends:
+                self.named(name)
             self.base = self._base(root)
             #: The revision that is measured instead of the tree; None for the tree.
             self.head = self._head(root)
@@ -176,6 +178,21 @@ class Plan:
             )
         # The reference comes first: every speedup needs its figures.
         return tuple(sorted(names, key=lambda name: name != self.settings.reference))
+
+    def named(self, name: str) -> str:
+        """The own name of a backend or combination, whose variant has been looked at.
+
+        Raises:
+            KeyError, ValueError: it is not known, or its engine does not take what its variant gives it.
+        """
+        found = self.registry[name]
+        if (variant := found.variant) is not None:
+            given = variant.arguments or variant.environment
+            running = f"the server of --llm-server={found.engine.name}=... runs already, with arguments of its own"
+            why = running if given and self.attached(found) else found.refuses(self.interpreter(found))
+            if why is not None:
+                raise UnusableError(f"variant {variant.name}: {why}")
+        return found.name
 
     def _check_devices(self) -> None:
         """Options of several devices have something to act on."""
@@ -367,6 +384,7 @@ class Plan:
             "versions": fingerprint.packages(self.interpreter(backend), backend.distributions),
             "environment": backend.shown_environment,
             "compute_dtype": backend.compute_dtype or self.dtype,
+            "variant": backend.variant.said if backend.variant else "",
         }
 
     def changed(self, backend: str, sitting: Sitting) -> str:

@@ -161,10 +161,10 @@ class State:
 
     @property
     def registry(self) -> Registry:
-        """The built-in backends, and those that conftest.py files register.
+        """The built-in backends, those that conftest.py files register, and the variants of both.
 
         Raises:
-            ValueError: one of them cannot be registered.
+            KeyError, ValueError: one of them cannot be registered.
         """
         if self._registry is None:
             from pytest_llmperf.backends.registry import BUILT_IN, Registry
@@ -173,6 +173,10 @@ class State:
             for backends in self.config.hook.pytest_llmperf_backends():
                 for backend in backends:
                     registry.add(backend)
+            own = {one.name for one in self.settings.variant}
+            of_suite = [one for found in self.config.hook.pytest_llmperf_variants() for one in found]
+            for variant in (*(one for one in of_suite if one.name not in own), *self.settings.variant):
+                registry.add_variant(variant)
             self._registry = registry
         return self._registry
 
@@ -300,7 +304,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if "llm_backend" in names:
             backends = run.plan.backends
             if stated.get("backends"):
-                backends = tuple(dict.fromkeys(run.plan.registry[name].name for name in stated["backends"]))
+                backends = tuple(dict.fromkeys(map(run.plan.named, stated["backends"])))
             if "llm_load" in names:  # what answers one batch at a time has no load
                 backends = tuple(name for name in backends if run.plan.registry[name].served)
                 if not backends:

@@ -523,6 +523,8 @@ class Session:
         system: dict[str, Any] = {**fingerprint.system(), **self.machine.limits}
         system |= {"environment": registered.shown_environment, "libraries": fingerprint.libraries(os.environ)}
         system |= {"room": self.plan.room}
+        if registered.variant is not None:
+            system["variant"] = registered.variant.said
         system |= ({} if threads is None else {"threads": threads}) | (
             {} if chosen is None else {"devices": str(chosen)}
         )

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pytest_llmperf.secret import Secret
+from pytest_llmperf.variants import Variant, table
 
 DEFAULT_BACKENDS = ("eager", "sdpa", "compile", "compile-static", "vllm")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -195,6 +196,11 @@ def _server_headers(text: str) -> tuple[tuple[str, Secret], ...]:
     return tuple(found)
 
 
+def _variants(text: str) -> tuple[Variant, ...]:
+    """The variants of a table, one a line."""
+    return table(text.splitlines())
+
+
 def _devices(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
@@ -252,6 +258,8 @@ class Option:
     bare: str | None = None
     #: Whether the option may be given more than once. Its values then add up.
     repeated: bool = False
+    #: Whether ini has a table of them, whose name has a plural s, and to which the command line adds.
+    tabled: bool = False
     #: The environment variable that is read if neither the command line nor ini has the option; for secrets.
     variable: str | None = None
 
@@ -261,7 +269,7 @@ class Option:
 
     @property
     def ini(self) -> str:
-        return "llm_" + self.name.replace("-", "_")
+        return "llm_" + self.field + "s" * self.tabled
 
     @property
     def field(self) -> str:
@@ -277,6 +285,11 @@ OPTIONS = (
            "Example: --llm-model=llama-2-7b", "smollm2-135m"),
     Option("backends", _names, "LIST", "Backends to measure, comma-separated, or 'all'. a+b combines two backends. "
            f"Default: {','.join(DEFAULT_BACKENDS)}. Example: --llm-backends=eager,sdpa", DEFAULT_BACKENDS),
+    Option("variant", _variants, "LINE", "Variant of a backend: NAME = BACKEND KEY=VALUE ..., with arguments of the "
+           "engine, env:NAME=VALUE for variables, and proof:NAME=REGEX for what must be seen; may be repeated. Measure "
+           "it with --llm-backends=NAME. In ini it is a table, one a line; a line of the command line replaces the one "
+           "of the same name. Default: none. Example: --llm-variant='vllm-triton = vllm "
+           "attention_backend=TRITON_ATTN proof:attention=\"Triton unified\"'", (), repeated=True, tabled=True),
     Option("python", _interpreters, "LIST", "Python interpreters of backends that have an environment of their own: "
            "backend=path, comma-separated; a path alone is for every other backend. Default: pytest's own interpreter. "
            "Example: --llm-python=vllm=/opt/vllm/bin/python", ()),
@@ -406,6 +419,7 @@ class Settings:
     device: str | None
     model: str
     backends: tuple[str, ...]
+    variant: tuple[Variant, ...]
     python: tuple[tuple[str, str], ...]
     tp: tuple[int, ...]
     executor: str
@@ -489,7 +503,12 @@ def repeated(arguments: Sequence[str]) -> list[str]:
     values = {
         option.flag: getattr(given, "llm_" + option.field) for option in OPTIONS if option.name not in NOT_REPEATED
     }
-    return [name if value is True else f"{name}={value}" for name, value in values.items() if value]
+    return [
+        name if one is True else f"{name}={one}"
+        for name, value in values.items()
+        if value
+        for one in (value if isinstance(value, list) else [value])
+    ]
 
 
 def _typed(option: Option) -> Callable[[str], Any]:
@@ -528,11 +547,15 @@ def read(config: pytest.Config) -> Settings:
             typed.add(option.field)
         if value is not None and option.repeated:
             value = tuple(chain.from_iterable(value))
-        if value is None and (text := _text(_ini(config, option.ini), "\n" if option.repeated else ",")):
+        text = _text(_ini(config, option.ini), "\n" if option.repeated else ",")
+        if text and (value is None or option.tabled):
             try:
-                value = option.parse(text)
+                found = option.parse(text)
             except ValueError as error:
                 raise pytest.UsageError(f"{option.ini} (ini): {error}") from None
+            value = found if value is None else (*found, *value)
+        if value is not None and option.tabled:  # the last one of a name counts
+            value = tuple({one.name: one for one in value}.values())
         if value is None and option.variable and (text := os.environ.get(option.variable, "").strip()):
             try:
                 value = option.parse(text)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pytest_llmperf.interpreter import Interpreter
     from pytest_llmperf.machine.table import Device
 
 #: Called by an engine the moment a token is on the host, with the request's index in the batch and the token's id.
@@ -60,6 +61,8 @@ class EngineSpec:
         headers: sent to it with every request; they may be secret too.
         names: what that server may call the model.
         served_model: what the user says that it calls the model; empty if the user does not say.
+        arguments: of a variant, by name. The engine takes them beside its own, or instead of them.
+        proofs: what the variant must show; the worker looks at the evidence for it.
     """
 
     model: str
@@ -77,6 +80,8 @@ class EngineSpec:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     names: Sequence[str] = ()
     served_model: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    proofs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,16 @@ class RequestStatistics:
     cached_tokens: int = 0
     preemptions: int = 0
     untimed: int = 0
+
+
+class Adjustable(Protocol):
+    """An engine that says what it has for the arguments of a variant."""
+
+    def in_effect(self) -> Mapping[str, Any]:
+        """The value in effect of each argument that it knows, by the argument's path, such as ``a.b`` for ``{"b": }``.
+
+        One that is not what was asked for is an error, unless a proof of the variant says what it may be.
+        """
 
 
 class Timekeeper(Protocol):
@@ -317,6 +332,9 @@ class Backend:
         boundary: where its latencies are seen, `IN_PROCESS` or as the `CLIENT` of a server.
         attaches: it can be the client of a server that runs already, which ``--llm-server`` names.
         launcher: the program that starts its server where none is named; empty if one must be.
+        arguments: the names of the arguments that a variant may give it, or a function that returns those of an
+            interpreter, None where nobody knows them. `EngineSpec` has their values.
+        held: those of them that a variant cannot give, and why; a variable is named ``env:NAME``.
     """
 
     name: str
@@ -342,6 +360,8 @@ class Backend:
     boundary: str = IN_PROCESS
     attaches: bool = False
     launcher: str = ""
+    arguments: Collection[str] | Callable[[Interpreter], Collection[str] | None] = ()
+    held: Mapping[str, str] = field(default_factory=dict)
 
     def approximates(self, dtype: str) -> bool:
         """Whether its tokens may rightly differ from the reference's in a run of this dtype."""

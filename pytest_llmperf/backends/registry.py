@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.backends import (
+    arguments,
     compile,  # noqa: A004  the optimization's name
     compile_static,
     eager,
@@ -29,13 +29,20 @@ from pytest_llmperf.backends import (
     xformers,
 )
 from pytest_llmperf.backends.base import APPLIED, CLIENT, SLOTS, Backend
+from pytest_llmperf.variants import ENVIRONMENT, SECRET_NAME, Variant
 
 if TYPE_CHECKING:
     from pytest_llmperf.cases import Workload
+    from pytest_llmperf.interpreter import Interpreter
     from pytest_llmperf.machine.table import Device
 
 #: What runs a combination that names no engine.
-TRANSFORMERS = Backend("transformers", "pytest_llmperf.backends.transformers_engine:TransformersEngine")
+TRANSFORMERS = Backend(
+    "transformers",
+    "pytest_llmperf.backends.transformers_engine:TransformersEngine",
+    arguments=arguments.of_transformers,
+    held=arguments.TRANSFORMERS_HELD,
+)
 
 BUILT_IN: tuple[Backend, ...] = (
     eager.BACKEND,
@@ -62,8 +69,8 @@ COMBINED = (
     "flash-attention-2+tunableop",
     "vllm+tunableop",
 )
-#: Names of variables whose values are secrets.
-SECRET_NAME = re.compile(r"(token|key|secret|password|passwd|credentials?)$", re.IGNORECASE)
+#: Arguments that an error lists, at most.
+MANY = 20
 #: What transformers' attention is where a combination does not say, so saying it changes nothing.
 DEFAULT_ATTENTION = "sdpa"
 
@@ -73,14 +80,17 @@ class Combination:
     """What is measured under one name: an engine, and what changes it.
 
     Attributes:
-        name: the parts' names joined by plus signs, in the order of `SLOTS`, so that one thing has one name.
+        name: the parts' names joined by plus signs, in the order of `SLOTS`, so that one thing has one name. A variant
+            has its id instead of the names of what it is a variant of.
         engine: what generates.
         parts: what changes it, in the order in which they are applied.
+        variant: whose arguments, variables and proofs it has; None without one.
     """
 
     name: str
     engine: Backend
     parts: tuple[Backend, ...]
+    variant: Variant | None = None
 
     @property
     def all(self) -> tuple[Backend, ...]:
@@ -98,7 +108,8 @@ class Combination:
     @cached_property
     def environment(self) -> dict[str, str]:
         """Variables of the worker."""
-        return {name: value for part in self.all for name, value in part.environment.items()}
+        own = self.variant.environment if self.variant else {}
+        return {name: value for part in self.all for name, value in part.environment.items()} | dict(own)
 
     @property
     def shown_environment(self) -> dict[str, str]:
@@ -170,7 +181,8 @@ class Combination:
 
     @property
     def proof(self) -> str:
-        return "; ".join(part.proof for part in self.all if part.proof)
+        own = [f"{what} that matches {one!r}" for what, one in (self.variant.proofs if self.variant else {}).items()]
+        return "; ".join([*(part.proof for part in self.all if part.proof), *own])
 
     @property
     def optimizes(self) -> str:
@@ -181,12 +193,43 @@ class Combination:
         """The first part's reason why it cannot run on the device, or None."""
         return next((reason for part in self.all if (reason := part.requires(device))), None)
 
+    def refuses(self, interpreter: Interpreter) -> str | None:
+        """Why the engine does not take what its variant gives it, or None where nothing is known against it.
+
+        Args:
+            interpreter: in which it runs, whose packages say what arguments there are. Nothing is imported.
+        """
+        if self.variant is None:
+            return None
+        given = [*self.variant.arguments, *(ENVIRONMENT + name for name in self.variant.environment)]
+        set_by = {ENVIRONMENT + name: f"{part.name} sets it" for part in self.all for name in part.environment}
+        held = {name: why for part in self.all for name, why in part.held.items()} | set_by
+        for name in given:
+            if name in held:
+                return f"it cannot give {name.removeprefix(ENVIRONMENT)} to {self.engine.name}: {held[name]}"
+        stated = self.engine.arguments
+        known = stated(interpreter) if callable(stated) else stated
+        unknown = [name for name in self.variant.arguments if known is not None and name not in known]
+        if not unknown or known is None:
+            return None
+        found = interpreter.found(self.engine.distributions)
+        whose = " ".join(found) if found else self.engine.name
+        if near := difflib.get_close_matches(unknown[0], known, 1):
+            meant = f", did you mean {near[0]!r}?"
+        elif known:
+            meant = f"; it takes {', '.join(sorted(known))}" if len(known) < MANY else ""
+        else:
+            meant = "; a backend names those that it takes in Backend(arguments=...)"
+        return f"{whose} takes no argument {unknown[0]!r} of a variant{meant}"
+
 
 class Registry:
     """The backends of this run, by name, in order of registration."""
 
     def __init__(self, backends: Sequence[Backend] = ()) -> None:
         self._backends: dict[str, Backend] = {}
+        #: By name and by id.
+        self._variants: dict[str, Variant] = {}
         self._combinations: dict[str, Combination] = {}
         for backend in backends:
             self.add(backend)
@@ -207,6 +250,28 @@ class Registry:
         backend.reference()
         self._backends[backend.name] = backend
 
+    def add_variant(self, variant: Variant) -> None:
+        """Register a variant of a backend that is known. Raises ValueError, or KeyError for the backend."""
+        variant.check()
+        if variant.name in (*self._backends, *self._variants, TRANSFORMERS.name) or tensor_parallel.part(variant.name):
+            raise ValueError(f"variant {variant.name}: there is a backend or variant of that name; choose another name")
+        try:
+            _ = self[variant.backend]
+        except (KeyError, ValueError) as error:
+            raise type(error)(f"variant {variant.name}: {error.args[0]}") from None
+        if self.variants_of(variant.backend):
+            raise ValueError(f"variant {variant.name}: {variant.backend} is a variant itself; name a backend")
+        self._variants |= {variant.name: variant, variant.id: variant}
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Every variant, in order of registration."""
+        return tuple(one for name, one in self._variants.items() if name == one.name)
+
+    def variants_of(self, name: str) -> list[Variant]:
+        """The variants that a name consists of, by their names or ids."""
+        return [self._variants[one] for one in name.split("+") if one in self._variants]
+
     def names(self) -> tuple[str, ...]:
         """Every backend's name, the ones that only change another included."""
         return tuple(self._backends)
@@ -216,9 +281,10 @@ class Registry:
         if (parallel := tensor_parallel.part(name)) is not None:
             return parallel
         if name not in self._backends:
-            near = difflib.get_close_matches(name, self._backends, 1)
+            known = [*self._backends, *(one.name for one in self.variants)]
+            near = difflib.get_close_matches(name.partition("@")[0], known, 1)
             meant = f", did you mean {near[0]!r}?" if near else ""
-            raise KeyError(f"unknown backend {name!r}{meant}; known: {', '.join(self._backends)}, combined as in a+b")
+            raise KeyError(f"unknown backend {name!r}{meant}; known: {', '.join(known)}, combined as in a+b")
         return self._backends[name]
 
     def completed(self, name: str) -> list[Combination]:
@@ -229,9 +295,10 @@ class Registry:
         return [self[f"{one}+{name}"] for one in part.needs or part.engines if one in self._backends]
 
     def everything(self) -> tuple[str, ...]:
-        """What ``all`` means: every backend that is something by itself, and the combinations worth measuring."""
+        """What ``all`` means: every backend that is something by itself, combinations worth measuring, variants."""
         whole = [name for name, one in self._backends.items() if _is_whole(one)]
-        return (*whole, *(name for name in COMBINED if set(name.split("+")) <= self._backends.keys()))
+        combined = [name for name in COMBINED if set(name.split("+")) <= self._backends.keys()]
+        return (*whole, *combined, *(one.id for one in self.variants))
 
     def __getitem__(self, name: str) -> Combination:
         """The backend or combination of that name.
@@ -245,6 +312,8 @@ class Registry:
         return self._combinations[name]
 
     def _combine(self, name: str) -> Combination:
+        if variants := self.variants_of(name):
+            return self._varied(name, variants)
         parts = [self.part(part) for part in name.split("+")]
         engine = next((part for part in parts if part.slot == "engine"), TRANSFORMERS)
         reason = _nonsense(parts, engine)
@@ -262,6 +331,16 @@ class Registry:
             engine,
             tuple(sorted(changing, key=lambda part: APPLIED.index(part.slot))),
         )
+
+    def _varied(self, name: str, variants: Sequence[Variant]) -> Combination:
+        """What a variant is a variant of, and the parts that are joined to it."""
+        if len(variants) > 1:
+            raise ValueError(f"backend {name!r}: {' and '.join(one.name for one in variants)} are variants; keep one")
+        (variant,) = variants
+        joined = [one for one in name.split("+") if one not in self._variants]
+        own, whole = self[variant.backend], self["+".join([variant.backend, *joined])]
+        more = sorted((part for part in whole.all if part not in own.all), key=lambda part: SLOTS.index(part.slot))
+        return replace(whole, name="+".join([variant.id, *(part.name for part in more)]), variant=variant)
 
 
 def _is_whole(backend: Backend) -> bool:

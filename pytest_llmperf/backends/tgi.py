@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_llmperf.backends import arguments
 from pytest_llmperf.backends.base import CLIENT, Backend
 from pytest_llmperf.backends.toolchain import no_accelerator
 
@@ -16,6 +17,8 @@ BACKENDS = (
         boundary=CLIENT,
         attaches=True,
         launcher="text-generation-launcher",
+        arguments=arguments.of_tgi,
+        held=arguments.TGI_HELD,
     ),
     Backend(
         name="gptq",

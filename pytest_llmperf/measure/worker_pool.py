@@ -55,7 +55,8 @@ def spoiled(error: BaseException) -> bool:
 def told(spec: EngineSpec) -> dict[str, Any]:
     """A spec as plain values, without those that have their default: base may be of a version without such a field."""
     plain = asdict(spec)
-    return {one.name: plain[one.name] for one in fields(spec) if plain[one.name] != one.default}
+    empty = {one.name: one.default_factory() for one in fields(spec) if callable(one.default_factory)}
+    return {one.name: plain[one.name] for one in fields(spec) if plain[one.name] != empty.get(one.name, one.default)}
 
 
 @dataclass
@@ -221,7 +222,10 @@ class Engines:
                 cache = str(arm.checkout.folder.parent / "cache")
             cache = str(caches or cache)
             room = {name: min(most, getattr(self._spec, name)) for name, most in backend.limits.items()}
-            spec = told(replace(self._spec, tp=backend.tp, cache=cache)) | room | self._attached(backend)
+            own_spec = replace(self._spec, tp=backend.tp, cache=cache)
+            if (variant := backend.variant) is not None:
+                own_spec = replace(own_spec, arguments=variant.arguments, proofs=variant.proofs)
+            spec = told(own_spec) | room | self._attached(backend)
             host.ask("load", backend=parts, spec=spec, ranks=host.pids, **asked)
             yield host
         except BaseException:

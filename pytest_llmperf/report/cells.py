@@ -118,7 +118,7 @@ def of_loading(rows: Iterable[Row]) -> list[list[Cell]]:
     ]
 
 
-ENGINES = ("backend", "threads", "computes in", "kernels", "versions", "variables")
+ENGINES = ("backend", "threads", "computes in", "kernels", "versions", "variables", "variant")
 
 
 def of_engines(rows: Iterable[Row]) -> list[list[Cell]]:
@@ -134,6 +134,7 @@ def of_engines(rows: Iterable[Row]) -> list[list[Cell]]:
             Cell("; ".join(f"{kind}: {names}" for kind, names in (row["implementations"] or {}).items()) or "-"),
             Cell(", ".join(f"{name} {version}" for name, version in (row["engine.versions"] or {}).items()) or "-"),
             Cell(", ".join(f"{name}={value}" for name, value in (row["engine.environment"] or {}).items()) or "-"),
+            Cell(row["engine.variant"] or "-"),
         ]
         for row in first.values()
         if row["engine"]

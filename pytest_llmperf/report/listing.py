@@ -18,7 +18,7 @@ HERE = "yes"
 
 
 def listing(settings: Settings, registry: Registry) -> list[str]:
-    """The lines, three tables of them.
+    """The lines, three tables of them, and one of the variants if there are any.
 
     Args:
         settings: whose device and interpreters count.
@@ -30,8 +30,10 @@ def listing(settings: Settings, registry: Registry) -> list[str]:
     check_interpreters(settings.python, registry)
     check_servers(dict(settings.server), registry)
     device = chosen_device(settings, registry)
-    names = [*registry.names(), *(name for name in registry.everything() if "+" in name)]
+    combined = [name for name in registry.everything() if "+" in name and not registry.variants_of(name)]
+    names = [*registry.names(), *combined]
     backends = [_backend(name, registry, device, settings) for name in names]
+    variants = [_variant(one.id, registry, device, settings) for one in registry.variants]
     found = [(name, _model(name)) for name in models.CONFIGS]
     here = {one.name: one for product in detect.found() if (one := device_of(product))}
     devices = [(one.name, _device(one), _peak(one)) for one in (DEVICES | here).values()]
@@ -39,6 +41,8 @@ def listing(settings: Settings, registry: Registry) -> list[str]:
     return [
         *table(("backend", f"on {device.name}", "package", "optimizes", "proven by"), backends, width),
         "",
+        *(table(("variant", f"on {device.name}", "is", "proven by"), variants, width) if variants else ()),
+        *([""] if variants else []),
         *table(("model", "here"), found, width),
         "",
         *table(("device", "here", "peak"), devices, width),
@@ -66,6 +70,14 @@ def _backend(name: str, registry: Registry, device: Device, settings: Settings) 
         combination.optimizes,
         combination.proof or "-",
     )
+
+
+def _variant(name: str, registry: Registry, device: Device, settings: Settings) -> tuple[str, ...]:
+    one = registry[name]
+    assert one.variant is not None
+    interpreter = interpreter_of(one, settings.python)
+    reason = why_not(one, device, interpreter, dict(settings.server)) or one.refuses(interpreter)
+    return name, f"no: {reason}" if reason else HERE, one.variant.said, one.proof or "-"
 
 
 def _model(name: str) -> str:

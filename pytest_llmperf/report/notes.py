@@ -10,6 +10,7 @@ from pytest_llmperf.report.document import Document, Row
 def of(document: Document) -> list[str]:
     """The notes of a run, a line each."""
     return [
+        *_each(document.rows, lambda row: row["engine.variant"] and f"{row.backend} is {row['engine.variant']}"),
         *_each(document.rows, lambda row: row["roofless"]),
         *_each(
             document.rows,

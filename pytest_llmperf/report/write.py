@@ -52,6 +52,7 @@ COLUMNS = {
     },
     **{f"start_{name.replace(' ', '_')}": f"start.{name}" for name in PARTS},
     "threads": "engine.threads",
+    "variant": "engine.variant",
     "changed": "changed",
     **{f"arrivals_{name}": f"arrivals.{name}" for name in ("tokens", "reads", "first", "untimed")},
 }

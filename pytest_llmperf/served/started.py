@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pytest_llmperf.backends.base import LoadObserver, OnTokens
 from pytest_llmperf.served.client import Address, ServerError
 from pytest_llmperf.served.engine import BATCH, ServedEngine
 from pytest_llmperf.served.process import ServerProcess, free_port, healthy
+
+
+def spelled(value: Any) -> str:
+    """A value as a word of a command line: JSON if it is nested, else as Python has it."""
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 class StartedEngine(ServedEngine):

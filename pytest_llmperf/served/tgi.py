@@ -12,7 +12,7 @@ from typing import Any
 from pytest_llmperf.backends.base import SERVED_MODEL, Engagement, EngineSpec, NotEngagedError
 from pytest_llmperf.served.client import Address, ServerError
 from pytest_llmperf.served.reply import TgiReply
-from pytest_llmperf.served.started import StartedEngine
+from pytest_llmperf.served.started import StartedEngine, spelled
 from pytest_llmperf.served.texts import Texts
 
 LAUNCHER = "text-generation-launcher"
@@ -38,7 +38,17 @@ def command(spec: EngineSpec, port: int, quantize: str = "") -> list[str]:
         # A step holds a whole batch's prefill.
         "--max-batch-prefill-tokens", str(spec.batch_size * spec.sequence_length),
         *(["--quantize", quantize] if quantize else ["--dtype", spec.dtype]),  # not both
+        *flags(spec.arguments),
     ]  # fmt: skip
+
+
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments of a variant as the launcher's command line has them: a flag that is off is left out. Pure."""
+    found = []
+    for name, value in arguments.items():
+        if value is not None and value is not False:
+            found += [f"--{name.replace('_', '-')}", *([] if value is True else [spelled(value)])]
+    return found
 
 
 class TgiEngine(StartedEngine):

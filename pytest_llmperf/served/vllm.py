@@ -11,7 +11,7 @@ from typing import Any
 from pytest_llmperf.backends.base import EngineSpec
 from pytest_llmperf.served.client import Address
 from pytest_llmperf.served.completions import CompletionsEngine
-from pytest_llmperf.served.started import StartedEngine
+from pytest_llmperf.served.started import StartedEngine, spelled
 
 #: The name under which the model is served, whatever its folder is called.
 NAME = "llmperf"
@@ -43,14 +43,18 @@ main()
 
 
 def flags(arguments: Mapping[str, Any]) -> list[str]:
-    """Engine arguments of vLLM's as a command line has them: ``--dtype float32 --no-enable-prefix-caching``. Pure."""
+    """Engine arguments of vLLM's as a command line has them: ``--dtype float32 --no-enable-prefix-caching``. Pure.
+
+    Nested ones are JSON, of a list each item is a word, and null is left to vLLM.
+    """
     found = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             found.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            found += [f"--{flag}", str(value)]
+        elif value is not None:
+            words = map(str, value) if isinstance(value, list) else [spelled(value)]
+            found += [f"--{flag}", *words]
     return found
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from pytest_llmperf.backends.base import OBSERVED_LOGITS, UNKNOWN, Engine, EngineSpec, Observation
 from pytest_llmperf.machine import memory
+from pytest_llmperf.variants import proved
 from pytest_llmperf.worker import protocol
 from pytest_llmperf.worker.imports import ImportClock
 from pytest_llmperf.worker.recorder import LoadRecorder, Recorder, SlowedRecorder, TokenError
@@ -98,6 +99,7 @@ class Worker:
         self.engine: Engine | None = None
         self.device = "cpu"
         self.vocabulary: int | None = None
+        self.spec: EngineSpec | None = None
         self.watch: Watch | None = Watch()
         self.meter: memory.Meter = memory.Unknown("nothing is loaded")
 
@@ -125,7 +127,7 @@ class Worker:
             loader = find(backend[0])
             for part in backend[1:]:
                 loader = find(part)(loader)
-            asked = EngineSpec(**spec)
+            self.spec = asked = EngineSpec(**spec)
             self.engine = loader(asked)
         seconds = time.perf_counter() - start
         self.vocabulary = vocabulary_of(asked)
@@ -267,9 +269,12 @@ class Worker:
         return [asdict(score) for score in self.engine.score(prompts, continuations, candidates)]
 
     def evidence(self) -> dict[str, Any]:
-        """Raises NotEngagedError where the optimization did not run."""
+        """Raises NotEngagedError where the optimization did not run, or not as its variant says."""
         assert self.engine is not None
         engagement = self.engine.evidence()
+        if self.spec is not None and (self.spec.arguments or self.spec.proofs):
+            values = self.engine.in_effect() if hasattr(self.engine, "in_effect") else {}
+            engagement = proved(engagement, self.spec.arguments, self.spec.proofs, values)
         engagement.require()
         return asdict(engagement) | {"threads": self._threads()}
 

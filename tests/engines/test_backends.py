@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from pytest_llmperf.interpreter import Interpreter
 from pytest_llmperf.machine.table import DEVICES
 from pytest_llmperf.models import Model
 from pytest_llmperf.worker.recorder import Recorder
+from pytest_llmperf.worker.server import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,6 +73,30 @@ def test_a_backend_shows_that_it_engaged(engine: Any) -> None:
     assert found.engaged, found
     found.require()
     assert found.seen["attn_implementation"] == engine.attention
+
+
+def test_a_variant_generates_with_its_arguments_and_shows_its_proof(reference: Any) -> None:
+    chunks: list[int] = []
+    worker = Worker()
+    given = {"prefill_chunk_size": 8, "experts_implementation": "eager"}
+    proofs = {"kernel": "^aten::_softmax$", "experts_implementation": "eager"}
+    varied = replace(spec(), arguments=given, proofs=proofs)
+    worker.load(REGISTRY["eager"].reference(), asdict(varied))
+    engine: Any = worker.engine
+
+    def seen(_: Any, _args: Any, named: dict[str, Any]) -> None:
+        chunks.append(named["input_ids"].shape[1])
+
+    engine.model.register_forward_pre_hook(seen, with_kwargs=True)
+    assert generate(engine, EQUAL) == generate(reference, EQUAL)
+    assert chunks[:3] == [8, 8, 4]
+    assert worker.evidence()["seen"]["experts_implementation"] == "eager"
+    worker.spec = replace(varied, proofs={"kernel": "flash"})
+    with pytest.raises(NotEngagedError, match=r"and a kernel that matches 'flash'; seen: .*kernels=.*aten::mm"):
+        worker.evidence()
+    worker.spec = replace(varied, arguments={"experts_implementation": "grouped_mm"})
+    with pytest.raises(NotEngagedError, match=r"and experts_implementation=grouped_mm; seen: "):
+        worker.evidence()
 
 
 def test_what_is_observed_is_what_is_generated(engine: Any) -> None:

@@ -153,14 +153,27 @@ def test_what_it_cannot_load_is_a_clear_failure(bundled_model: Model, tmp_path: 
 
 
 def test_three_ranks_say_what_one_process_says(vllm: Host, bundled_model: Model, unequal: list[list[int]]) -> None:
-    """SmolLM2 has 9 heads and 3 KV heads. Killed, it leaves none of its ranks behind."""
+    """SmolLM2 has 9 heads and 3 KV heads. Killed, it leaves none of its ranks behind.
+
+    They have a variant's arguments, so that no other engine has to be loaded for these.
+    """
+    varied = {
+        "arguments": {"block_size": 32, "attention_backend": "CPU_ATTN", "compilation_config": {"mode": 0}},
+        "proofs": {"kernel": "unified_attention", "block size": "32"},
+    }
     backend = REGISTRY["vllm-eager+tp3"]
     expected = generate(vllm, unequal)["tokens"]
     host = Host(Arm(), backend.environment)
     try:
-        load(host, "vllm-eager+tp3", str(bundled_model.folder), tp=backend.tp)
+        load(host, "vllm-eager+tp3", str(bundled_model.folder), tp=backend.tp, **varied)
         assert generate(host, unequal)["tokens"] == expected
-        seen = host.call("evidence", PATIENCE)["seen"]
+        evidence = host.call("evidence", PATIENCE)
+        assert evidence["expected"].endswith(
+            "by 3 ranks, and a kernel that matches 'unified_attention', and block size that matches '32'"
+        )
+        seen = evidence["seen"]
+        assert (seen["block size"], seen["attention_backend"]) == (32, "CPU_ATTN")
+        assert seen["compilation_config.mode"] == "NONE"
         assert seen["tensor parallel degree"] == 3
         assert 0 < seen["share of time in collectives"] < 1
         family = psutil.Process(host.pids[0]).children(recursive=True)
