@@ -3,7 +3,7 @@
     python -m benchmarks.starts [--sittings 1] [--backends eager,vllm] [--output benchmarks/data/starts.json]
 
 Each sitting records cold and warm starts of the backends, three processes each. The table shows the parts of the first
-sitting, and how much processes of a sitting and sittings differ.
+sitting, and how much processes of a sitting and sittings differ. `--sittings 0` leaves this out.
 
 Then warm starts of a repository are gated. Its backend is eager. The first revision records a baseline of one sitting.
 Head loads longer, by 30 % of that start, or has another comment. Criterion: the first is a regression whose first line
@@ -132,7 +132,8 @@ def main() -> int:
         folder = Path(temporary)
         repository(folder)
         sittings = [sitting(folder, options.backends) for _ in range(options.sittings)]
-        print("\n".join(table(sittings)), flush=True)
+        if sittings:
+            print("\n".join(table(sittings)), flush=True)
         base = sitting(folder, "late", "-k", "warm").get("warm-start late")
         if base is None:
             raise SystemExit("something else used the machine, so nothing was recorded; try again")

@@ -30,7 +30,8 @@ ACCELERATOR_PREFILL = Prior(0.01)
 ACCELERATOR_DECODE = Prior(0.08)
 #: Of bytes, on either kind of device.
 CPU_MEMORY, ACCELERATOR_MEMORY = Prior(0.01), Prior(0.002)
-#: Of starts, whatever the device: processes of one sitting on shared virtual machines differed by 2 to 12 %.
+#: Of starts, whatever the device. An assumption: no sittings of unchanged code were recorded yet. On shared virtual
+#: machines loading and a first generation together differed by 2 to 12 % from process to process.
 START = Prior(0.05)
 
 
