@@ -131,7 +131,7 @@ class Cause:
 
 
 CAUSES = {
-    "mask": Cause(MASK + DO, r"\b(full|triu|fill_)\b.*: new, 30 calls a step"),
+    "mask": Cause(MASK + DO, r"\b(full|triu|fill_)\b.*: 30 more calls a step"),
     "cast": Cause(CAST + DO, r"\b(_to_copy|copy_)\b.*: \d+ -> \d+ calls a step"),
     "cache": Cause(CACHE + DO, r"\bcat\b.*: 60 more calls a step"),
     "repeated": Cause(REPEATED + DO, r"\b(repeat_interleave|index_select)\b.* 60 calls a step"),

@@ -32,11 +32,13 @@ class Part:
         share: of base's step: 0.03 makes the step 3 % longer.
         said: what it is.
         structural: whether kernels are new, gone or called more or less often.
+        new: whether some are new or gone.
     """
 
     share: float
     said: str
     structural: bool = False
+    new: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def parts(base: Phase, head: Phase, ratio: float) -> list[Part]:
         if host > 0 and (len(of_the_host) > len(waits) or any(one.more > 0 for one in waits)):
             why = "for which the host waits" if any(one.more > 0 for one in waits) else "with the host time between"
             share, host, said = share + host, 0.0, f"{said}, {why}"
-        found.append(Part(share, said, structural=True))
+        new = any(not (one.base.calls and one.head.calls) for one in group)
+        found.append(Part(share, said, structural=True, new=new))
     for one in changes:
         if not one.structural:
             slower = "slower" if one.share > 0 else "faster"
@@ -90,7 +93,8 @@ def parts(base: Phase, head: Phase, ratio: float) -> list[Part]:
 
     def rank(part: Part) -> tuple[bool, float]:
         cause = part.structural and part.share >= CAUSE * abs(slowdown)
-        return not cause, -part.share if cause else -abs(part.share)
+        # What is new says more than further calls, which may follow from it.
+        return not cause, -part.share * (1 + part.new) if cause else -abs(part.share)
 
     return sorted(found, key=rank)
 

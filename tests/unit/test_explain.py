@@ -214,6 +214,14 @@ def test_one_large_copy_among_many_small_ones() -> None:
     assert slower(FUSED | {"aten::copy_": (61, 63.0)}) == ["+60.0% copy_: 60 -> 61 calls a step"]
 
 
+def test_what_is_new_comes_before_what_follows_from_it() -> None:
+    mask = {"aten::triu": (30, 1.1), "aten::full": (30, 1.0)}
+    found = slower(FUSED | {"aten::copy_": (150, 5.3)} | mask)
+    assert found == ["+2.1% triu, full: new, 30 calls a step", "+2.3% copy_: 60 -> 150 calls a step"]
+    copies, new = slower(FUSED | {"aten::copy_": (150, 9.0)} | mask)
+    assert (copies, new) == ("+6.0% copy_: 60 -> 150 calls a step", "+2.1% triu, full: new, 30 calls a step")
+
+
 def test_what_takes_longest_is_named_though_something_beside_it_is_new() -> None:
     before = FUSED | {"aten::cat": (60, 2.0)}
     new = {f"aten::{name}": (60, 0.5) for name in ("new_zeros", "new_empty", "zero_")}
