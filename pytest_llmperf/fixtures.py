@@ -174,7 +174,6 @@ class Perf:
             self._benchmark.disabled = True
             self._benchmark.pedantic(lambda: None)
             return
-        memory = result.first.memory
         self._benchmark.group = f"{METRICS[result.case.metric].title}, {result.case.workload}"
         self._benchmark.extra_info.update(
             case=str(result.case),
@@ -183,8 +182,8 @@ class Perf:
             throughput=result.throughput,
             load=result.first.load,
             start=result.start,
-            peak_memory=memory and memory.peak,
-            loaded_memory=memory and memory.loaded,
+            peak_memory=result.peak_memory,
+            loaded_memory=result.loaded_memory,
             verdict=result.verdict.outcome.value,
         )
         self._play(result.samples)

@@ -18,6 +18,7 @@ from pytest_llmperf.explain.families import families
 from pytest_llmperf.explain.profiles import PHASES, plain
 from pytest_llmperf.explain.starts import typical
 from pytest_llmperf.gate.rule import Verdict
+from pytest_llmperf.machine.memory import Memory
 from pytest_llmperf.measure.process import Measurement
 from pytest_llmperf.parity.decision import Parity
 from pytest_llmperf.roofline import Utilization
@@ -158,6 +159,16 @@ class Result:
         return median(sample.trace.throughput for sample in self.first.samples)
 
     @property
+    def peak_memory(self) -> int | None:
+        """Bytes in use at most during a generation; None where nobody knows."""
+        return self.first.memory.peak if isinstance(self.first.memory, Memory) else None
+
+    @property
+    def loaded_memory(self) -> int | None:
+        """Those of them that were in use when the engine was ready."""
+        return self.first.memory.loaded if isinstance(self.first.memory, Memory) else None
+
+    @property
     def itl(self) -> list[float] | None:
         """The `ITL_PERCENTILES` of the gaps between tokens, in seconds; None but for TPOT."""
         gaps = list(chain.from_iterable(sample.trace.itl for sample in self.first.samples))
@@ -238,8 +249,8 @@ class Result:
             "compile_time": first.compile_time,
             "compiles": self.compiles,
             "slow_start": self.slow_start,
-            "peak_memory": first.memory and first.memory.peak,
-            "loaded_memory": first.memory and first.memory.loaded,
+            "peak_memory": self.peak_memory,
+            "loaded_memory": self.loaded_memory,
             "start": self.start,
             "baseline_start": dict(self.baseline_start),
             "engagement": first.engagement,

@@ -28,18 +28,19 @@ CONFIG = {
 
 
 class Scripted:
-    """A `Meter` that says what a script says."""
+    """A `Meter` that says what a script says, without a generation."""
 
-    def __init__(self, weights: int, memory: int | Callable[[int], int]) -> None:
-        self._weights, self._memory, self._made = weights, memory, count()
+    def __init__(self, weights: int, memory: int) -> None:
+        self._took = meters.Memory(weights, weights + memory)
 
     def begin(self) -> None:
         pass
 
-    def end(self, alone: bool) -> meters.Memory:
-        number = next(self._made)
-        beyond = self._memory(number) if callable(self._memory) else self._memory
-        return meters.Memory(self._weights, self._weights + beyond)
+    def end(self, alone: bool) -> None:
+        pass
+
+    def of(self, generate: Callable[[], None]) -> meters.Memory:
+        return self._took
 
 
 class Simulated:
@@ -47,7 +48,7 @@ class Simulated:
 
     ``ttft`` and ``tpot`` are seconds, or functions of the generation's number (0 is the cold one). ``fitness`` says
     of a generation's number what is seen of the machine during it. ``weights`` are bytes in use when it is loaded, and
-    ``memory`` those that a generation takes beyond them, or a function of its number.
+    ``memory`` those that a generation takes beyond them.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Simulated:
         barrier: float | None = None,
         threads: int = 2,
         weights: int = 512 * MIB,
-        memory: int | Callable[[int], int] = 64 * MIB,
+        memory: int = 64 * MIB,
     ) -> None:
         self.pausable = pausable
         self.now = 0.0

@@ -16,7 +16,8 @@ from pytest_llmperf.gate.pairs import Block
 from pytest_llmperf.gate.rule import Outcome, Verdict, nothing
 from pytest_llmperf.gate.turns import Turn, Turns
 from pytest_llmperf.machine import fitness
-from pytest_llmperf.measure.process import timed
+from pytest_llmperf.machine.memory import Memory
+from pytest_llmperf.measure.process import MemoryUnknownError, bytes_of, memory_in, timed
 from pytest_llmperf.measure.trace import TraceError
 from pytest_llmperf.measure.worker_pool import Side
 from pytest_llmperf.measure.worker_process import BaseUnableError, WorkerError
@@ -37,10 +38,11 @@ MOST_PAIRS = 12
 
 @dataclass(frozen=True)
 class Pair:
-    """One process of each arm, the turns that they took, in order, and the profile of each arm."""
+    """One process of each arm, the turns that they took, in order, and each arm's profile and memory."""
 
     turns: tuple[Turn, ...]
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    memory: Mapping[str, Memory | str] = field(default_factory=dict)
 
     @property
     def kept(self) -> list[Turn]:
@@ -64,7 +66,16 @@ class Pair:
 
 
 def blocks(pairs: Iterable[Pair], metric: str, base: str = "base", head: str = "head") -> list[list[Block]]:
-    """What `pairs.compare` compares; pairs with too few undisturbed turns are left out."""
+    """What `pairs.compare` compares; pairs with too few undisturbed turns are left out.
+
+    Raises:
+        BaseUnableError: base does not say what it took of memory.
+    """
+    if not METRICS[metric].timed:
+        try:
+            return [[Block(*(bytes_of(pair.memory[arm], metric) for arm in (base, head)))] for pair in pairs]
+        except MemoryUnknownError as error:
+            raise BaseUnableError(str(error)) from None
     return [
         [turn.block(metric, base, head) for turn in pair.kept if head in turn.samples] for pair in pairs if pair.counts
     ]
@@ -155,7 +166,7 @@ class Comparison:
     def processes(self, metric: str) -> list[list[float]]:
         """The figures of each process, in its undisturbed turns."""
         return [
-            [sample.figure(metric) for turn in pair.kept for sample in turn.samples.get(name, ())]
+            [sample.trace.metric(metric) for turn in pair.kept for sample in turn.samples.get(name, ())]
             for pair in self.pairs
             if pair.counts
             for name in ("base", "head")
@@ -237,4 +248,8 @@ class Comparison:
                 break
         evidence = both.prove()
         samples = {name: [one for turn in pair.turns for one in turn.samples.get(name, ())] for name in evidence}
-        return replace(pair, profiles={name: timed(evidence[name], samples[name]) for name in evidence})
+        return replace(
+            pair,
+            profiles={name: timed(evidence[name], samples[name]) for name in evidence},
+            memory={name: memory_in(evidence[name]) for name in evidence},
+        )

@@ -10,10 +10,10 @@ from typing import Any
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.gate.pairs import Block
 from pytest_llmperf.machine import fitness
-from pytest_llmperf.measure.process import ALL_EARLY, MOST_EARLY, MemoryUnknownError, Sample, generate, sample_of
+from pytest_llmperf.measure.process import ALL_EARLY, MOST_EARLY, Sample, generate, sample_of
 from pytest_llmperf.measure.trace import TraceError
 from pytest_llmperf.measure.worker_pool import Side, no_room_for_both
-from pytest_llmperf.measure.worker_process import BaseUnableError, SameCodeError, WorkerError, unable
+from pytest_llmperf.measure.worker_process import SameCodeError, WorkerError, unable
 from pytest_llmperf.prompts import Generation
 
 #: Generations that each process makes before its turns begin: the first pays for compilation, tuning and caches.
@@ -51,15 +51,8 @@ class Turn:
         return cls({name: tuple(arm) for name, arm in samples.items()}, culprit, in_step)
 
     def block(self, metric: str, base: str, head: str) -> Block:
-        """The best of each arm: a neighbour makes a sample slower, never faster.
-
-        Raises:
-            BaseUnableError: base does not say what it took of memory.
-        """
-        try:
-            best = [min(sample.figure(metric) for sample in self.samples[arm]) for arm in (base, head)]
-        except MemoryUnknownError as error:
-            raise BaseUnableError(str(error)) from None
+        """The best of each arm: a neighbour makes a sample slower, never faster."""
+        best = [min(sample.trace.metric(metric) for sample in self.samples[arm]) for arm in (base, head)]
         return Block(*best)
 
 

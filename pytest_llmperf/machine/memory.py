@@ -1,8 +1,9 @@
 """What an engine takes of memory: when it is loaded, and at most during a generation.
 
 On a CPU that is the resident set of its processes. The kernel keeps its highest value, and sets it back when a 5 is
-written to ``/proc/PID/clear_refs``. So each generation has a peak of its own, and nothing is sampled while it runs. On
-a device it is what torch's allocator has given out, caches, graphs and workspaces included, and what the free memory of
+written to ``/proc/PID/clear_refs``. The C library keeps memory that was freed, more of it after each generation. So it
+gives that back first, which would make a timed generation slower: one generation is made for the memory alone. On a
+device it is what torch's allocator has given out, caches, graphs and workspaces included, and what the free memory of
 the device shrank by beyond that in this engine's generations: libraries, kernels, communicators.
 """
 
@@ -24,8 +25,6 @@ from pytest_llmperf.machine.cgroup import contents
 RESET = "5"
 #: madvise: read the pages of a mapping into memory now. Linux since 5.14.
 POPULATE_READ = 22
-#: Bytes that come and go between generations without meaning: the kernel counts pages loosely, requests are read.
-NOISE = 2**20
 #: Why nothing is known.
 NO_PROC = "the peak of a generation cannot be read here: it takes Linux and a /proc/PID/clear_refs that can be written"
 
@@ -54,8 +53,11 @@ class Meter(Protocol):
     def begin(self) -> None:
         """A generation begins."""
 
-    def end(self, alone: bool) -> Memory | str:
-        """What it took; or why nobody knows. ``alone``: whether no other process computed meanwhile."""
+    def end(self, alone: bool) -> None:
+        """It has ended. ``alone``: whether no other process computed meanwhile."""
+
+    def of(self, generate: Callable[[], None]) -> Memory | str:
+        """What one more generation takes, if that can be read; else why not."""
 
 
 class Unknown:
@@ -71,26 +73,12 @@ class Unknown:
     def begin(self) -> None:
         """Nothing."""
 
-    def end(self, alone: bool) -> str:
+    def end(self, alone: bool) -> None:
+        """Nothing."""
+
+    def of(self, generate: Callable[[], None]) -> str:
         """Why."""
         return self._why
-
-
-class Foreign:
-    """What came into use between generations, and so is none of theirs: parity's exact model, a profiler's buffers."""
-
-    def __init__(self) -> None:
-        self._left: int | None = None
-        self.size = 0
-
-    def arrive(self, now: int) -> None:
-        """So many bytes are in use before a generation."""
-        grown = 0 if self._left is None else now - self._left
-        self.size += grown if grown > NOISE else 0
-
-    def leave(self, now: int) -> None:
-        """So many are in use after it."""
-        self._left = now
 
 
 class Resident:
@@ -109,21 +97,22 @@ class Resident:
         proc: Path = Path("/proc"),
     ) -> None:
         self._pids, self._combine, self._proc = pids, combine, proc
+        settle()
         self._loaded = self._read("VmRSS")
-        self._foreign = Foreign()
-        self._reset = False
 
     def begin(self) -> None:
-        """Set the highest values back."""
-        self._foreign.arrive(self._read("VmRSS"))
-        cleared = [self._clear(pid) for pid in self._pids()]
-        self._reset = all(cleared)
+        """Nothing."""
 
-    def end(self, alone: bool) -> Memory | str:
-        """See `Meter.end`."""
+    def end(self, alone: bool) -> None:
+        """Nothing."""
+
+    def of(self, generate: Callable[[], None]) -> Memory | str:
+        """See `Meter.of`."""
+        settle()
+        cleared = [self._clear(pid) for pid in self._pids()]
+        generate()
         peak = self._read("VmHWM")
-        self._foreign.leave(self._read("VmRSS"))
-        return Memory(self._loaded, peak - self._foreign.size) if self._reset and peak else NO_PROC
+        return Memory(self._loaded, peak) if all(cleared) and peak else NO_PROC
 
     def _read(self, field: str) -> int:
         sizes = [value for pid in self._pids() if (value := _status(self._proc / str(pid), field)) is not None]
@@ -153,23 +142,26 @@ class Allocated:
     """
 
     def __init__(self, cuda: Any) -> None:
+        gc.collect()
         self._cuda = cuda
         self._loaded = int(cuda.memory_allocated())
         self._grown = self._before = 0
-        self._foreign = Foreign()
 
     def begin(self) -> None:
-        """Set the highest value back."""
-        self._foreign.arrive(int(self._cuda.memory_allocated()))
-        self._cuda.reset_peak_memory_stats()
+        """Note what is in use and not torch's."""
         self._before = self._outside()
 
-    def end(self, alone: bool) -> Memory:
-        """See `Meter.end`. What is not torch's is known of the whole device, so nothing is added in company."""
+    def end(self, alone: bool) -> None:
+        """Note how it has grown. It is known of the whole device alone, so it tells nothing in company."""
         if alone:
             self._grown += max(0, self._outside() - self._before)
-        self._foreign.leave(int(self._cuda.memory_allocated()))
-        return Memory(self._loaded, int(self._cuda.max_memory_allocated()) + self._grown - self._foreign.size)
+
+    def of(self, generate: Callable[[], None]) -> Memory:
+        """See `Meter.of`."""
+        gc.collect()
+        self._cuda.reset_peak_memory_stats()
+        generate()
+        return Memory(self._loaded, int(self._cuda.max_memory_allocated()) + self._grown)
 
     def _outside(self) -> int:
         """Bytes of the device that are in use and not torch's in this process."""
@@ -203,19 +195,17 @@ def meter(engine: Any, device: str, tp: int = 1) -> Meter:
             return Unknown("on a device, the memory of other processes than the worker is not read")
         if "torch" not in sys.modules:
             return Unknown("the engine does not allocate by torch")
-        gc.collect()
         return Allocated(sys.modules["torch"].cuda)
     if others is not None:
         return Resident(lambda: resident() or (), max if tp > 1 and not hasattr(engine, "serve") else sum)
     populate()
-    gc.collect()
-    trim()
     own = (os.getpid(),)
     return Resident(lambda: own)
 
 
-def trim() -> None:
-    """Give memory that was freed back to the system, where the C library can."""
+def settle() -> None:
+    """Give memory of this process that is not in use back to the system, where the C library can."""
+    gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

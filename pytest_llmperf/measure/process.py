@@ -21,6 +21,7 @@ from pytest_llmperf.prompts import Generation
 MOST_EARLY = 32
 #: Why nothing is known of the memory of an older base.
 OLDER = "its worker is of a version of pytest-llmperf that does not read its memory"
+UNASKED = "it was not asked for"
 #: What is said of more of them.
 ALL_EARLY = (
     f"{MOST_EARLY} generations one after another ended with an end-of-sequence token; lower --llm-max-new-tokens"
@@ -35,7 +36,6 @@ class MemoryUnknownError(ValueError):
 class Sample:
     """One timed generation: its trace, and what else the machine did meanwhile.
 
-    ``memory`` is what it took; a line that says why, where nobody knows.
     ``statistics`` is what the engine says of each request itself; empty where it keeps none. ``culprit`` is why the
     sample is contaminated; None if it is not. ``texts`` are the tokens of each request as text, where their ids are
     unknown; empty where they are known. ``generation`` is which generation of the backend in this run it was, and so
@@ -45,24 +45,11 @@ class Sample:
 
     trace: Trace
     fitness: Fitness
-    memory: Memory | str
     statistics: tuple[RequestStatistics, ...] = ()
     culprit: str | None = None
     texts: tuple[str, ...] = ()
     generation: int = 0
     early: bool = False
-
-    def figure(self, metric: str) -> float:
-        """The figure of a metric of a generation, in the metric's unit.
-
-        Raises:
-            MemoryUnknownError: nobody knows it; one line says why.
-        """
-        if METRICS[metric].timed:
-            return self.trace.metric(metric)
-        if isinstance(self.memory, str):
-            raise MemoryUnknownError(self.memory)
-        return float(self.memory.beyond if metric == "memory" else self.memory.loaded)
 
 
 @dataclass(frozen=True)
@@ -80,6 +67,7 @@ class Measurement:
         clean: whether enough generations were not contaminated. If not, contaminated ones are among the samples.
         profile: what the prefill and a decode step spent their time on; empty where the engine does not say.
         start: seconds by part, of a process that was started for its own sake; empty of any other.
+        memory: what one more generation took; a line that says why, where nobody knows.
     """
 
     backend: str
@@ -94,6 +82,7 @@ class Measurement:
     early: tuple[Sample, ...] = ()
     profile: Profile = field(default_factory=dict)
     start: Mapping[str, float] = field(default_factory=dict)
+    memory: Memory | str = UNASKED
 
     @property
     def compile_time(self) -> float:
@@ -101,10 +90,16 @@ class Measurement:
         return max(0.0, self.warm_up[0].latency - median(self.figures("latency")))
 
     def figures(self, metric: str) -> list[float]:
-        """The figures of a metric, in its unit: of each sample, or the one of a metric that a process has once."""
+        """The figures of a metric, in its unit: of each sample, or the one of a metric that a process has once.
+
+        Raises:
+            MemoryUnknownError: nobody knows it; one line says why.
+        """
         if metric in STARTS:
             return [sum(self.start.values())]
-        return [sample.figure(metric) for sample in self.samples]
+        if not METRICS[metric].timed:
+            return [bytes_of(self.memory, metric)]
+        return [sample.trace.metric(metric) for sample in self.samples]
 
     @property
     def threads(self) -> int | None:
@@ -131,12 +126,6 @@ class Measurement:
         """How long the threads that computed the samples took to meet; None where that is not known."""
         soonest = (min(one.fitness.barriers, key=_seconds) for one in self.samples if one.fitness.barriers)
         return median_barrier(soonest)
-
-    @property
-    def memory(self) -> Memory | None:
-        """What it took, in median over the samples; None where nobody knows."""
-        known = [one.memory for one in self.samples if isinstance(one.memory, Memory)]
-        return Memory(known[0].loaded, round(median(one.peak for one in known))) if known else None
 
 
 def median_barrier(barriers: Iterable[Barrier | None]) -> Barrier | None:
@@ -177,7 +166,6 @@ def sample_of(answer: Mapping[str, Any], workload: Workload, generation: int) ->
     return Sample(
         found,
         fitness.parse(answer["fitness"]),
-        _memory(answer.get("memory", OLDER)),
         statistics,
         texts=tuple(answer.get("texts", ())),
         generation=generation,
@@ -185,9 +173,17 @@ def sample_of(answer: Mapping[str, Any], workload: Workload, generation: int) ->
     )
 
 
-def _memory(answer: Mapping[str, int] | str) -> Memory | str:
-    """The memory in a worker's answer."""
-    return answer if isinstance(answer, str) else Memory(**answer)
+def memory_in(evidence: Mapping[str, Any]) -> Memory | str:
+    """What a generation took, in a worker's evidence; a line that says why, where nobody knows."""
+    found = evidence.get("memory", OLDER)
+    return found if isinstance(found, str) else Memory(**found)
+
+
+def bytes_of(memory: Memory | str, metric: str) -> float:
+    """The figure of ``memory`` or ``weights``. Raises MemoryUnknownError where nobody knows it."""
+    if isinstance(memory, str):
+        raise MemoryUnknownError(memory)
+    return float(memory.beyond if metric == "memory" else memory.loaded)
 
 
 def measure(
@@ -245,11 +241,12 @@ def measure(
         warm_up=tuple(sample.trace for sample in collected.warm_up),
         samples=samples,
         settled=collected.settled,
-        engagement={name: value for name, value in engagement.items() if name != "profile"},
+        engagement={name: value for name, value in engagement.items() if name not in ("profile", "memory")},
         discarded=tuple(replace(sample, culprit=culprit) for sample, culprit in collected.discarded),
         clean=collected.clean,
         early=tuple(early),
         profile=timed(engagement, samples),
+        memory=memory_in(engagement),
     )
 
 

@@ -102,6 +102,7 @@ class Worker:
         self.spec: EngineSpec | None = None
         self.watch: Watch | None = Watch()
         self.meter: memory.Meter = memory.Unknown("nothing is loaded")
+        self._last: tuple[list[list[int]], int] | None = None
 
     def load(
         self,
@@ -149,7 +150,7 @@ class Worker:
     def generate(
         self, prompts: list[list[int]], max_new_tokens: int, slowdown: float = 0.0, beside: list[int] | None = None
     ) -> dict[str, Any]:
-        """One generation: tokens, times, what the engine says of them itself, memory, and what else used the machine.
+        """One generation: tokens, times, what the engine says of them itself, and what else used the machine.
 
         Args:
             prompts: token ids, a row per request.
@@ -158,13 +159,14 @@ class Worker:
             beside: the processes that take turns with this one, step by step; None without any.
         """
         assert self.engine is not None
+        self._last = prompts, max_new_tokens
         self.meter.begin()
         before = self.watch.begin(beside or ()) if self.watch else None
         pause = None if beside is None else self._pause
         recorder = SlowedRecorder(len(prompts), slowdown, pause) if slowdown else Recorder(len(prompts), pause)
         self.engine.generate(prompts, max_new_tokens, recorder)
         fitness = self.watch.end(before) if self.watch and before else None
-        took = self.meter.end(alone=beside is None)
+        self.meter.end(alone=beside is None)
         tokens, times = self._recorded(recorder, max_new_tokens)
         return {
             "tokens": tokens,
@@ -177,7 +179,6 @@ class Worker:
             if any(UNKNOWN in row for row in tokens) and hasattr(self.engine, "texts")
             else [],
             "fitness": asdict(fitness) if fitness else {},
-            "memory": took if isinstance(took, str) else asdict(took),
         }
 
     def _ended(self) -> list[bool]:
@@ -269,14 +270,27 @@ class Worker:
         return [asdict(score) for score in self.engine.score(prompts, continuations, candidates)]
 
     def evidence(self) -> dict[str, Any]:
-        """Raises NotEngagedError where the optimization did not run, or not as its variant says."""
+        """What ran in the last shape generated, and what one more generation of it takes of memory.
+
+        Raises:
+            NotEngagedError: the optimization did not run, or not as its variant says.
+        """
         assert self.engine is not None
         engagement = self.engine.evidence()
         if self.spec is not None and (self.spec.arguments or self.spec.proofs):
             values = self.engine.in_effect() if hasattr(self.engine, "in_effect") else {}
             engagement = proved(engagement, self.spec.arguments, self.spec.proofs, values)
         engagement.require()
-        return asdict(engagement) | {"threads": self._threads()}
+        took = self.meter.of(self._again) if self._last else "nothing was generated"
+        found = {"threads": self._threads(), "memory": took if isinstance(took, str) else asdict(took)}
+        return asdict(engagement) | found
+
+    def _again(self) -> None:
+        """The last generation once more."""
+        assert self.engine is not None
+        assert self._last is not None
+        prompts, max_new_tokens = self._last
+        self.engine.generate(prompts, max_new_tokens, Recorder(len(prompts)))
 
     def _threads(self) -> int | None:
         """In how many threads the engine computes on a CPU: what it says, else torch's; None where nobody knows."""

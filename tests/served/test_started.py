@@ -78,9 +78,7 @@ def test_it_works_in_a_folder_of_its_own_that_goes_with_it(engine: TgiEngine, lo
 
 def test_its_memory_is_that_of_its_processes(engine: TgiEngine) -> None:
     def took() -> Memory:
-        meter = memory.meter(engine, "cpu")
-        meter.begin()
-        found = meter.end(alone=True)
+        found = memory.meter(engine, "cpu").of(lambda: None)
         assert isinstance(found, Memory)
         return found
 

@@ -118,7 +118,7 @@ def test_in_float32_its_tokens_are_eager_s(served: Host, prompts: list[list[int]
     assert len({token for row in expected for token in row}) > 15
     found = trace.checked(answer["tokens"], answer["times"], requests=2, max_new_tokens=WORKLOAD.max_new_tokens)
     trace.check_statistics(found, [RequestStatistics(**one) for one in answer["statistics"]])
-    assert answer["memory"]["peak"] > 2**29, "the server's, not its client's"
+    assert served.call("evidence", PATIENCE)["memory"]["peak"] > 2**29, "the server's, not its client's"
 
 
 @needs_vllm

@@ -385,7 +385,6 @@ def test_a_worker_answers_with_tokens_and_rising_times(host: Host, tmp_path: Pat
     assert answer["tokens"] == [[0, 1, 2], [0, 1, 2]]
     assert all(row == sorted(row) and row[0] > 0 for row in answer["times"])
     assert fitness.parse(answer["fitness"]).canaries
-    assert answer["memory"]["peak"] >= answer["memory"]["loaded"] > 2**20
 
 
 def test_a_failed_call_is_told_by_its_kind_and_the_worker_lives_on(host: Host, tmp_path: Path) -> None:

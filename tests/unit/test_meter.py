@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmperf.machine import memory
 from pytest_llmperf.machine.memory import NO_PROC, Allocated, Memory, Resident, Unknown, meter
-from pytest_llmperf.measure.process import MemoryUnknownError, Sample
+from pytest_llmperf.measure.process import OLDER, MemoryUnknownError, bytes_of, memory_in
 
 MIB = 2**20
 
@@ -23,9 +23,8 @@ def process(proc: Path, pid: int, now: int, highest: int) -> None:
     (proc / str(pid) / "status").write_text(f"Name:\tx\nVmHWM:\t {highest * 1024} kB\nVmRSS:\t {now * 1024} kB\n")
 
 
-def generation(found: Any, alone: bool = True) -> Any:
-    found.begin()
-    return found.end(alone)
+def generation(found: Any, work: Any = lambda: None) -> Any:
+    return found.of(work)
 
 
 def test_what_a_generation_takes_is_beyond_what_is_loaded_and_never_nothing() -> None:
@@ -36,11 +35,10 @@ def test_what_a_generation_takes_is_beyond_what_is_loaded_and_never_nothing() ->
 # Processes
 
 
-def test_the_highest_value_is_set_back_before_each_generation(tmp_path: Path) -> None:
+def test_the_highest_value_is_set_back_before_a_generation(tmp_path: Path) -> None:
     process(tmp_path, 7, 100, 900)
     found = Resident(lambda: [7], proc=tmp_path)
-    process(tmp_path, 7, 100, 160)
-    assert generation(found) == Memory(100 * MIB, 160 * MIB)
+    assert generation(found, lambda: process(tmp_path, 7, 100, 160)) == Memory(100 * MIB, 160 * MIB)
     assert (tmp_path / "7" / "clear_refs").read_text() == "5"
 
 
@@ -60,26 +58,6 @@ def test_a_process_that_has_ended_takes_nothing(tmp_path: Path) -> None:
     assert generation(Resident(lambda: [9], proc=tmp_path)) == NO_PROC
 
 
-def test_what_came_between_generations_is_none_of_theirs(tmp_path: Path) -> None:
-    process(tmp_path, 7, 100, 100)
-    found = Resident(lambda: [7], proc=tmp_path)
-    process(tmp_path, 7, 110, 160)
-    assert generation(found).beyond == 60 * MIB
-    process(tmp_path, 7, 610, 660)  # an exact model was loaded, and stays
-    assert generation(found).beyond == 60 * MIB
-    process(tmp_path, 7, 600, 670)  # what is given back is ignored
-    assert generation(found) == Memory(100 * MIB, 170 * MIB)
-
-
-def test_what_stays_of_a_generation_is_its_own(tmp_path: Path) -> None:
-    process(tmp_path, 7, 100, 100)
-    found = Resident(lambda: [7], proc=tmp_path)
-    for kept in (0, 40, 80):
-        found.begin()
-        process(tmp_path, 7, 140 + kept, 160 + kept)
-        assert found.end(True).beyond == (60 + kept) * MIB  # type: ignore[union-attr]
-
-
 def test_without_a_way_to_set_it_back_nothing_is_known(tmp_path: Path) -> None:
     process(tmp_path, 7, 100, 120)
     (tmp_path / "7" / "clear_refs").mkdir()
@@ -89,10 +67,7 @@ def test_without_a_way_to_set_it_back_nothing_is_known(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="not Linux, or a kernel without it")
 def test_this_kernel_s_peak_is_that_of_a_generation() -> None:
     found = meter(SimpleNamespace(), "cpu")
-    found.begin()
-    held = bytearray(64 * MIB)
-    del held
-    large, small = found.end(True), generation(found)
+    large, small = generation(found, lambda: bytearray(64 * MIB)), generation(found)
     assert isinstance(large, Memory)
     assert isinstance(small, Memory)
     assert 60 * MIB < large.beyond < 90 * MIB
@@ -117,11 +92,10 @@ def test_weights_in_a_mapped_file_are_loaded(tmp_path: Path) -> None:
 
 
 class Cuda:
-    """A device of 10 MiB; what torch has given out, holds, and did at most, and what others hold."""
+    """A device of 1,000 bytes; what torch has given out, holds, and did at most, and what others hold."""
 
     def __init__(self) -> None:
         self.allocated, self.reserved, self.highest, self.others = 300, 320, 800, 50
-        self.free = 10 * MIB
 
     def memory_allocated(self) -> int:
         return self.allocated
@@ -136,37 +110,30 @@ class Cuda:
         self.highest = self.allocated
 
     def mem_get_info(self) -> tuple[int, int]:
-        return self.free - self.reserved - self.others, self.free
+        return 1000 - self.reserved - self.others, 1000
 
 
 def test_on_a_device_it_is_what_torch_gave_out_at_most_in_this_generation() -> None:
     cuda = Cuda()
     found = Allocated(cuda)
-    found.begin()
-    cuda.highest, cuda.reserved = 450, 500
-    assert found.end(True) == Memory(300, 450)
+
+    def work() -> None:
+        cuda.highest, cuda.reserved = 450, 500
+
+    assert generation(found, work) == Memory(300, 450)
     assert generation(found) == Memory(300, 300)
 
 
-@pytest.mark.parametrize(("alone", "peaks"), [(True, [320, 325]), (False, [300, 300])])
-def test_what_is_not_torch_s_adds_up_unless_others_compute_meanwhile(alone: bool, peaks: list[int]) -> None:
+@pytest.mark.parametrize(("alone", "peak"), [(True, 325), (False, 300)])
+def test_what_is_not_torch_s_adds_up_unless_others_compute_meanwhile(alone: bool, peak: int) -> None:
     cuda = Cuda()
     found = Allocated(cuda)
-    seen = []
     for grown in (20, 5):
         found.begin()
         cuda.others += grown
-        seen.append(found.end(alone).peak)
+        found.end(alone)
         cuda.others += 100  # by others, between generations
-    assert seen == peaks
-
-
-def test_on_a_device_too_what_came_between_generations_is_none_of_theirs() -> None:
-    cuda = Cuda()
-    found = Allocated(cuda)
-    generation(found)
-    cuda.allocated += 3 * MIB
-    assert generation(found) == Memory(300, 300)
+    assert generation(found) == Memory(300, peak)
 
 
 # Whose
@@ -195,9 +162,21 @@ def test_what_cannot_be_read_says_why(engine: Any, device: str, said: str) -> No
     assert isinstance(found, Unknown)
     assert said in generation(found)
     with pytest.raises(MemoryUnknownError, match=said):
-        Sample(None, None, generation(found)).figure("memory")  # type: ignore[arg-type]
+        bytes_of(generation(found), "memory")
 
 
-def test_a_sample_has_both_figures() -> None:
-    sample = Sample(None, None, Memory(300, 450))  # type: ignore[arg-type]
-    assert (sample.figure("memory"), sample.figure("weights")) == (150.0, 300.0)
+def test_an_engine_whose_memory_is_unknown_generates_nothing_for_it() -> None:
+    def work() -> None:
+        raise AssertionError("it was asked to generate")
+
+    assert generation(Unknown("why"), work) == "why"
+
+
+def test_both_figures_are_of_one_reading() -> None:
+    assert (bytes_of(Memory(300, 450), "memory"), bytes_of(Memory(300, 450), "weights")) == (150.0, 300.0)
+
+
+def test_an_older_worker_does_not_say() -> None:
+    assert memory_in({}) == OLDER
+    assert memory_in({"memory": "why"}) == "why"
+    assert memory_in({"memory": {"loaded": 1, "peak": 2}}) == Memory(1, 2)
