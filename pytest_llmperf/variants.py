@@ -31,7 +31,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
 DIGITS = 8
 #: Kernels that an error names, those with the most time first.
 NAMED = 8
-#: Names of variables whose values are secrets.
+#: Names of variables and arguments whose values are secrets.
 SECRET_NAME = re.compile(r"(token|key|secret|password|passwd|credentials?)$", re.IGNORECASE)
 #: Variables that a variant cannot set, and why.
 HELD_VARIABLES = {
@@ -87,10 +87,11 @@ class Variant:
             json.dumps([self.arguments, self.environment, self.proofs], allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"variant {self.name}: its values must be plain JSON: {error}") from None
-        for name in self.environment:
+        for name in (*self.environment, *(path for path, _ in leaves(self.arguments))):
             if SECRET_NAME.search(name):
                 raise ValueError(f"variant {self.name}: {name} looks like a secret, and reports show a variant; set it "
                                  "in the environment of pytest")  # fmt: skip
+        for name in self.environment:
             if name in HELD_VARIABLES or name.startswith("LLMPERF_"):
                 why = HELD_VARIABLES.get(name, "it is the plugin's own")
                 raise ValueError(f"variant {self.name}: it cannot set {name}: {why}; leave it out")

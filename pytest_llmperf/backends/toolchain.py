@@ -84,7 +84,8 @@ def drop_unfinished(caches: Iterable[Path]) -> list[Path]:
     at_work = {one.info["cwd"] for one in psutil.process_iter(["cwd"])}
     removed = []
     for place in left:
-        if str(place.resolve()) not in at_work:
+        # A compiler that has ended since then has removed its folder, and its file is whole.
+        if str(place.resolve()) not in at_work and place.exists():
             for ending in WRITTEN:
                 with suppress(OSError):
                     (file := place.with_name(place.name.removesuffix(WORKPLACE) + ending)).unlink()

@@ -262,6 +262,7 @@ def test_a_backend_that_cannot_be_registered(suite: Suite, backends: str, said: 
         ("max_regression=-0.1", "*test_it*max_regression*"),
         ("max_regression=8.0", "*test_it*max_regression*a fraction such as 0.05"),
         ("devices=['mi21O']", "*test_it*devices name mi21O; known: *mi210*"),
+        ("devices=['nvidia']", "*test_it*devices name nvidia; known: *mi210*"),
         ("devices='cpu'", "*test_it*devices*"),
     ],
 )

@@ -43,6 +43,18 @@ def test_what_another_process_compiles_now_is_left_alone(tmp_path: Path) -> None
     assert eventually(lambda: [file.name for file in drop_unfinished([tmp_path])] == ["cabc.main.so"])
 
 
+def test_what_another_process_has_just_compiled_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = left(tmp_path, "cabc.main", "cabc.main.so")
+
+    def processes(attributes: list[str]) -> list[object]:
+        place.rmdir()  # as the compiler does at its end
+        return []
+
+    monkeypatch.setattr("psutil.process_iter", processes)
+    assert drop_unfinished([tmp_path]) == []
+    assert (tmp_path / "cabc.main.so").exists()
+
+
 def test_the_caches_are_inductor_s_its_headers_and_vllm_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("USER", "a:b")

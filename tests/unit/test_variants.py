@@ -76,6 +76,7 @@ def test_a_line_is_a_backend_and_what_it_is_given(line: str, expected: Variant) 
         ("a = vllm x='1", "variant a: No closing quotation"),
         ("a = vllm proof:kernel=(", "variant a: proof:kernel=( is no regular expression: missing )"),
         ("a = vllm env:HF_TOKEN=abc", "variant a: HF_TOKEN looks like a secret, and reports show a variant"),
+        ("a = tgi hub.api_key=abc", "variant a: hub.api_key looks like a secret, and reports show a variant"),
         ("a = vllm env:CUDA_VISIBLE_DEVICES=1", "it cannot set CUDA_VISIBLE_DEVICES: --llm-visible-devices chooses"),
         ("a = vllm env:LLMPERF_SERVER=1", "variant a: it cannot set LLMPERF_SERVER: it is the plugin's own"),
     ],
