@@ -6,7 +6,7 @@
 
 A repository of its own, as in ``benchmarks.gate.flow``: sdpa on SmolLM2-135M. Its baseline is one sitting. Then each
 kind is a commit on top of the recorded one, and ``suites/test_memory.py`` runs as a user runs it, with the default
-tolerance and without a base:
+tolerance and without a base. No time is judged, so a process makes one sample of each workload, disturbed or not.
 
 - ``same``: the commit touches a comment. No decision may be a regression.
 - ``twice``: a copy of keys and values is kept until the next generation, as much of them as is ``--share`` of the
@@ -33,6 +33,19 @@ from pytest_llmperf.cases import Workload
 
 MIB = 2**20
 SIZES = {"batch-sizes": "1,4", "prompt-lengths": "64,96,128,192,256", "new-tokens": "4"}
+#: For the conftest.py: one sample, and nothing that disturbs a time is looked for, since no time is judged.
+SHORT = """
+
+def pytest_configure():
+    from dataclasses import replace
+
+    from pytest_llmperf import plan
+    from pytest_llmperf.machine import fitness
+    from pytest_llmperf.measure.sampling import Bounds
+
+    plan.DEFAULTS["cpu"] = replace(plan.DEFAULTS["cpu"], samples=Bounds(minimum=1, maximum=1, budget=0.1))
+    fitness.culprits = lambda records: [None] * len(records)
+"""
 #: Keeps copies of the cache's layers after a prefill, one after the other, until they are so many bytes.
 TWICE = """\
 BYTES = {sizes}
@@ -103,6 +116,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         repository(folder, ["test_memory"])
+        (folder / "conftest.py").write_text((folder / "conftest.py").read_text() + SHORT)
+        git(folder, "commit", "--quiet", "--all", "--message", "base")
         began = time.monotonic()
         how = ("--llm-update-baselines", f"--llm-invocations={options.invocations}")
         figures = figures_of(measure(folder, *how, sizes=sizes))

@@ -276,12 +276,12 @@ class Worker:
             NotEngagedError: the optimization did not run, or not as its variant says.
         """
         assert self.engine is not None
+        took = self.meter.of(self._again) if self._last else "nothing was generated"  # before a profiler takes some
         engagement = self.engine.evidence()
         if self.spec is not None and (self.spec.arguments or self.spec.proofs):
             values = self.engine.in_effect() if hasattr(self.engine, "in_effect") else {}
             engagement = proved(engagement, self.spec.arguments, self.spec.proofs, values)
         engagement.require()
-        took = self.meter.of(self._again) if self._last else "nothing was generated"
         found = {"threads": self._threads(), "memory": took if isinstance(took, str) else asdict(took)}
         return asdict(engagement) | found
 
