@@ -234,7 +234,8 @@ class Session:
         Returns:
             Its measurements; none where too few processes were undisturbed.
         """
-        made = self.measurements.sitting(case.backend, case.workload, case.start)
+        whole = not METRICS[case.metric].timed
+        made = self.measurements.sitting(case.backend, case.workload, case.start, whole)
         if not made:
             return []
         sitting = self.sitting(case.backend, made[0].threads)

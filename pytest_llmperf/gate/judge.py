@@ -216,7 +216,7 @@ class Judge:
         if self.time_is_up:
             return self._out_of_time(screened)
         began, own = monotonic(), self._plan.own(case)
-        made = self._measurements.fresh(case.backend, case.workload, stored.FEWEST_TO_FAIL, as_sitting=True)
+        made = self._measurements.as_sitting(case.backend, case.workload, stored.FEWEST_TO_FAIL)
         self._fresh_seconds += monotonic() - began
         entries = self._in_this_state(own, made[0], METRICS[case.metric]) or own
         figures = [median(one.figures(case.metric)) for one in made]

@@ -41,14 +41,16 @@ class Measurements:
         self._starts = starts
         self._progress = progress
         self._first: dict[Key, Measurement] = {}
-        self._fresh: dict[Key, list[Measurement]] = {}
+        self._fresh: dict[Key, list[Measurement]] = {}  # whose process measured others too: it keeps more memory
+        self._alone: dict[Key, list[Measurement]] = {}  # in turns with the reference
         self._references: dict[tuple[Workload, str], list[Measurement]] = {}
         self._hopeless: dict[Key, WorkerError] = {}
         self._failed: set[Key] = set()
 
     def __iter__(self) -> Any:
         """Every measurement: first those of the first processes, then those of the fresh ones."""
-        return iter([*self._first.values(), *chain.from_iterable([*self._fresh.values(), *self._references.values()])])
+        further = (*self._fresh.values(), *self._alone.values(), *self._references.values())
+        return iter([*self._first.values(), *chain.from_iterable(further)])
 
     def known(self, backend: str, workload: Workload, start: str = "") -> Measurement | None:
         """The first process's measurement; None if there is none yet."""
@@ -56,8 +58,9 @@ class Measurements:
 
     def of(self, backend: str, workload: Workload, start: str = "") -> list[Measurement]:
         """The measurements of one backend and workload so far, the first process's first."""
-        first = self.known(backend, workload, start)
-        return [] if first is None else [first, *self._fresh.get((backend, workload, start), ())]
+        key = (backend, workload, start)
+        first = self.known(*key)
+        return [] if first is None else [first, *self._fresh.get(key, ()), *self._alone.get(key, ())]
 
     def failed(self, backend: str, workload: Workload) -> bool:
         """Whether its generations were to be measured and could not."""
@@ -83,27 +86,18 @@ class Measurements:
                 raise
         return self._first[key]
 
-    def fresh(
-        self, backend: str, workload: Workload, count: int, start: str = "", as_sitting: bool = False
-    ) -> list[Measurement]:
-        """``count`` measurements, each by a fresh process of its own. Earlier ones are used again.
+    def as_sitting(self, backend: str, workload: Workload, count: int) -> list[Measurement]:
+        """``count`` measurements, each by a fresh process that measures what other tests gate too, as in a sitting.
 
-        Args:
-            backend: its name.
-            workload: what is generated.
-            count: processes.
-            start: one of `STARTS`, or empty.
-            as_sitting: whether a process measures what other tests gate too, in their order, as in a sitting. A process
-                that has done more keeps more memory.
+        A process that has done more keeps more memory. Earlier ones are used again.
 
         Raises:
             WorkerError, TraceError: it could not be measured.
         """
-        made = self._fresh.setdefault((backend, workload, start), [])
-        others = self._plan.gated(backend) if as_sitting else ()
+        made = self._fresh.setdefault((backend, workload, ""), [])
         while len(made) < count:
             self._progress(f"{backend} {workload}: fresh process {len(made) + 1}")
-            self._in_fresh_process(backend, workload, others, start)
+            self._in_fresh_process(backend, workload, self._gated(backend), "")
         return made[:count]
 
     def in_turns(
@@ -124,6 +118,7 @@ class Measurements:
         Raises:
             WorkerError, TraceError: one of them could not be measured.
         """
+        made = self._alone.setdefault((backend, workload, start), [])
         beside = self._references.setdefault((workload, start), [])
         for number in range(1, count + 1):
             if reference is not None and len(beside) < number:
@@ -132,8 +127,10 @@ class Measurements:
                     beside.append(self._fresh_one(reference, workload, start))
                 except (WorkerError, TraceError) as error:
                     raise WorkerError(f"the reference, {reference}, in turns with {backend}: {error}") from error
-            self.fresh(backend, workload, number, start)
-        return self.fresh(backend, workload, count, start), [] if reference is None else beside[:count]
+            if len(made) < number:
+                self._progress(f"{backend} {workload}: fresh process {number}")
+                made.append(self._fresh_one(backend, workload, start))
+        return made[:count], [] if reference is None else beside[:count]
 
     def _fresh_one(self, backend: str, workload: Workload, start: str) -> Measurement:
         """A measurement of one workload alone, by a fresh process."""
@@ -142,20 +139,27 @@ class Measurements:
         with self._runtime.engines.fresh(self._plan.registry[backend]) as (ask, load):
             return self._measure(ask, backend, workload, load)
 
-    def sitting(self, backend: str, workload: Workload, start: str = "") -> list[Measurement]:
+    def sitting(self, backend: str, workload: Workload, start: str = "", whole: bool = False) -> list[Measurement]:
         """The measurements of a sitting, undisturbed, each by a process of its own; none if too few were undisturbed.
 
         A disturbed process would make the baseline slow, and a regression would pass. So another process replaces it,
         up to twice as many processes as a sitting needs. A fresh process also measures what other tests accept.
 
+        Args:
+            backend: its name.
+            workload: what is generated.
+            start: one of `STARTS`, or empty.
+            whole: whether a fresh process measures all that tests gate, whose memory depends on it.
+
         Raises:
             WorkerError, TraceError: this workload could not be measured.
         """
         wanted = self._plan.settings.invocations
+        lacking = self._gated if whole else self._lacking
         made = [self.first(backend, workload, start)]
         # Fresh processes need the running engine's memory, so it measures first.
         if not (start or self._plan.fits_twice):
-            for other in self._lacking(backend):
+            for other in lacking(backend):
                 with suppress(WorkerError, TraceError):  # its own test reports that
                     self.first(backend, other)
         while True:
@@ -167,8 +171,12 @@ class Measurements:
             fresh = self._fresh.setdefault((backend, workload, start), [])
             if len(fresh) < len(made):
                 self._progress(f"{backend} {workload}: fresh process {len(fresh) + 1} of {wanted - 1}")
-                self._in_fresh_process(backend, workload, () if start else self._lacking(backend), start)
+                self._in_fresh_process(backend, workload, () if start else lacking(backend), start)
             made = [made[0], *fresh[: len(made)]]
+
+    def _gated(self, backend: str) -> list[Workload]:
+        """The workloads that tests gate, without those that failed."""
+        return [one for one in self._plan.gated(backend) if (backend, one, "") not in self._failed]
 
     def _lacking(self, backend: str) -> list[Workload]:
         """The workloads that tests accept and that have fewer fresh measurements than a sitting needs."""

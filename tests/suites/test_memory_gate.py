@@ -7,8 +7,8 @@ import shutil
 from typing import Any
 
 import pytest
-from gated import gate
-from inner import TESTS, Suite
+from gated import SIM, gate, record, verdicts
+from inner import SERVING, TESTS, Suite
 from simulated import MIB
 
 from pytest_llmperf.machine import fingerprint
@@ -148,6 +148,61 @@ def test_the_self_test_leaves_memory_out(recorded: Suite) -> None:
     result = recorded.run(MEMORY, "--llm-backends=sim", "--llm-self-test", "--llm-budget=0.1", "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines("*tries the gate on latencies*")
+
+
+#: An engine that keeps ``memory`` of each workload that it has served.
+KEEPING = (
+    SERVING
+    + """
+class Keeping(Serving):
+    def __init__(self, memory=64 * 2**20, **options):
+        super().__init__(**options)
+        from pytest_llmperf.machine import memory as meters
+        self.memory, self.seen = memory, set()
+        meters.meter = lambda *_: self
+
+    def generate(self, prompts, max_new_tokens, on_token):
+        self.seen.add(len(prompts))
+        super().generate(prompts, max_new_tokens, on_token)
+
+    def begin(self):
+        pass
+
+    def end(self, alone):
+        pass
+
+    def of(self, generate):
+        from pytest_llmperf.machine.memory import Memory
+        return Memory(2**29, 2**29 + self.memory * len(self.seen))
+"""
+)
+TWO = ("--llm-backends=sim", "--llm-batch-sizes=4,1")
+
+
+@pytest.mark.parametrize("memory_first", [True, False])
+def test_memory_is_that_of_processes_that_measured_all(suite: Suite, memory_first: bool) -> None:
+    shutil.copy(TESTS.parent / "suites" / "test_memory.py", suite.path)
+    record(suite)
+    suite.backends(sim="Keeping(tpot=0.005)", extra=KEEPING)
+    suite.run(MEMORY, *TWO, "--llm-update-baselines=new", "--llm-invocations=3").assert_outcomes(passed=2)
+    (entry,) = suite.stored()["entries"][f"{SIM}/memory"]
+    assert entry["processes"] == pytest.approx([2 * RECORDED] * 3, rel=1e-5)
+    (suite.path / "served").unlink()
+    suite.backends(sim="Keeping(tpot=0.005 * 1.15, memory=80 * 2**20)", extra=KEEPING)
+    files = [MEMORY, "suites/test_decode.py"]
+    gate(suite, *(files if memory_first else files[::-1]), *TWO)
+    said = verdicts(suite)
+    assert said[f"{SIM}/memory"]["reason"] == "25.0% more memory than the baseline in 3 fresh processes"
+    assert said[f"{SIM}/tpot"]["outcome"] == "regression"
+    in_turns, as_sitting = [[1]] * 3, [[4, 1]] * 3
+    assert suite.served == [[4, 1], *(as_sitting + in_turns if memory_first else in_turns + as_sitting)]
+
+
+def test_a_workload_that_ends_its_process_is_left_out(recorded: Suite) -> None:
+    recorded.backends(sim="Serving(lambda batch: batch == 4 and die(), memory=76 * 2**20)", extra=SERVING)
+    recorded.record({"sim/memory": RECORDED})
+    recorded.run(MEMORY, *TWO).assert_outcomes(failed=2)
+    assert recorded.served[1:] == [[1]] * 4
 
 
 def test_memory_that_cannot_be_read_skips_the_test_with_a_line(recorded: Suite) -> None:

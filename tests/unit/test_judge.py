@@ -162,8 +162,7 @@ class World:
             self.rates = self.rates if self.later is None else self.later
             return list(self.head), list(self.reference) if reference else []
 
-        def fresh(backend: str, workload: Workload, count: int, as_sitting: bool) -> Any:
-            assert as_sitting
+        def as_sitting(backend: str, workload: Workload, count: int) -> Any:
             self.asked.append(f"{count} fresh processes as in a sitting")
             return list(self.head)
 
@@ -177,7 +176,7 @@ class World:
         monkeypatch.setattr(checkout, "recorded", recorded)
         machine = Machine(take(), lambda: self.rates)
         beside: Any = SimpleNamespace(spent=self.spent, compare=compared, begun=lambda *_: self.begun)
-        measurements: Any = SimpleNamespace(in_turns=in_turns, fresh=fresh)
+        measurements: Any = SimpleNamespace(in_turns=in_turns, as_sitting=as_sitting)
         return Judge(plan, machine, measurements, beside)  # type: ignore[arg-type]
 
 
