@@ -39,6 +39,7 @@ SITTING = "record another sitting of the baseline's code, with --llm-update-base
 ANOTHER = "name another revision with --llm-base, or leave it out"
 QUIETER = "run this test alone on a quieter machine, with --llm-compare=always"
 OTHER_STATE = "this machine is not in the state in which the baseline was recorded"
+CHANGED = "the machine changed meanwhile"
 NOTHING = "the worker imports nothing of this repository"
 SAME = "are those of the baseline: it is the machine"
 
@@ -144,10 +145,6 @@ class Judge:
             or self._machine.differs(sitting.rates)
         )
 
-    def _has_rates(self, entries: Sequence[Entry]) -> bool:
-        """Whether the machine's state was recorded with every entry: a rate that is measured now too."""
-        return all(self._plan.sitting(one).rates.keys() & self._machine.rates.keys() for one in entries)
-
     def _decided(
         self, case: Case, entries: Sequence[Entry], figures: Sequence[float], tolerance: float, enough: bool = False
     ) -> Verdict:
@@ -211,17 +208,20 @@ class Judge:
 
     # Where base cannot be had, or is not needed
 
-    def _by_themselves(self, case: Case, screened: Verdict, tolerance: float) -> Verdict:
+    def _by_themselves(self, case: Case, screened: Verdict, tolerance: float, why_not: str = "") -> Verdict:
         """Judge bytes by fresh processes against the stored figures. No slow machine is in them."""
         if self.time_is_up:
             return self._out_of_time(screened)
-        began, own = monotonic(), self._plan.own(case)
+        began, metric = monotonic(), METRICS[case.metric]
         made = self._measurements.as_sitting(case.backend, case.workload, stored.FEWEST_TO_FAIL)
         self._fresh_seconds += monotonic() - began
-        entries = self._in_this_state(own, made[0], METRICS[case.metric]) or own
+        entries = [one for one in self._plan.own(case) if all(self._state(one, each, metric) is None for each in made)]
+        if not entries:
+            return replace(screened, outcome=Outcome.INCONCLUSIVE, reason=CHANGED, remedy=QUIETER)
         figures = [median(one.figures(case.metric)) for one in made]
         found = self._decided(case, entries, figures, tolerance, enough=True)
-        return replace(found, remedy=SITTING if found.outcome is Outcome.INCONCLUSIVE else "")
+        reason = "; ".join(filter(None, [found.reason, why_not]))
+        return replace(found, reason=reason, remedy=SITTING if found.outcome is Outcome.INCONCLUSIVE else "")
 
     def _by_fresh_processes(self, case: Case, screened: Verdict, tolerance: float, why: str) -> Verdict:
         """Judge a case by fresh processes in turns with the reference's, against the stored figures.
@@ -234,6 +234,8 @@ class Judge:
         if screened.other_state or screened.outcome is Outcome.NO_BASELINE:
             remedy = SITTING if screened.other_state else screened.remedy
             return replace(screened, reason=f"{screened.reason}; {why_not}", remedy=remedy)
+        if not METRICS[case.metric].timed:
+            return self._by_themselves(case, screened, tolerance, why_not)
         if self.time_is_up:
             return self._out_of_time(screened)
         entries = plan.own(case)
@@ -252,12 +254,12 @@ class Judge:
             if difference(look, plan.sitting(one).rates) is None
             and all(self._state(one, measured, METRICS[case.metric]) is None for measured in made)
         ]
-        doubt = disturbed([*made, *others]) or ("" if entries else "the machine changed meanwhile")
+        doubt = disturbed([*made, *others]) or ("" if entries else CHANGED)
         if doubt:
             reason = "; ".join(filter(None, [screened.reason, why_not, doubt]))
             return replace(screened, outcome=Outcome.INCONCLUSIVE, reason=reason, remedy=QUIETER)
         figures, over = ([median(one.figures(case.metric)) for one in row] for row in (made, others))
-        told = beside or self._has_rates(entries)
+        told = beside or all(plan.sitting(one).rates.keys() & self._machine.rates.keys() for one in entries)
         found = self._decided(case, entries, figures, tolerance, enough=told)
         if found.outcome is Outcome.INCONCLUSIVE and not told:
             why_not += "; the baseline has nothing that tells slow code from a slow machine"

@@ -15,7 +15,7 @@ from pytest_llmperf.cases import Case, Workload
 from pytest_llmperf.gate import checkout, rule
 from pytest_llmperf.gate import judge as judging
 from pytest_llmperf.gate.baseline import Baseline, Entry, Sitting
-from pytest_llmperf.gate.checkout import Base
+from pytest_llmperf.gate.checkout import Base, BaseError
 from pytest_llmperf.gate.judge import ANOTHER, COMPARE, RECORD, SITTING, Judge
 from pytest_llmperf.gate.priors import ACCELERATOR_DECODE, CPU, CPU_MEMORY, Prior
 from pytest_llmperf.gate.rule import Interval, Outcome, Verdict
@@ -278,7 +278,7 @@ def of_memory(**changes: Any) -> World:
     )
 
 
-GIB = 2.0**30
+MIB, GIB = 2.0**20, 2.0**30
 
 
 def test_more_memory_is_judged_by_fresh_processes_though_base_could_be_had(judge: Any) -> None:
@@ -303,6 +303,24 @@ def test_where_processes_do_not_agree_on_memory_base_decides(judge: Any) -> None
     assert (found.outcome, found.remedy) == (Outcome.INCONCLUSIVE, SITTING)
     assert "an increase of " in found.reason
     assert "base" not in found.reason.replace("baseline", "")
+
+
+def test_where_base_breaks_memory_is_judged_by_itself(judge: Any) -> None:
+    """A difference within the floor is none, though base was lost."""
+    lost = rule.nothing(Outcome.INCONCLUSIVE, "base, main, was lost: killed by signal 9")
+    few = {"sittings": [{MEMORY: [2 * MIB] * 5}], "head": (Process(4.0 * MIB),) * 3}
+    found = judge(of_memory(base=BASE, compare="always", pairs=lost, **few), 4.0 * MIB, case=MEMORY)
+    assert (found.outcome, found.reason) == (Outcome.OK, f"{WHY_NOT}{lost.reason}")
+    world = of_memory(base=BASE, pairs=BaseError("its checkout failed"), later={"flops": 1.0})
+    found = judge(world, SLOW * GIB, case=MEMORY)
+    assert (found.outcome, world.asked[-1]) == (Outcome.REGRESSION, "3 fresh processes as in a sitting")
+    assert found.reason == (f"15.0% more memory than the baseline in 3 fresh processes; {WHY_NOT}its checkout failed")
+
+
+def test_memory_of_processes_with_other_limits_is_open(judge: Any) -> None:
+    head = (*[Process(SLOW * GIB, threads=4)] * 2, Process(SLOW * GIB, threads=2))
+    found = judge(of_memory(system={"threads": 4}, head=head, has=False), head[0], case=MEMORY)
+    assert (found.outcome, found.reason) == (Outcome.INCONCLUSIVE, judging.CHANGED)
 
 
 def test_a_named_base_is_what_memory_is_compared_with(judge: Any) -> None:
