@@ -28,7 +28,8 @@ CPU = Prior(0.03)
 ACCELERATOR_PREFILL = Prior(0.01)
 #: Of the same: 6.5 % in TPOT, 16 % with one machine whose host was slow. Decode of a small batch waits for the host.
 ACCELERATOR_DECODE = Prior(0.08)
-#: Of bytes, on either kind of device.
+#: Of bytes, on either kind of device. Assumptions: no sittings of unchanged code were recorded yet.
+#: `benchmarks.memory` measures how processes differ, `benchmarks.gate.memory` what the gate makes of it.
 CPU_MEMORY, ACCELERATOR_MEMORY = Prior(0.01), Prior(0.002)
 #: Of starts, whatever the device. An assumption: no sittings of unchanged code were recorded yet. On shared virtual
 #: machines loading and a first generation together differed by 2 to 12 % from process to process.
