@@ -11,7 +11,6 @@ from dataclasses import astuple, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
-from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -424,13 +423,21 @@ class Plan:
         """What engines have room for: requests, and tokens of one request."""
         return [self.largest.batch_size, self.largest.prompt_length + self.largest.max_new_tokens]
 
-    def more_room(self, sitting: Sitting) -> str | None:
-        """Whether engines have room for larger cases than in a sitting, in a clause; None if not, or not known."""
-        recorded = sitting.system.get("room")
-        if recorded is None or all(map(le, self.room, recorded)):
-            return None
-        then, now = (f"{requests} requests of {tokens} tokens" for requests, tokens in (recorded, self.room))
-        return f"recorded with room for {then}, and this run has room for {now}"
+    def cases_of(self, backend: str) -> dict[str, Any]:
+        """What the memory of a backend's processes depends on: their room, and the workloads that each measures."""
+        return {"room": self.room, "workloads": list(map(str, self.gated(backend)))}
+
+    def other_cases(self, backend: str, sitting: Sitting) -> str | None:
+        """How `cases_of` a backend differ from those of a sitting, in a clause; None if not, or not known."""
+        now = self.cases_of(backend)
+        room, workloads = (sitting.system.get(name, now[name]) for name in now)
+        if room != now["room"]:
+            then, here = (f"{requests} requests of {tokens} tokens" for requests, tokens in (room, now["room"]))
+            return f"recorded with room for {then}, and this run has room for {here}"
+        if workloads != now["workloads"]:
+            then, here = (", ".join(each) or "none" for each in (workloads, now["workloads"]))
+            return f"recorded by processes that measured {then}, and those of this run measure {here}"
+        return None
 
     def same_variables(self, backend: str, sitting: Sitting) -> bool:
         """Whether a backend has the variables that it had in a sitting, as far as that is known."""

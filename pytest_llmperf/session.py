@@ -523,7 +523,7 @@ class Session:
         chosen = self.plan.devices(registered)
         system: dict[str, Any] = {**fingerprint.system(), **self.machine.limits}
         system |= {"environment": registered.shown_environment, "libraries": fingerprint.libraries(os.environ)}
-        system |= {"room": self.plan.room}
+        system |= self.plan.cases_of(backend)
         if registered.variant is not None:
             system["variant"] = registered.variant.said
         system |= ({} if threads is None else {"threads": threads}) | (

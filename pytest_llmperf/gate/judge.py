@@ -136,8 +136,8 @@ class Judge:
         # A variable of the backend that changed is a change of its code, and the threads may follow from it.
         comparable = self._plan.same_variables(measured.backend, sitting)
         now = {**self._machine.limits, "threads": measured.threads if comparable else None}
-        if not metric.timed:  # however fast it is; but engines that have room for larger cases keep more
-            return other_limits(now, sitting.system) or self._plan.more_room(sitting)
+        if not metric.timed:  # however fast it is; but engines that have room for other cases keep other memory
+            return other_limits(now, sitting.system) or self._plan.other_cases(measured.backend, sitting)
         return (
             other_limits(now, sitting.system)
             or measured.over_quota  # before the host is blamed, since threads that are stopped meet late

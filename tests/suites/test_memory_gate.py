@@ -128,6 +128,7 @@ def test_accepted_memory_is_in_the_baseline_and_in_reports(recorded: Suite) -> N
     assert entry["unit"] == "B"
     assert entry["processes"] == pytest.approx([RECORDED] * 3, rel=1e-5)
     assert list(recorded.stored()["sittings"].values())[-1]["system"]["room"] == [1, 24]
+    assert list(recorded.stored()["sittings"].values())[-1]["system"]["workloads"] == ["b1-p16-n8"]
     result.stdout.fnmatch_lines("memory b1-p16-n8 sim *64.0 MiB *64.0 MiB *+0.0% *")
     (row,) = json.loads((recorded.path / "r.json").read_text())["results"]
     assert (row["peak_memory"], row["loaded_memory"], row["speedup"]) == (576 * MIB, 512 * MIB, None)

@@ -77,7 +77,7 @@ class World:
         attached: the server, if one runs already.
         at: whether the tree is at the revision.
         base_is_head: whether the base that somebody named is head.
-        more_room: how much larger cases there is room for than when the baseline was recorded.
+        other_cases: how the cases of this run differ from those of the baseline.
         has: whether git has the revision.
         pairs: the verdict beside base, or the error.
         head, reference: what fresh processes measure.
@@ -104,7 +104,7 @@ class World:
     attached: Mapping[str, str] = field(default_factory=dict)
     at: bool = False
     base_is_head: bool = False
-    more_room: str | None = None
+    other_cases: str | None = None
     has: bool = True
     pairs: Verdict | Exception | None = None
     head: Sequence[Process] = (Process(SLOW),) * 3
@@ -146,7 +146,7 @@ class World:
             prior=lambda _case: self.prior,
             attached=lambda _backend: self.attached,
             changed=lambda _backend, sitting: changes(sitting.versions, self.installed),
-            more_room=lambda _sitting: self.more_room,
+            other_cases=lambda _backend, _sitting: self.other_cases,
             same_variables=lambda _backend, sitting: self.same_variables,
         )
 
@@ -334,8 +334,8 @@ def test_how_fast_the_machine_is_says_nothing_of_memory(judge: Any, changes: dic
     assert judge(of_memory(**changes), Process(GIB, Barrier(9e-6, 2), clean=False), case=MEMORY).outcome is Outcome.OK
 
 
-@pytest.mark.parametrize("changes", [{"more_room": "more room"}, {"system": {"threads": 4}}])
-def test_other_limits_and_more_room_tell_nothing_of_memory(judge: Any, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{"other_cases": "other room"}, {"system": {"threads": 4}}])
+def test_other_limits_and_other_cases_tell_nothing_of_memory(judge: Any, changes: dict[str, Any]) -> None:
     found = judge(of_memory(**changes, compare="never"), Process(SLOW * GIB, threads=2), case=MEMORY)
     assert (found.outcome, found.other_state) == (Outcome.INCONCLUSIVE, True)
     world = of_memory(**changes, pairs=beside_base(1.0))

@@ -111,15 +111,20 @@ def test_memory_is_allowed_what_is_stated_of_it(
     assert found.by_baseline == found.beside_base == allowed
 
 
-def test_room_for_larger_cases_than_recorded_is_known(make: Any) -> None:
+def test_cases_that_are_not_those_recorded_are_known(make: Any) -> None:
     plan = make()
     plan.cover([Workload(4, 256, 32)])
+    plan.complete([("compile", ONE), ("compile", TWO)])
 
     def said(**system: Any) -> str | None:
-        return plan.more_room(Sitting("2026-01-31", None, {}, {}, system, {}))  # type: ignore[no-any-return]
+        return plan.other_cases("compile", Sitting("2026-01-31", None, {}, {}, system, {}))  # type: ignore[no-any-return]
 
     assert said() is None, "an older sitting does not say"
-    assert said(room=[4, 288]) is said(room=[8, 300]) is None
+    assert said(room=[4, 288]) is said(room=[4, 288], workloads=[str(ONE), str(TWO)]) is None
+    assert str(said(room=[8, 288])).startswith("recorded with room for 8 requests of 288 tokens, and")
+    assert said(room=[4, 288], workloads=[str(TWO)]) == (
+        f"recorded by processes that measured {TWO}, and those of this run measure {ONE}, {TWO}"
+    )
     assert said(room=[1, 288]) == (
         "recorded with room for 1 requests of 288 tokens, and this run has room for 4 requests of 288 tokens"
     )
