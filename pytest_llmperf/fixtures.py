@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from pytest_llmperf.backends.registry import Combination
-    from pytest_llmperf.cases import Workload
+    from pytest_llmperf.cases import Case, Workload
     from pytest_llmperf.load import LoadResult, Traffic
     from pytest_llmperf.measure.trace import Trace
     from pytest_llmperf.result import ParityResult, Result
@@ -113,6 +113,8 @@ class Perf:
         self.used = False
         #: What was measured and judged, or None so far.
         self.result: Result | None = None
+        #: The case whose figure cannot be read, and why, if the test is skipped for that.
+        self.unreadable: tuple[Case, str] | None = None
         self.workload = workload
 
     def gate(self, metric: str) -> Result | None:
@@ -123,9 +125,9 @@ class Perf:
         that a process takes from its launch to a first token, with the caches of compiled kernels emptied or filled.
 
         The test fails on a confirmed regression, an impossible figure, an engine that failed or did not engage, wrong
-        tokens that were timed after the test of parity; with
-        ``--llm-strict`` also where the comparison is inconclusive or missing, or other kernels ran than before. Figures
-        go to pytest-benchmark, but for bytes. The test is skipped where the memory cannot be read.
+        tokens that were timed after the test of parity; with ``--llm-strict`` also where the comparison is inconclusive
+        or missing, other kernels ran than before, or the memory cannot be read, for which the test is skipped
+        otherwise. Figures go to pytest-benchmark, but for bytes.
 
         Returns:
             The result, or None with ``--benchmark-disable``, where one generation is made and nothing is judged.
@@ -152,6 +154,9 @@ class Perf:
         try:
             result = failing_plainly(lambda: run.gate(name, self.workload, metric, self._stated))
         except UnusableError as error:
+            if run.settings.strict:
+                pytest.fail(f"{error} (--llm-strict)", pytrace=False)
+            self.unreadable = run.plan.case(name, self.workload, metric), str(error)
             pytest.skip(str(error))
         self.result = result
         self._hand_over(result)

@@ -106,6 +106,8 @@ class State:
         self.judged: dict[str, Result] = {}
         #: Why tests are skipped, by node id.
         self.skips: dict[str, str] = {}
+        #: Of these, tests of memory that cannot be read and that no baseline has: nothing is lost without a figure.
+        self.unreadable: set[str] = set()
         #: Why tests fail before they begin, by node id.
         self.misused: dict[str, str] = {}
         #: What is to be said of the reports, and of those that could not be written.
@@ -121,11 +123,15 @@ class State:
     def left(self) -> list[str]:
         """The tests that were to gate a case and have not, each with the reason where that is known."""
         known = self.skips | self.misused
-        return [f"{name}: {known[name]}" if name in known else name for name in self.unmeasured]
+        return [
+            f"{name}: {known[name]}" if name in known else name
+            for name in self.unmeasured
+            if name not in self.unreadable
+        ]
 
     @property
     def skipped(self) -> int:
-        """How many tests that were to gate a case were skipped at collection."""
+        """How many tests that were to gate a case were skipped."""
         return len(self.skips.keys() & self.unmeasured.keys())
 
     @property
@@ -563,6 +569,11 @@ def llm_perf(
     if perf.result is not None:
         session.unmeasured.pop(request.node.nodeid, None)
         session.judged[request.node.nodeid] = perf.result
+    if perf.unreadable:
+        case, why = perf.unreadable
+        session.skips[request.node.nodeid] = why
+        if not run.plan.own(case):
+            session.unreadable.add(request.node.nodeid)
     _keep(session, run)
 
 

@@ -365,8 +365,8 @@ OPTIONS = (
     Option("invocations", _invocations, "N", "Fresh processes in one sitting of a baseline, at least 3. Default: 5. "
            "Example: --llm-invocations=9", 5),
     Option("strict", _flag, "", "Fail on everything short of a clear pass: inconclusive, new, no baseline, faster by "
-           "more than 20%%, and other kernels than before. If a backend cannot run here, end the run before it measures. Default: off. "
-           "Example: pytest suites/ --llm-strict", False),
+           "more than 20%%, other kernels than before, and memory or a start that cannot be read. If a backend cannot run here, "
+           "end the run before it measures. Default: off. Example: pytest suites/ --llm-strict", False),
     Option("timeout", _seconds, "SECONDS", "Longest time for one request to a worker, such as loading a model, or a "
            "generation with its compilation. Default: 600. Example: --llm-timeout=1800", 600.0),
     Option("concurrency", _sizes, "LIST", "For load tests: how many requests a server has to answer at a time, "

@@ -211,7 +211,24 @@ def test_memory_that_cannot_be_read_skips_the_test_with_a_line(recorded: Suite) 
     result = recorded.run(MEMORY, "--llm-backends=sim", "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines("*sim/b1-p16-n8/memory: it is nowhere*")
+    recorded.run(MEMORY, "--llm-backends=sim", "--llm-strict").assert_outcomes(failed=1)
     recorded.decode("--llm-report=r.md").assert_outcomes(passed=1)
+
+
+def test_memory_that_cannot_be_read_is_unmeasured_only_if_it_has_a_baseline(recorded: Suite) -> None:
+    recorded.backends(sim="Unreadable()", extra=UNREADABLE)
+
+    def unmeasured() -> list[str]:
+        options = ("--llm-backends=sim", "--llm-results=raw.json")
+        result = recorded.run(MEMORY, "suites/test_decode.py", *options)
+        result.stdout.fnmatch_lines("1 cases gated: *1 skipped*")
+        return json.loads((recorded.path / "raw.json").read_text())["unmeasured"]  # type: ignore[no-any-return]
+
+    (said,) = unmeasured()
+    assert said.endswith("sim/b1-p16-n8/memory: it is nowhere")
+    recorded.baseline.unlink()
+    recorded.record({"sim/tpot": 0.005})
+    assert unmeasured() == []
 
 
 UNREADABLE = """
