@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 
@@ -21,9 +22,15 @@ SEEDS = range(2)
 NEAR = ("softmax scale off by 5 %", "softmax scale off by 3 %", "one key-value slot stale")
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def bench(request: pytest.FixtureRequest, bundled_model: Model, one_thread: None) -> Bench:
-    return Bench(bundled_model, request.param)
+@pytest.fixture(scope="module")
+def benches(bundled_model: Model, shallow: Model, one_thread: None) -> Callable[[str, bool], Bench]:
+    """The bench of a type, loaded once. What is near rounding, which adds up over the layers, needs the whole model."""
+    return cache(lambda dtype, whole: Bench(bundled_model if whole else shallow, dtype))
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +47,13 @@ def show(bench: Bench, name: str, found: Parity) -> None:
 
 
 @pytest.mark.parametrize("mutation", WRONG)
-def test_a_wrong_kernel_is_out_of_parity_with_any_text(bench: Bench, mutation: str) -> None:
+def test_a_wrong_kernel_is_out_of_parity_with_any_text(
+    benches: Callable[[str, bool], Bench], dtype: str, mutation: str
+) -> None:
+    near = dtype == "bfloat16" and mutation in NEAR
+    bench = benches(dtype, near)
     kernel.mutation = mutation
-    for seed in SEEDS if bench.dtype == "bfloat16" and mutation in NEAR else SEEDS[:1]:
+    for seed in SEEDS if near else SEEDS[:1]:
         found = bench.judge(mutation, WORKLOAD, seed, timed=False)
         show(bench, f"{mutation}, seed {seed}", found)
         assert not found.passed
@@ -53,7 +64,10 @@ def test_a_wrong_kernel_is_out_of_parity_with_any_text(bench: Bench, mutation: s
 
 
 @pytest.mark.parametrize("split", [None, lambda terms: terms // 2], ids=["as eager", "in two halves"])
-def test_a_right_kernel_is_in_parity_however_it_sums(bench: Bench, split: Callable[[int], int] | None) -> None:
+def test_a_right_kernel_is_in_parity_however_it_sums(
+    benches: Callable[[str, bool], Bench], dtype: str, split: Callable[[int], int] | None
+) -> None:
+    bench = benches(dtype, dtype == "bfloat16" and split is not None)
     kernel.split = split
     for seed in SEEDS[:2]:
         found = bench.judge(f"right {split}", WORKLOAD, seed)
@@ -62,8 +76,9 @@ def test_a_right_kernel_is_in_parity_however_it_sums(bench: Bench, split: Callab
         assert found.error_ratio == pytest.approx(1, abs=0.5)
 
 
-def test_other_orders_of_summation_pass_every_time(bench: Bench) -> None:
+def test_other_orders_of_summation_pass_every_time(benches: Callable[[str, bool], Bench], dtype: str) -> None:
     """Each judgement is one request: a prompt of its own, and in every layer and step sums cut at drawn places."""
+    bench = benches(dtype, False)
     passed, rows = 0, 10  # requests that are computed together, which share the reading of the weights
     # In float64, by which float32 is judged, a request takes half a second; in emulated bfloat16, five, for nothing.
     emulated = bench.dtype == "bfloat16" and cpu_dtype() != "bfloat16"

@@ -12,7 +12,7 @@ from inner import Suite
 from loopback import DONE, HEAD, MODELS, Loopback, Request, serving, token, usage
 
 #: Seconds that a server takes to prefill a prompt of which it remembers nothing, and for each further token.
-PREFILL, STEP = 0.08, 0.01
+PREFILL, STEP = 0.04, 0.002
 TESTS = """
 def test_prefill(llm_perf):
     llm_perf.gate("ttft")

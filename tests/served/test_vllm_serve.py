@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 from inner import eventually, running
+from tiny import generate as generated
+from tiny import load as loaded
 
 from pytest_llmperf.availability import why_not
 from pytest_llmperf.backends.base import EngineSpec, RequestStatistics
@@ -107,12 +109,10 @@ def served(bundled_model: Model) -> Iterator[Host]:
 
 
 @needs_vllm
+@pytest.mark.usefixtures("one_thread")
 def test_in_float32_its_tokens_are_eager_s(served: Host, prompts: list[list[int]], bundled_model: Model) -> None:
-    eager = Host(Arm(environment={"TRANSFORMERS_VERBOSITY": "error"}))
-    spec = EngineSpec(str(bundled_model.folder), None, "float32", "cpu")
-    eager.call("load", PATIENCE, backend=REGISTRY["eager"].reference(), spec=asdict(spec))
-    expected = generate(eager, prompts)["tokens"]
-    eager.close()
+    eager = loaded("eager", EngineSpec(str(bundled_model.folder), None, "float32", "cpu"))
+    expected = generated(eager, prompts, WORKLOAD.max_new_tokens)
     answer = generate(served, prompts)
     assert answer["tokens"] == expected
     assert len({token for row in expected for token in row}) > 15
