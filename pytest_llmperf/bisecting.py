@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf import files, folders
+from pytest_llmperf.cases import METRICS
 from pytest_llmperf.gate import checkout
 from pytest_llmperf.gate.bisection import Found, bounds, following, judged
 from pytest_llmperf.interpreter import Interpreter
@@ -165,7 +166,7 @@ class Bisection:
         good, bad = bounds(self._last, self._decided)
         if bad - good == 1 and good:
             self._compare(bad, good, cases)
-        self._conclude(good, bad)
+        self._conclude(good, bad, cases)
         return int(bad - good > 1)
 
     @property
@@ -186,7 +187,7 @@ class Bisection:
             raise BisectError(unable[0] if unable else f"{names[-1]}: {step.said}")
         raise BisectError(
             f"nothing to find: beside the first {kind} the last one, {names[-1]}, is {step.said}; name tests in which "
-            "it is slower, or allow less (--llm-max-regression)"
+            "it is slower or takes more memory, or allow less (--llm-max-regression, or llm_tolerances of memory)"
         )
 
     def _compare(self, one: int, base: int, cases: Sequence[str]) -> Step:
@@ -226,18 +227,20 @@ class Bisection:
         what = f"{step.found}: " if step.found else f"beside {names[step.base]}: "
         return f"  {names[step.candidate]}: {what}{step.said} ({step.seconds:.0f} s)"
 
-    def _conclude(self, good: int, bad: int) -> None:
+    def _conclude(self, good: int, bad: int, cases: Sequence[str]) -> None:
         names, kind = self._candidates.names, self._candidates.kind
         spent = sum(one.seconds for one in self._steps)
+        timed = any(METRICS[one.rpartition("/")[2]].timed for one in cases)
+        first = f"the first slower {kind}" if timed else f"the first {kind} that takes more memory"
         if bad - good == 1:
             step = next(one for one in reversed(self._steps) if (one.candidate, one.base) == (bad, good))
-            self._say(f"the first slower {kind} is {names[bad]}")
+            self._say(f"{first} is {names[bad]}")
             self._say(f"  beside the {kind} before it: {step.said}")
             for case, verdict in step.verdicts.items():
                 for line in verdict["slower"]:
                     self._say(f"  {_named(case)}: {line}")
         else:
-            self._say(f"the first slower {kind} is one of these {bad - good}, which cannot be told apart:")
+            self._say(f"{first} is one of these {bad - good}, which cannot be told apart:")
             for one in range(good + 1, bad + 1):
                 self._say(f"  {names[one]}: {self._decided[one]}")
         self._say(

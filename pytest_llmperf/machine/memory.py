@@ -189,6 +189,8 @@ def meter(engine: Any, device: str, tp: int = 1) -> Meter:
 
     others = resident()
     if others is not None and not others:
+        if not hasattr(engine, "resident"):
+            return Unknown("the engine serves, and does not name its processes (resident)")
         return Unknown("the memory of a server that runs already cannot be read from here")
     if device != "cpu":
         if others is not None:

@@ -184,7 +184,8 @@ def about_changes(accepted: Iterable[Change]) -> list[str]:
     taken = list(accepted)
     if not taken:
         return []
-    legend = "not excluded: the slowdown that an unchanged process could not exclude against this baseline"
+    growth = "slowdown" if any(METRICS[one.case.metric].timed for one in taken) else "increase"
+    legend = f"not excluded: the {growth} that an unchanged process could not exclude against this baseline"
     starred = any(one.beyond_noise for one in taken)
     large = [f"{one.case.metric} {one.case.workload} {one.case.backend}" for one in taken if one.questionable]
     doubts = dict.fromkeys(one.doubt for one in taken if one.doubt)

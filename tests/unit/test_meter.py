@@ -143,19 +143,19 @@ def test_an_engine_names_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = SimpleNamespace(resident=lambda: [os.getpid(), os.getpid()])
     server = SimpleNamespace(**vars(ranks), serve=lambda: None)
     loaded = {name: generation(meter(one, "cpu", tp=2)) for name, one in (("ranks", ranks), ("server", server))}
-    assert all(isinstance(one, Memory) for one in loaded.values()) or NO_PROC in loaded.values()
-    if isinstance(loaded["ranks"], Memory):
-        assert loaded["server"].loaded > 1.8 * loaded["ranks"].loaded
+    if NO_PROC in loaded.values():
+        pytest.skip(NO_PROC)
+    assert loaded["server"].loaded > 1.8 * loaded["ranks"].loaded
 
 
 @pytest.mark.parametrize(
     ("engine", "device", "said"),
     [
         (SimpleNamespace(resident=list), "cpu", "a server that runs already"),
-        (SimpleNamespace(serve=lambda: None), "cpu", "a server that runs already"),
+        (SimpleNamespace(serve=lambda: None), "cpu", "does not name its processes"),
         (SimpleNamespace(resident=lambda: [1]), "cuda", "other processes than the worker is not read"),
     ],
-    ids=["attached", "another client", "a server on a device"],
+    ids=["attached", "a server without names", "a server on a device"],
 )
 def test_what_cannot_be_read_says_why(engine: Any, device: str, said: str) -> None:
     found = meter(engine, device)
