@@ -69,9 +69,9 @@ def sleeps(*_: Any) -> None:
 
 #: What is done before each module of a name, and what the first line has to say.
 CAUSES: dict[str, tuple[str, Any, str]] = {
-    "copies of the hidden states": ("mlp", copies, r"^\S+ copy_\b.*: 49 -> 449 calls a step"),
-    "waits for the host": ("mlp", waits, r"item\b.*: 1 -> 201 calls a step"),
-    "a product done again": ("mlp.down_proj", product, r"^\S+ (mm|addmm)\b.*: 71 -> 171 calls a step"),
+    "copies of the hidden states": ("mlp", copies, r"^\S+ copy_\b.*: 129 -> 1329 calls a step"),
+    "waits for the host": ("mlp", waits, r"item\b.*: 1 -> 601 calls a step"),
+    "a product done again": ("mlp.down_proj", product, r"^\S+ (mm|addmm)\b.*: 211 -> 511 calls a step"),
     "a sleep": ("mlp", sleeps, r"host time between operators"),
 }
 
@@ -90,8 +90,8 @@ def decode(engine: Any) -> Phase:
 
 
 @pytest.fixture(scope="module")
-def sdpa(shallow: Model) -> Any:
-    engine = load("sdpa", EngineSpec(str(shallow.folder), None, "float32", "cpu", 1, 64))
+def sdpa(bundled_model: Model) -> Any:
+    engine = load("sdpa", EngineSpec(str(bundled_model.folder), None, "float32", "cpu", 1, 64))
     engine.engaged = lambda profile: True  # or the fallback would be refused
     step(engine)
     return engine
