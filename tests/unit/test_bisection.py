@@ -153,6 +153,11 @@ def test_the_first_slower_one_is_named_with_its_interval_beside_the_one_before_i
     assert "  c4: good: ok, tpot b1-p16-n8 sim +0.0% [-1.0%, +1.0%] in 4 pairs (0 s)" in said
 
 
+def test_of_memory_it_is_the_first_that_takes_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CASE", "m/bfloat16/sim/b1-p16-n8/memory")
+    assert lines(tmp_path)[1][-4] == "the first revision that takes more memory is c7"
+
+
 def test_one_that_cannot_run_is_skipped_with_its_last_words(tmp_path: Path) -> None:
     code, said = lines(tmp_path, broken=frozenset({8, 7}))
     assert code == 1
