@@ -131,8 +131,9 @@ class Result:
 
     @cached_property
     def samples(self) -> list[float]:
-        """The samples of the first process, in the metric's unit."""
-        return self.first.figures(self.case.metric)
+        """The samples of the first process, in the metric's unit; of a start, the figure of each process."""
+        made = self.processes if self.case.start else [self.first]
+        return [figure for one in made for figure in one.figures(self.case.metric)]
 
     @cached_property
     def spread(self) -> Spread:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.backends.registry import BUILT_IN, Registry
 from pytest_llmperf.cases import Case, Workload
+from pytest_llmperf.explain.starts import PARTS
 from pytest_llmperf.gate.rule import Outcome, nothing
 from pytest_llmperf.machine.fitness import Fitness
 from pytest_llmperf.measure.process import Measurement, Sample
@@ -49,3 +50,11 @@ def test_graphs_in_the_evidence_are_a_reason() -> None:
     assert not result("sdpa", 30.0, 1.0, graphs=1).slow_start
     whole = result("sdpa", 30.0, 1.0)
     assert replace(whole, first=replace(whole.first, engagement={})).slow_start
+
+
+def test_the_samples_of_a_start_are_those_of_its_processes() -> None:
+    one = result("sdpa", 1.0, 1.0)
+    made = [replace(one.first, start=dict.fromkeys(PARTS, seconds)) for seconds in (7.5, 2.0, 2.5)]
+    start = replace(one, case=replace(one.case, metric="warm-start"), first=made[0], processes=made)
+    assert start.samples == [30.0, 8.0, 10.0]
+    assert start.spread.median == sum(start.start.values())
