@@ -181,9 +181,9 @@ class Host:
         unwanted = tracing()
         own = {name: value for name, value in os.environ.items() if name not in unwanted}
         inherited = {**ENVIRONMENT, **own, **arm.environment, **(environment or {}), reaper.MARK: folder}
-        # Pydevd, the debugger of several editors, otherwise puts itself into the command line of each Python.
         #: When the process was started, by `time.monotonic`.
         self.launched = time.monotonic()
+        # Pydevd, the debugger of several editors, otherwise puts itself into the command line of each Python.
         undebugged = getattr(sys.modules.get("pydevd"), "skip_subprocess_arg_patch", contextlib.nullcontext)
         process = None
         try:
