@@ -337,7 +337,8 @@ OPTIONS = (
     Option("max-regression", _fraction, "FRACTION", "Tolerance: the slowdown above which a test fails, as 8%% or 0.08. "
            "The strictest of this option, llm_tolerances and the marker counts. Default: 3%% beside a base that you "
            "name, else 5%% on an accelerator and 10%% on a CPU. It is for latencies; memory has 2%% on an accelerator "
-           "and 5%% on a CPU unless llm_tolerances or the marker says otherwise. Example: --llm-max-regression=8%%"),
+           "and 5%% on a CPU, and starts have 25%%, unless llm_tolerances or the marker says otherwise. "
+           "Example: --llm-max-regression=8%%"),
     Option("base", str, "REVISION", "Git revision to compare with, in pairs of fresh processes that take turns: a "
            "branch, a tag or a commit. Default: the revision that recorded the baseline. "
            "Example: --llm-base=origin/main"),
