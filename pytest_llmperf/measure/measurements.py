@@ -144,6 +144,7 @@ class Measurements:
 
         A disturbed process would make the baseline slow, and a regression would pass. So another process replaces it,
         up to twice as many processes as a sitting needs. A fresh process also measures what other tests accept.
+        Of a start the generations after the first one are watched, and its load is not.
 
         Args:
             backend: its name.
