@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -115,19 +116,23 @@ def compiled(cache: Path) -> Path:
 
 
 @contextmanager
-def emptied(cache: Path) -> Iterator[Path]:
-    """A new folder beside what is compiled, for the caches of one process; removed afterwards."""
+def emptied(cache: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A new folder beside what is compiled, for the caches of one process; removed afterwards.
+
+    Inductor keeps compiled headers in the folder of temporary files, whatever its variable says. So that is new too. It
+    lies in the usual one: sockets in it have short paths.
+
+    Returns:
+        The folder, and the variables of a worker that keeps what it compiles in it, whatever else the user has set.
+    """
     parent = compiled(cache)
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="cold-", dir=parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
-def of_caches(folder: Path) -> dict[str, str]:
-    """Variables of a worker that keeps what it compiles in a folder, whatever else the user has set."""
-    for name in COMPILED.values():
-        (folder / name).mkdir()
-    return {variable: str(folder / name) for variable, name in COMPILED.items()}
+    new = partial(tempfile.TemporaryDirectory, prefix="cold-", ignore_cleanup_errors=True)
+    with new(dir=parent) as folder, new() as temporary:
+        for name in COMPILED.values():
+            Path(folder, name).mkdir()
+        caches = {variable: str(Path(folder, name)) for variable, name in COMPILED.items()}
+        yield Path(folder), caches | {"TMPDIR": temporary}
 
 
 def of_workers(cache: Path, environ: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.cases import COLD_START, METRICS
@@ -27,7 +28,7 @@ def parts(loading: Loading, first: Trace, settled: Sequence[Trace]) -> dict[str,
 
     Args:
         loading: how the process became ready.
-        first: its first generation, which also compiles, tunes and fills caches.
+        first: its first generation, which also compiles, tunes and fills caches, also where it ended early.
         settled: later ones of the same shape; at least one. The fastest tells what the first would take without that.
     """
     best = min(settled, key=lambda trace: trace.latency)
@@ -74,26 +75,28 @@ class Starts:
             SameCodeError: the arm has a checkout, and the worker imports nothing of it.
         """
         registered, engines = self._plan.registry[backend], self._runtime.engines
-        generations = self._runtime.generations(backend, workload)
+        drawn = self._runtime.generations(backend, workload)
         name = f"{backend} {workload}"
         code = ("", "") if arm is None else (arm.python, arm.checkout.revision if arm.checkout else "")
         cold = metric == COLD_START
         if not cold and (backend, workload, *code) not in self._warm:
             self._progress(f"{name}: filling the caches before warm starts")
             with engines.starting(registered, arm, cold=False) as (side, _):
-                generate(side, workload, next(generations))
+                generate(side, workload, next(drawn))
             self._warm.add((backend, workload, *code))
         self._progress(f"{name}: {METRICS[metric].title}")
+        opening = next(drawn)
         with engines.starting(registered, arm, cold) as (side, loading):
             found = measure(
                 side,
                 backend=backend,
                 workload=workload,
-                generations=generations,
+                generations=chain([opening], drawn),
                 load=loading.load,
                 bounds=SETTLED,
                 progress=self._progress,
             )
-            side.check_code()
-        settled = [sample.trace for sample in found.samples]
-        return replace(found, start=parts(loading, found.warm_up[0], settled))
+            if arm is not None:  # a built-in backend imports nothing of head's checkout
+                side.check_code()
+        first = next((one.trace for one in found.early if one.generation == opening.number), found.warm_up[0])
+        return replace(found, start=parts(loading, first, [sample.trace for sample in found.samples]))

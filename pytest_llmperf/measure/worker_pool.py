@@ -197,18 +197,24 @@ class Engines:
 
     @contextlib.contextmanager
     def _started(
-        self, backend: Combination, arm: Arm, caches: Path | None = None, **asked: bool
+        self,
+        backend: Combination,
+        arm: Arm,
+        own_cache: Path | None = None,
+        caches: Mapping[str, str] | None = None,
+        **asked: bool,
     ) -> Iterator[Host | Ranks]:
         """A new process that was asked to load the backend and has not answered yet; it is closed if anything fails.
 
         Args:
             backend: what it loads.
             arm: where it runs.
-            caches: a new folder for what it compiles; None for the usual ones.
+            own_cache: a new folder for what it compiles; None for the usual one.
+            caches: the variables that say where its libraries keep what they compile; None for the usual places.
             asked: what else it is asked.
         """
         environment = {**self._environment, **backend.environment, **self._devices(backend)}
-        environment |= folders.of_caches(caches) if caches else {}
+        environment |= caches or {}
         environment[BACKEND_VARIABLE] = backend.name
         search_path = [] if backend.built_in else Interpreter(arm.python).search_path()
         how = arm, environment, search_path
@@ -220,7 +226,7 @@ class Engines:
             # Code that may be the repository's: base may not use what head compiled.
             if arm.checkout and not (backend.built_in and parts == own):
                 cache = str(arm.checkout.folder.parent / "cache")
-            cache = str(caches or cache)
+            cache = str(own_cache or cache)
             room = {name: min(most, getattr(self._spec, name)) for name, most in backend.limits.items()}
             own_spec = replace(self._spec, tp=backend.tp, cache=cache)
             if (variant := backend.variant) is not None:
@@ -308,8 +314,8 @@ class Engines:
         self._make_room(backend.name)
         arm = arm or self._arm(backend)
         with contextlib.ExitStack() as stack:
-            caches = stack.enter_context(folders.emptied(Path(self._spec.cache))) if cold else None
-            host = stack.enter_context(self._started(backend, arm, caches, timed=True))
+            caches = stack.enter_context(folders.emptied(Path(self._spec.cache))) if cold else ()
+            host = stack.enter_context(self._started(backend, arm, *caches, timed=True))
             stack.callback(host.close)
             answer = host.answer("load", self._timeout)
             ready = time.monotonic() - host.launched

@@ -14,7 +14,7 @@ SIM = "bfloat16/sim/b1-p16-n8"
 COLD, WARM = f"{SIM}/cold-start", f"{SIM}/warm-start"
 #: For the conftest.py: an engine that says how long loading took it, and notes the caches that its process has.
 STARTING = """
-NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
+NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "TMPDIR")
 
 
 class Starting(Simulated):
@@ -90,7 +90,7 @@ def test_a_cold_start_has_caches_of_its_own_and_a_warm_one_those_that_a_process_
     cold, warm = made[:3], made[3:]
     assert all(there for _, there, _ in cold)
     assert not any(Path(folder).exists() for cache, _, folders in cold for folder in (cache, *folders))
-    assert len({folder for _, _, folders in cold for folder in folders}) == 9, "three processes, three caches each"
+    assert len({folder for _, _, folders in cold for folder in folders}) == 12, "three processes, four folders each"
     assert len({cache for cache, _, _ in cold} | {cache for cache, _, _ in warm}) == 3 + 1
     assert len({tuple(folders) for _, _, folders in warm}) == 1
 

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from itertools import count, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +22,18 @@ from pytest_llmperf.cases import STARTS, Case, Workload
 from pytest_llmperf.explain.starts import PARTS, lines, typical
 from pytest_llmperf.gate.rule import Outcome
 from pytest_llmperf.gate.starts import StartPairs
-from pytest_llmperf.measure.starts import parts
+from pytest_llmperf.measure.process import Measurement
+from pytest_llmperf.measure.starts import Starts, parts
 from pytest_llmperf.measure.trace import Trace
 from pytest_llmperf.measure.worker_pool import Loading
-from pytest_llmperf.measure.worker_process import BaseLostError, BaseUnableError, SameCodeError, WorkerLostError
+from pytest_llmperf.measure.worker_process import (
+    Arm,
+    BaseLostError,
+    BaseUnableError,
+    SameCodeError,
+    WorkerLostError,
+)
+from pytest_llmperf.prompts import Generation
 from pytest_llmperf.worker.imports import ImportClock
 
 seconds = st.floats(0.001, 100)
@@ -78,6 +88,50 @@ def test_the_starts_of_a_workload_are_kept_with_its_other_cases() -> None:
     assert case.start == ""
 
 
+# Processes
+
+
+class Process:
+    """A started process that takes 5 s longer for its first generation, and imports nothing of its checkout."""
+
+    def __init__(self, early: int = 0) -> None:
+        self._early = early
+        self._made = 0
+
+    def __call__(self, operation: str, **asked: Any) -> dict[str, Any]:
+        if operation == "evidence":
+            return {"seen": {}}
+        self._made += 1
+        tokens = [1] if self._made <= self._early else [1, 2]
+        late = 5.0 if self._made == 1 else 0.0
+        times = [late + 0.1 * (at + 1) for at in range(len(tokens))]
+        fitness = {"gpu": None, "canaries": None}
+        ended = [len(tokens) < 2]
+        return {"tokens": [tokens], "times": [times], "ended": ended, "statistics": [], "fitness": fitness}
+
+    def check_code(self) -> None:
+        raise SameCodeError("it imported nothing")
+
+
+def started(process: Process, arm: Arm | None = None) -> Measurement:
+    loading = Loading(ready=3.0, load=2.0, imports=1.0, compiled=0.0)
+    engines = SimpleNamespace(starting=lambda *_: nullcontext((process, loading)))
+    generations = map(Generation, count(7), repeat([[1]]))
+    runtime: Any = SimpleNamespace(engines=engines, generations=lambda *_: generations)
+    plan: Any = SimpleNamespace(registry={"sim": None})
+    return Starts(plan, runtime, lambda _: None).measure("sim", Workload(1, 1, 2), "cold-start", arm)
+
+
+def test_head_may_import_nothing_of_its_checkout_and_base_may_not() -> None:
+    assert started(Process()).start["compile"] == pytest.approx(5.0)
+    with pytest.raises(SameCodeError):
+        started(Process(), Arm("base"))
+
+
+def test_the_first_generation_pays_also_if_it_ended_early() -> None:
+    assert started(Process(early=1)).start["compile"] == pytest.approx(5.0, abs=0.2)
+
+
 # Imports
 
 
@@ -129,18 +183,19 @@ def test_what_another_thread_imports_is_not_this_thread_s_time(module: Callable[
 
 
 def test_caches_are_emptied_by_a_folder_that_is_gone_afterwards(tmp_path: Path) -> None:
-    with folders.emptied(tmp_path / "cache") as folder:
-        found = folders.of_caches(folder)
+    with folders.emptied(tmp_path / "cache") as (_, found):
         assert found.keys() >= {
             "TORCHINDUCTOR_CACHE_DIR",
             "TRITON_CACHE_DIR",
             "VLLM_CACHE_ROOT",
             "TORCH_EXTENSIONS_DIR",
+            "TMPDIR",
         }
         assert len(set(found.values())) == len(found)
         assert all(Path(one).is_dir() and not any(Path(one).iterdir()) for one in found.values())
-        with folders.emptied(tmp_path / "cache") as other:
-            assert other != folder
+        with folders.emptied(tmp_path / "cache") as (_, other):
+            assert set(other.values()).isdisjoint(found.values())
+    assert not Path(found["TMPDIR"]).exists()
     assert not any((tmp_path / "cache").iterdir())
 
 
