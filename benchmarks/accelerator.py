@@ -136,7 +136,13 @@ class Steps:
 
     def sweep(self) -> int:
         return self._pytest(
-            "sweep", *SUITES, *LLAMA, f"--llm-backends={self._backends}", self._new_tokens, *self._select
+            "sweep",
+            *SUITES,
+            *LLAMA,
+            f"--llm-backends={self._backends}",
+            "--llm-compare=never",  # comparing costs minutes, and the sweep needs each of them
+            self._new_tokens,
+            *self._select,
         )
 
     def parity(self) -> int:

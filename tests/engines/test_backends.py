@@ -94,7 +94,7 @@ def test_a_variant_generates_with_its_arguments_and_shows_its_proof(reference: A
     worker.spec = replace(varied, proofs={"kernel": "flash"})
     with pytest.raises(NotEngagedError, match=r"and a kernel that matches 'flash'; seen: .*kernels=.*aten::mm"):
         worker.evidence()
-    worker.spec = replace(varied, arguments={"experts_implementation": "grouped_mm"})
+    worker.spec = replace(varied, arguments={"experts_implementation": "grouped_mm"}, proofs={})
     with pytest.raises(NotEngagedError, match=r"and experts_implementation=grouped_mm; seen: "):
         worker.evidence()
 

@@ -130,7 +130,7 @@ def test_attention_by_its_formula_shows_as_what_is_gone_and_what_came(sdpa: Any,
     (first, *_) = (part.said for part in parts(calm, head, 1.0) if part.structural)
     whose = "attention: PyTorch's flash of the CPU -> PyTorch's math (_scaled_dot_product_flash_attention_for_cpu -> "
     assert first.startswith(f"{whose}_scaled_dot_product_attention_math")
-    assert kernels_changed(calm, head).startswith(whose)
+    assert "_scaled_dot_product_flash_attention_for_cpu -> " in kernels_changed(calm, head)
 
 
 def test_a_graph_break_shows_as_more_compiled_regions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from dynamo import dynamo_limits
+from inner import Suite
 
 from benchmarks import fidelity, script
-from benchmarks.wrong_kernels import Bench
-from pytest_llmperf import folders
 from pytest_llmperf.cases import Workload
 from pytest_llmperf.models import Model
 from pytest_llmperf.prompts import Prompts
 
 
-@pytest.fixture(scope="module")
-def bench(shallow: Model, one_thread: None) -> Iterator[Bench]:
-    """The reference and what compiles, judged as in a run, with a run's cache of compiled kernels."""
-    with pytest.MonkeyPatch.context() as patch, dynamo_limits():
-        for name, value in folders.of_workers(folders.cache().folder, os.environ).items():
-            patch.setenv(name, value)
-        yield Bench(shallow, "float32")
-
-
-#: How many regions of a profiled generation are compiled, and graphs: a prefill, the step after it, a step.
-@pytest.mark.parametrize(("name", "regions", "graphs"), [("compile", 10 * 3, 3), ("compile-static", 2, 1)])
-def test_a_compiled_backend_is_in_parity_with_eager(bench: Bench, name: str, regions: int, graphs: int) -> None:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    bench.load(name)
-    workload = Workload(1, 48, 16)
-    bench.ask(name, "generate", prompts=bench.prompts(0).batch(workload), max_new_tokens=workload.max_new_tokens)
-    seen = bench.ask(name, "evidence")["seen"]
-    assert (seen["compiled regions"], seen["graphs"]) == (regions, graphs)
-    found = bench.judge(name, workload, seed=1)
-    assert found.passed, found.reason
+def test_compiled_backends_are_in_parity_with_eager(suite: Suite, shallow: Model) -> None:
+    suite.ini(
+        llm_model=str(shallow.folder), llm_reference="", llm_dtype="float32",
+        llm_prompt_lengths="48", llm_max_new_tokens="16",
+    )  # fmt: skip
+    result = suite.run(
+        "suites/test_decode.py", "suites/test_greedy_parity.py", "--llm-backends=compile,compile-static",
+        "--llm-results=out.json",
+    )  # fmt: skip
+    result.assert_outcomes(passed=4)
+    found = json.loads((suite.path / "out.json").read_text())
+    assert {one["backend"]: one["passed"] for one in found["parity"]} == {"compile": True, "compile-static": True}
+    by_layer, whole = (one["engagement"]["seen"] for one in found["results"])
+    assert by_layer["compiled regions"] == shallow.architecture.layers * 3
+    assert by_layer["graphs"] == 3  # a prefill, the step after it, a step
+    assert whole["graphs"] == 1
 
 
 def test_the_plugin_is_compared_with_a_bare_generate(

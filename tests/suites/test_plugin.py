@@ -16,6 +16,7 @@ from inner import INI, RATES, Suite, pytest_process, usage_error
 from pytest_llmperf.plugin import NO_BENCHMARK, REPLACED
 from pytest_llmperf.secret import Secret
 from pytest_llmperf.settings import OPTIONS, Settings
+from pytest_llmperf.variants import table
 
 CASES = "@pytest.mark.llm(backends=['sim'])"
 
@@ -24,6 +25,7 @@ CASES = "@pytest.mark.llm(backends=['sim'])"
 VALUES = {
     "device": ("cpu", "cpu"),
     "model": ("tiny", "tiny"),
+    "variant": ("fast = sim env:X=1", table(["fast = sim env:X=1"])),
     "backends": ("sim, ref", ("sim", "ref")),
     "python": ("sim=/opt/a, ref=/opt/b", (("sim", "/opt/a"), ("ref", "/opt/b"))),
     "tp": ("1, 2", (1, 2)),
